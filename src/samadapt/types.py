@@ -1,0 +1,115 @@
+"""The nouns of samadapt: contracts without behaviour.
+
+Shape legend, used in every module:
+`B` batch, `V` views, `C` channels, `K` classes, `D` slices, `H W` original pixels,
+`S` encoder side (its input is a square), `h w` feature grid.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+Task = Literal["segmentation", "classification"]
+
+#: Side of the square label grid on which every segmentation head is trained.
+LABEL_GRID = 256
+#: Label value that no loss and no metric looks at: padding, and a data set's own "ignore" label.
+IGNORED = 255
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: a volume, or a photograph (a volume of one slice)."""
+
+    id: str
+    image: Tensor  # (C, D, H, W) float32, values as stored (HU, 0-255, ...)
+    label: Tensor | None  # (D, H, W) uint8 class per voxel, () int64 class, or (K,) float32 multi-label
+    spacing_mm: tuple[float, float, float] | None  # along D, H, W; None when the file does not say
+    affine: np.ndarray | None  # (4, 4) of the file, index order of the *file* -> RAS mm
+    group: str  # the patient: no split cuts through a group
+    axes: tuple[int, int, int] = (0, 1, 2)  # the file's axes that lie along D, H, W
+    source: Path | None = None  # the (first) image file; its header is copied to predictions
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a slice lies in the encoder's square, and so the way back.
+
+    The slice fills the top left `input_size` of the square; the rest is padding.
+    """
+
+    original_size: tuple[int, int]  # (H, W)
+    input_size: tuple[int, int]  # (H, W) after resizing, before padding
+    side: int  # S
+
+
+class Encoder(nn.Module, ABC):
+    """A frozen foundation model's image encoder. `forward` gives every tap it declares."""
+
+    taps: Mapping[str, tuple[int, int, int]]  # name -> (C, h, w); always has "pixels": (3, S, S)
+    side: int  # S
+    fingerprint: str  # hash of everything that changes the numbers: weights, side, prepare, dtype
+
+    @abstractmethod
+    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
+        """One slice (C, H, W), windowed to 0..255, C 1 or 3 -> ((3, S, S) float32, its Frame)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, S, S) -> {tap: (B, C, h, w)}."""
+
+    def decoder_state(self) -> dict[str, Tensor]:
+        """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`.
+
+        Keys start with `mask_decoder.` or `prompt_encoder.`; empty when the model has none.
+        """
+        return {}
+
+
+class Head(nn.Module, ABC):
+    """A trainable head: reads feature maps, knows its own loss."""
+
+    task: ClassVar[Task]
+    reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
+
+    @abstractmethod
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """{tap: (B, C, h, w)} -> logits (B, K, any, any) or (B, K)."""
+
+    @abstractmethod
+    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """Scalar. `target` is (B, LABEL_GRID, LABEL_GRID) uint8/int64 or (B,) int64 (or (B, K) float)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of the table: ("patient012_frame01", "LV", "hd95_mm", 3.1). Undefined is nan."""
+
+    case: str
+    target: str
+    metric: str
+    value: float
+
+
+class SamAdaptError(ValueError):
+    """A user's mistake: what was wrong with its value, what is expected, what to do."""
+
+
+__all__ = [
+    "IGNORED",
+    "LABEL_GRID",
+    "Case",
+    "Encoder",
+    "Frame",
+    "Head",
+    "SamAdaptError",
+    "Score",
+    "Task",
+]
