@@ -119,7 +119,7 @@ def place_label(label: Tensor, frame: Frame, grid: int = LABEL_GRID) -> Tensor:
 
 
 def to_original(maps: Tensor, frame: Frame) -> Tensor:
-    """(K, h, w) over the whole square, any grid -> (K, H, W) over the original slice (SAM's postprocessing)."""
+    """(K, h, w) over the whole square, any grid -> (K, H, W) over the slice, as SAM postprocesses."""
     square = F.interpolate(maps[None], size=(frame.side, frame.side), mode="bilinear", align_corners=False)
     inner = square[:, :, : frame.input_size[0], : frame.input_size[1]]
     return F.interpolate(inner, size=frame.original_size, mode="bilinear", align_corners=False)[0]
