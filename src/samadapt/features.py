@@ -129,8 +129,8 @@ class FeatureStore:
             raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(encoder.taps)}")
         report, start = EncodeReport(), time.monotonic()
         for case in cases:
-            folder = self.folder(encoder, recipe) / case.id
-            missing = {t: w for t, w in wanted.items() if not _complete(folder, case, {t: w}, recipe)}
+            folder, digest = self.folder(encoder, recipe) / case.id, image_hash(case)
+            missing = {t: w for t, w in wanted.items() if not _complete(folder, digest, {t: w}, recipe)}
             if missing:
                 _encode_case(folder, case, encoder, missing, recipe, batch_size, report, progress)
                 report.written += 1
@@ -147,7 +147,7 @@ class FeatureStore:
         recipe = recipe or Recipe()
         folder = self.folder(encoder, recipe) / case.id
         wanted = {tap: window for tap, window in reads.items() if tap != "pixels"}
-        if not _complete(folder, case, wanted, recipe):
+        if not _complete(folder, image_hash(case), wanted, recipe):
             raise SamAdaptError(
                 f"case {case.id!r} has no stored maps {sorted(_map_names(wanted))} for this encoder, window and "
                 f"augmentation under {self.root}; run `samadapt encode` (or store.encode) with the same options"
@@ -168,9 +168,9 @@ def _read_note(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _complete(folder: Path, case: Case, reads: Mapping[str, int], recipe: Recipe) -> bool:
+def _complete(folder: Path, digest: str, reads: Mapping[str, int], recipe: Recipe) -> bool:
     note = _read_note(folder)
-    if note.get("image_sha256") != image_hash(case):
+    if note.get("image_sha256") != digest:
         return False
     maps = note["maps"]
     return all(
@@ -192,8 +192,8 @@ def _encode_case(
     progress: Callable[[EncodeReport], None] | None,
 ) -> None:
     """All views of one case. Files get their names when all of them are complete; frame.json is the last."""
-    note = _read_note(folder)
-    if note.get("image_sha256") != image_hash(case):
+    note, digest = _read_note(folder), image_hash(case)
+    if note.get("image_sha256") != digest:
         shutil.rmtree(folder, ignore_errors=True)  # another image under the same name: nothing of it holds
         note = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def _encode_case(
             stored[name] = {"views": recipe.views, "bytes": path.stat().st_size}
             report.bytes += path.stat().st_size
             path.replace(folder / f"{name}.npy")
-        note = {"image_sha256": image_hash(case), "frame": dataclasses.asdict(frame), "maps": stored}
+        note = {"image_sha256": digest, "frame": dataclasses.asdict(frame), "maps": stored}
         _write_json(folder / "frame.json", note)
     except OSError as error:
         raise SamAdaptError(
@@ -356,7 +356,7 @@ class Pairs:
         if case.label is None:
             raise SamAdaptError(f"case {case_id!r} has no label: it cannot be trained on")
         view: tuple[object, ...] = (case_id, slice_index, 0)
-        augmentation = None
+        number, augmentation = 0, None
         if key is not None and self.augmentation is not None:
             if self.store is None:
                 view, augmentation = key, self.augmentation
@@ -377,9 +377,7 @@ class Pairs:
             if self.store is None or "pixels" in self.reads:
                 features["pixels"] = pixels
         for tap, maps in self._maps.get(case_id, {}).items():
-            features[tap] = torch.from_numpy(
-                maps[view[2] if augmentation else 0, slice_index].astype(np.float32)
-            )
+            features[tap] = torch.from_numpy(maps[number, slice_index].astype(np.float32))
         if dense:
             assert frame is not None and label is not None
             return features, place_label(label, frame)

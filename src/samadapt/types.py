@@ -56,6 +56,7 @@ class Encoder(nn.Module, ABC):
     taps: Mapping[str, tuple[int, int, int]]  # name -> (C, h, w); always has "pixels": (3, S, S)
     side: int  # S
     fingerprint: str  # hash of everything that changes the numbers: weights, side, prepare, dtype
+    spec: Mapping[str, object]  # the arguments of `load_encoder` that build it again; JSON-able
 
     @abstractmethod
     def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
@@ -78,6 +79,7 @@ class Head(nn.Module, ABC):
 
     task: ClassVar[Task]
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
+    spec: Mapping[str, object]  # the arguments of `build_head` that build it again; JSON-able
 
     @abstractmethod
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,122 @@
+"""The run folder on disk: what training writes and prediction reads.
+
+    runs/<name>/config.json split.json environment.json metrics.csv last.ckpt head.safetensors scores.csv
+
+`head.safetensors` is written last by training: it exists = the training is finished. A run folder explains
+itself: it can be zipped, moved and loaded; nothing in it is pickled but Lightning's checkpoint, which is
+read with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from samadapt.types import SamAdaptError
+
+
+def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None:
+    """Make the folder or find what is in it. The step to start from; None when it is already trained."""
+    if overwrite and out.exists():
+        if any(out.iterdir()) and not (out / "config.json").is_file():
+            raise SamAdaptError(f"{out} is not a run folder; --overwrite deletes run folders only")
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(settings))
+    if (out / "config.json").is_file():
+        before = json.loads((out / "config.json").read_text())
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            raise SamAdaptError(
+                f"{out} holds a run with another {', '.join(changed)} ({_difference(before, settings, changed[0])}); "
+                "choose another --out or give --overwrite"
+            )
+        if (out / "head.safetensors").is_file():
+            return None
+        return _steps_done(out / "last.ckpt")
+    if any(out.iterdir()):
+        raise SamAdaptError(f"{out} is not empty and not a run folder; choose another --out")
+    write_json(out / "environment.json", environment())
+    write_json(out / "config.json", settings)
+    return 0
+
+
+def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
+    old, new = before.get(key), after[key]
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(k for k in new if old.get(k) != new[k])
+        return f"{key}.{inner}: {str(old.get(inner))[:80]} there, {str(new[inner])[:80]} now"
+    return f"{key}: {str(old)[:80]} there, {str(new)[:80]} now"
+
+
+def _steps_done(checkpoint: Path) -> int:
+    if not checkpoint.is_file():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+
+
+def write_json(path: Path, content: object) -> None:
+    """Under a temporary name, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """What else could change the numbers: versions, machine, threads."""
+    packages = ("samadapt", "torch", "lightning", "transformers", "monai", "numpy", "scipy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": sys.argv,
+    }
+
+
+def save_state(module: nn.Module, path: Path) -> None:
+    """safetensors under a temporary name, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
+    temporary.replace(path)
+
+
+def load_state(module: nn.Module, path: Path) -> None:
+    """The inverse of `save_state`; says which names differ."""
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError:
+        raise SamAdaptError(
+            f"{path} does not exist: the training did not finish; rerun its command to resume"
+        ) from None
+    except SafetensorError as error:
+        raise SamAdaptError(f"{path} cannot be read ({error}); copy the run folder again") from error
+    expected = module.state_dict()
+    differing = sorted(set(expected) ^ set(state)) or sorted(
+        k for k in state if state[k].shape != expected[k].shape
+    )
+    if differing:
+        raise SamAdaptError(
+            f"{path} does not fit the model of its config.json; the first difference is {differing[0]!r}"
+        )
+    module.load_state_dict(state)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """`config.json` of a run folder."""
+    if not (run / "config.json").is_file():
+        raise SamAdaptError(
+            f"{run} is not a run folder: it has no config.json; give the --out of `samadapt train`"
+        )
+    return json.loads((run / "config.json").read_text())

@@ -1,0 +1,448 @@
+"""One loop for anything with `loss(features, target)`, on Lightning. Writes a run folder.
+
+    runs/<name>/config.json split.json environment.json metrics.csv last.ckpt head.safetensors
+
+`head.safetensors` comes last: it exists = the training is finished. Rerunning the same command resumes.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from samadapt.runs import open_run, save_state, write_json
+from samadapt.transforms import pool_taps, seeded
+from samadapt.types import IGNORED, Encoder, Head, SamAdaptError
+
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+class Examples(Protocol):
+    """What training needs of `Pairs`."""
+
+    data: Any
+    encoder: Encoder
+    live: Encoder | None
+    recipe: Any
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Sequence[int], key: tuple[object, ...] | None = None) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast. Steps, not epochs: one labelled volume gets as many updates as ten."""
+
+    steps: int = 1000
+    batch_size: int = 8
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    warmup: float = 0.05  # share of the steps; then a cosine down to 1 % of lr
+    ema: float = 0.99  # decay of the averaged weights, which are the ones kept; 0 keeps the last
+    tune: str = "none"  # the encoder: "none" (frozen) or "all" (trained with the head)
+    encoder_lr: float = 1e-4
+    balance: bool = False  # classification: draw the classes equally often
+    seed: int = 0
+    precision: str = "auto"  # "32", "bf16", or "auto": bf16 on a GPU that has it
+    device: str = "auto"
+    workers: int = 0
+    check_every: int = 100  # steps between checkpoints and, with selection cases, scores
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("tune", ("none", "all")), ("precision", ("auto", "32", "bf16"))):
+            if getattr(self, name) not in allowed:
+                raise SamAdaptError(f"{name} is {getattr(self, name)!r}; known: {', '.join(allowed)}")
+        for name in ("steps", "batch_size", "check_every", "lr", "encoder_lr"):
+            if getattr(self, name) <= 0:
+                raise SamAdaptError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.ema < 1 or not 0 <= self.warmup <= 1:
+            raise SamAdaptError(f"ema {self.ema} must be in [0, 1) and warmup {self.warmup} in [0, 1]")
+
+
+def train(
+    head: Head,
+    pairs: Examples,
+    select: Examples | None = None,
+    config: TrainConfig | None = None,
+    out: str | Path = "runs/run",
+    split: Any = None,
+    overwrite: bool = False,
+) -> Path:
+    """Train a head (and, with `tune="all"`, its encoder) and leave a run folder.
+
+    Args:
+        pairs: what to learn from.
+        select: labelled cases within the label budget that choose the best step; None keeps the averaged
+            last weights, which needs no label at all.
+        out: the run folder. Holding an unfinished run of the same configuration, it is resumed; a finished
+            one is left as it is; anything else needs `overwrite`.
+        split: written beside the run, for whoever asks which patients were used.
+    """
+    config, out = config or TrainConfig(), Path(out)
+    if config.tune == "all" and pairs.live is None:
+        raise SamAdaptError(
+            "tune='all' trains the encoder, so its maps cannot come from a store, and the head must read more than "
+            "pixels; leave out the store (--store) or use --tune none"
+        )
+    settings = describe_run(head, pairs, config, select, split)
+    start = open_run(out, settings, overwrite)
+    if start is None:
+        return out
+    if split is not None:
+        write_json(out / "split.json", split.to_json())
+    learner = _Learner(head, pairs.live, config, select)
+    stream = _Stream(pairs, config, start)
+    loader: DataLoader = DataLoader(stream, batch_size=None, num_workers=config.workers)
+    trainer = _trainer(config, out, learner)
+    try:
+        with _quiet():
+            trainer.fit(learner, loader, ckpt_path=out / "last.ckpt" if start else None, weights_only=True)
+        learner.use_final_weights()
+        if config.tune == "all":
+            save_state(pairs.encoder, out / "encoder.safetensors")
+        save_state(head, out / "head.safetensors")
+    except OSError as error:
+        raise _disk_error(out, error) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" in str(error):  # what torch.save says of a full disk
+            raise _disk_error(out, error) from error
+        raise
+    return out
+
+
+def _disk_error(out: Path, error: Exception) -> SamAdaptError:
+    return SamAdaptError(
+        f"could not write to {out}: {error}; make room, then rerun the same command: it resumes from the last checkpoint"
+    )
+
+
+def describe_run(
+    head: Head, pairs: Examples, config: TrainConfig, select: Examples | None, split: Any
+) -> dict[str, Any]:
+    """Everything that `config.json` says: enough to build the model again and to know what it saw."""
+    data, encoder = pairs.data, pairs.encoder
+    return {
+        "format": 1,
+        "task": head.task,
+        "classes": list(data.classes),
+        "head": dict(head.spec),
+        "encoder": dict(encoder.spec),
+        "encoder_fingerprint": encoder.fingerprint,
+        "recipe": dataclasses.asdict(pairs.recipe),
+        "stored_maps": pairs.live is None,
+        "data": {
+            "name": data.name,
+            "hash": data.hash,
+            "slice_axis": data.slice_axis,
+            "channels": data.channels,
+            "multilabel": data.multilabel,
+            "train": list(data.ids),
+            "select": list(select.data.ids) if select else [],
+        },
+        "selection": "best score on the selection cases" if select else "none: the averaged last weights",
+        "split_hash": split.hash if split is not None else None,
+        "train": dataclasses.asdict(config),
+    }
+
+
+# ---------------------------------------------------------------- the data stream
+
+
+class _Stream(IterableDataset):
+    """Batches by step number alone, so that a resumed run sees what an undisturbed one would."""
+
+    def __init__(self, pairs: Examples, config: TrainConfig, start: int) -> None:
+        self.pairs, self.config, self.start = pairs, config, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        world = torch.distributed.get_world_size() if distributed else 1
+        size = self.config.batch_size
+        for step in range(self.start + first, self.config.steps, stride):
+            number = (step * world + rank) * size
+            indices = [self._draw(n) for n in range(number, number + size)]
+            yield self.pairs.batch(indices, key=(self.config.seed, number))
+
+    def _draw(self, number: int) -> int:
+        """The item of the `number`-th draw: every item once in each round, in a new order."""
+        total = len(self.pairs)
+        if self.config.balance:
+            weights = self._weights()
+            return int(torch.multinomial(weights, 1, generator=seeded("balance", self.config.seed, number)))
+        return int(_order(total, self.config.seed, number // total)[number % total])
+
+    @functools.cached_property
+    def _targets(self) -> Tensor:
+        return torch.tensor([int(self.pairs.data.label(case_id)) for case_id, _ in self.pairs.items])  # type: ignore[attr-defined]
+
+    def _weights(self) -> Tensor:
+        counts = torch.bincount(self._targets).clamp(min=1)
+        return 1.0 / counts[self._targets].float()
+
+
+@functools.lru_cache(maxsize=4)
+def _order(total: int, seed: int, round_: int) -> Tensor:
+    return torch.randperm(total, generator=seeded("order", seed, round_))
+
+
+# ---------------------------------------------------------------- the learner
+
+
+class _Learner(L.LightningModule):
+    """A head, the encoder that its batches must pass first (if any), and the running average of what is trained."""
+
+    def __init__(
+        self, head: Head, encoder: Encoder | None, config: TrainConfig, select: Examples | None
+    ) -> None:
+        super().__init__()
+        self.head, self.encoder, self.config, self.select = head, encoder, config, select
+        self.strict_loading = False  # a frozen encoder is not in the checkpoint
+        if encoder is not None:
+            encoder.requires_grad_(config.tune == "all")
+        self.average: dict[str, Tensor] = {}
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+
+    def trained(self) -> dict[str, Tensor]:
+        """Name -> parameter that the optimiser moves, or buffer of the modules they live in."""
+        modules: dict[str, nn.Module] = {"head": self.head}
+        if self.encoder is not None and self.config.tune == "all":
+            modules["encoder"] = self.encoder
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in modules.items():
+            tensors |= {f"{prefix}.{n}": p for n, p in module.named_parameters() if p.requires_grad}
+            tensors |= {f"{prefix}.{n}": b for n, b in module.named_buffers()}
+        return tensors
+
+    def features(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the head reads, live through the encoder where the batch holds pixels only."""
+        if self.encoder is None:
+            return x
+        with torch.set_grad_enabled(self.config.tune == "all" and torch.is_grad_enabled()):
+            return pool_taps(self.encoder(x["pixels"]), self.head.reads)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # Dropout and the like depend on the step alone, so that resuming changes nothing.
+        torch.manual_seed(
+            int(torch.randint(2**62, (), generator=seeded("step", self.config.seed, self.global_step)))
+        )
+        x, target = batch
+        loss = self.head.loss(self.features(x), target)
+        if not torch.isfinite(loss):
+            raise SamAdaptError(
+                f"the loss is {float(loss)} at step {self.global_step}; lower --lr (now {self.config.lr}) or use --precision 32"
+            )
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": [p for p in self.head.parameters() if p.requires_grad], "lr": self.config.lr}]
+        if self.config.tune == "all" and self.encoder is not None:
+            groups.append({"params": list(self.encoder.parameters()), "lr": self.config.encoder_lr})
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
+        shape = functools.partial(_schedule, steps=self.config.steps, warmup=self.config.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        step = self.global_step
+        decay = min(self.config.ema, step / (step + 9))  # an average of few steps must not remember the start
+        with torch.no_grad():
+            for name, tensor in self.trained().items():
+                if decay == 0 or name not in self.average or not tensor.is_floating_point():
+                    self.average[name] = tensor.detach().clone()
+                else:
+                    self.average[name].lerp_(tensor.detach(), 1 - decay)
+        if self.select is not None and (step % self.config.check_every == 0 or step == self.config.steps):
+            value = self._selection_score(self.select)
+            self.log("selection", value)
+            if self.best is None or value > self.best[0]:
+                self.best = value, {k: v.clone() for k, v in self.average.items()}
+
+    def _selection_score(self, select: Examples) -> float:
+        with self._weights(self.average), torch.inference_mode():
+            self.eval()
+            logits, targets = [], []
+            for begin in range(0, len(select), self.config.batch_size):
+                x, target = select.batch(range(begin, min(len(select), begin + self.config.batch_size)))
+                x = {tap: value.to(self.device) for tap, value in x.items()}
+                logits.append(self.head(self.features(x)).float().cpu())
+                targets.append(target)
+            self.train()
+        return _SELECTION[self.head.task](torch.cat(logits), torch.cat(targets))
+
+    @contextmanager
+    def _weights(self, values: dict[str, Tensor]) -> Iterator[None]:
+        now = {name: tensor.detach().clone() for name, tensor in self.trained().items()}
+        self._put(values)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self.trained().items():
+                tensor.copy_(values[name])
+
+    def use_final_weights(self) -> None:
+        """The best on the selection cases, else the average."""
+        self._put(self.best[1] if self.best else self.average)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self.trained()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
+        checkpoint["average"] = self.average
+        checkpoint["best"] = self.best
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.average, self.best = checkpoint["average"], checkpoint["best"]
+
+    def on_train_start(self) -> None:
+        self.average = {k: v.to(self.device) for k, v in self.average.items()}
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _mean_dice(logits: Tensor, target: Tensor) -> float:
+    """Mean foreground Dice over all voxels of the label grid: coarse, and enough to choose a step."""
+    size = (target.shape[-2], target.shape[-1])
+    answer = nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)
+    seen = target != IGNORED
+    dice = []
+    for label in range(1, logits.shape[1]):
+        a, b = (answer == label) & seen, (target == label) & seen
+        if a.any() or b.any():
+            dice.append(float(2 * (a & b).sum() / (a.sum() + b.sum())))
+    return float(np.mean(dice)) if dice else 0.0
+
+
+def _mean_auc(logits: Tensor, target: Tensor) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    truth = target if target.dim() == 2 else nn.functional.one_hot(target.long(), logits.shape[1])
+    scores = logits.softmax(1) if target.dim() == 1 else logits.sigmoid()
+    mixed = [k for k in range(truth.shape[1]) if 0 < truth[:, k].sum() < len(truth)]
+    return float(np.mean([roc_auc_score(truth[:, k], scores[:, k]) for k in mixed])) if mixed else 0.0
+
+
+_SELECTION: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "segmentation": _mean_dice,
+    "classification": _mean_auc,
+}
+
+
+# ---------------------------------------------------------------- Lightning
+
+
+class _Keeper(L.Callback):
+    """Checkpoints and metrics.csv, both safe against a kill at any moment."""
+
+    def __init__(self, out: Path, every: int) -> None:
+        self.out, self.every = out, every
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if (self.out / "metrics.csv").is_file():
+            with open(self.out / "metrics.csv", newline="") as file:
+                self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= trainer.global_step]  # type: ignore[misc]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step % 10 == 0 or step == trainer.max_steps or step % self.every == 0:
+            values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            row = {"step": step, "loss": values.get("loss", math.nan), "selection": "", "lr": lr}
+            if step % self.every == 0 or step == trainer.max_steps:
+                row["selection"] = values.get("selection", "")
+            self.rows.append(row)  # type: ignore[arg-type]
+        if step % self.every == 0 or step == trainer.max_steps:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        temporary = self.out / "last.ckpt.tmp"
+        trainer.save_checkpoint(temporary)
+        table = self.out / "metrics.csv.tmp"
+        with open(table, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=["step", "loss", "selection", "lr"])
+            writer.writeheader()
+            writer.writerows(self.rows)
+        if trainer.is_global_zero:
+            table.replace(self.out / "metrics.csv")
+            temporary.replace(self.out / "last.ckpt")
+
+
+def accelerator(device: str) -> str:
+    """A Lightning accelerator from what users type: auto, cpu, cuda (gpu), mps."""
+    names = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "gpu": "gpu", "mps": "mps"}
+    if device not in names:
+        raise SamAdaptError(f"unknown device {device!r}; known: {', '.join(names)}")
+    if names[device] == "gpu" and not torch.cuda.is_available():
+        raise SamAdaptError(
+            f"device {device!r} was asked for, but torch sees no CUDA device; use --device auto or cpu"
+        )
+    return names[device]
+
+
+def _trainer(config: TrainConfig, out: Path, learner: _Learner) -> L.Trainer:
+    on_gpu = torch.cuda.is_available() and config.device in ("auto", "cuda", "gpu")
+    wants_bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+    )
+    with _quiet():
+        return L.Trainer(
+            accelerator=accelerator(config.device),
+            max_steps=config.steps,
+            max_epochs=-1,
+            precision="bf16-mixed" if wants_bf16 else "32-true",
+            logger=L.pytorch.loggers.TensorBoardLogger(out, name="tensorboard", version=""),
+            callbacks=[_Keeper(out, config.check_every)],
+            enable_checkpointing=False,
+            enable_progress_bar=sys.stderr.isatty() and "SAMADAPT_QUIET" not in os.environ,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
+            log_every_n_steps=10,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's notices about a single process help nobody here; its errors still come through."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings(
+            "ignore", message=".*(isinstance|LeafSpec|tensorboardX|does not have many workers).*"
+        )
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
