@@ -107,14 +107,14 @@ def train(
         return out
     if split is not None:
         write_json(out / "split.json", split.to_json())
-    learner = _Learner(head, pairs.live, config, select)
+    learner, averager = _Learner(head, pairs.live, config), _Averager(config, select)
     stream = _Stream(pairs, config, start)
     loader: DataLoader = DataLoader(stream, batch_size=None, num_workers=config.workers)
-    trainer = _trainer(config, out, learner)
+    trainer = _trainer(config, out, averager)
     try:
         with _quiet():
             trainer.fit(learner, loader, ckpt_path=out / "last.ckpt" if start else None, weights_only=True)
-        learner.use_final_weights()
+        learner.put(averager.final_weights())
         if config.tune == "all":
             save_state(pairs.encoder, out / "encoder.safetensors")
         save_state(head, out / "head.safetensors")
@@ -209,18 +209,14 @@ def _order(total: int, seed: int, round_: int) -> Tensor:
 
 
 class _Learner(L.LightningModule):
-    """A head, the encoder that its batches must pass first (if any), and the running average of what is trained."""
+    """A head, and the encoder that its batches must pass first, if any."""
 
-    def __init__(
-        self, head: Head, encoder: Encoder | None, config: TrainConfig, select: Examples | None
-    ) -> None:
+    def __init__(self, head: Head, encoder: Encoder | None, config: TrainConfig) -> None:
         super().__init__()
-        self.head, self.encoder, self.config, self.select = head, encoder, config, select
+        self.head, self.encoder, self.config = head, encoder, config
         self.strict_loading = False  # a frozen encoder is not in the checkpoint
         if encoder is not None:
             encoder.requires_grad_(config.tune == "all")
-        self.average: dict[str, Tensor] = {}
-        self.best: tuple[float, dict[str, Tensor]] | None = None
 
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter that the optimiser moves, or buffer of the modules they live in."""
@@ -233,6 +229,12 @@ class _Learner(L.LightningModule):
             tensors |= {f"{prefix}.{n}": b for n, b in module.named_buffers()}
         return tensors
 
+    @torch.no_grad()
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite what is trained."""
+        for name, tensor in self.trained().items():
+            tensor.copy_(values[name])
+
     def features(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the head reads, live through the encoder where the batch holds pixels only."""
         if self.encoder is None:
@@ -242,14 +244,14 @@ class _Learner(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout and the like depend on the step alone, so that resuming changes nothing.
-        torch.manual_seed(
-            int(torch.randint(2**62, (), generator=seeded("step", self.config.seed, self.global_step)))
-        )
+        key = seeded("step", self.config.seed, self.global_step)
+        torch.manual_seed(int(torch.randint(2**62, (), generator=key)))
         x, target = batch
         loss = self.head.loss(self.features(x), target)
         if not torch.isfinite(loss):
             raise SamAdaptError(
-                f"the loss is {float(loss)} at step {self.global_step}; lower --lr (now {self.config.lr}) or use --precision 32"
+                f"the loss is {loss.item()} at step {self.global_step}; lower --lr (now {self.config.lr}) "
+                "or use --precision 32"
             )
         self.log("loss", loss)
         return loss
@@ -263,62 +265,61 @@ class _Learner(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        step = self.global_step
-        decay = min(self.config.ema, step / (step + 9))  # an average of few steps must not remember the start
-        with torch.no_grad():
-            for name, tensor in self.trained().items():
-                if decay == 0 or name not in self.average or not tensor.is_floating_point():
-                    self.average[name] = tensor.detach().clone()
-                else:
-                    self.average[name].lerp_(tensor.detach(), 1 - decay)
-        if self.select is not None and (step % self.config.check_every == 0 or step == self.config.steps):
-            value = self._selection_score(self.select)
-            self.log("selection", value)
-            if self.best is None or value > self.best[0]:
-                self.best = value, {k: v.clone() for k, v in self.average.items()}
-
-    def _selection_score(self, select: Examples) -> float:
-        with self._weights(self.average), torch.inference_mode():
-            self.eval()
-            logits, targets = [], []
-            for begin in range(0, len(select), self.config.batch_size):
-                x, target = select.batch(range(begin, min(len(select), begin + self.config.batch_size)))
-                x = {tap: value.to(self.device) for tap, value in x.items()}
-                logits.append(self.head(self.features(x)).float().cpu())
-                targets.append(target)
-            self.train()
-        return _SELECTION[self.head.task](torch.cat(logits), torch.cat(targets))
-
-    @contextmanager
-    def _weights(self, values: dict[str, Tensor]) -> Iterator[None]:
-        now = {name: tensor.detach().clone() for name, tensor in self.trained().items()}
-        self._put(values)
-        try:
-            yield
-        finally:
-            self._put(now)
-
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in self.trained().items():
-                tensor.copy_(values[name])
-
-    def use_final_weights(self) -> None:
-        """The best on the selection cases, else the average."""
-        self._put(self.best[1] if self.best else self.average)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self.trained()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
-        checkpoint["average"] = self.average
-        checkpoint["best"] = self.best
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.average, self.best = checkpoint["average"], checkpoint["best"]
 
-    def on_train_start(self) -> None:
-        self.average = {k: v.to(self.device) for k, v in self.average.items()}
+class _Averager(L.Callback):
+    """The running average of what is trained; where there are selection cases, the best of its states."""
+
+    def __init__(self, config: TrainConfig, select: Examples | None) -> None:
+        self.config, self.select = config, select
+        self.average: dict[str, Tensor] = {}
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.score = -math.inf, math.nan
+
+    @torch.no_grad()
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, module: _Learner, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        decay = min(self.config.ema, step / (step + 9))  # an average of few steps must not remember the start
+        for name, tensor in module.trained().items():
+            if decay == 0 or name not in self.average or not tensor.is_floating_point():
+                self.average[name] = tensor.clone()
+            else:
+                self.average[name] = self.average[name].to(tensor.device).lerp_(tensor, 1 - decay)
+        if self.select is not None and (step % self.config.check_every == 0 or step == self.config.steps):
+            self.score = self._score(module, self.select)
+            if self.score > self.best_score:
+                self.best_score, self.best = self.score, {k: v.clone() for k, v in self.average.items()}
+
+    def _score(self, module: _Learner, select: Examples) -> float:
+        """The averaged weights on the selection cases."""
+        now = {name: tensor.clone() for name, tensor in module.trained().items()}
+        module.put(self.average)
+        module.eval()
+        logits, targets = [], []
+        for begin in range(0, len(select), self.config.batch_size):
+            x, target = select.batch(range(begin, min(len(select), begin + self.config.batch_size)))
+            x = {tap: value.to(module.device) for tap, value in x.items()}
+            logits.append(module.head(module.features(x)).float().cpu())
+            targets.append(target)
+        module.train()
+        module.put(now)
+        return _SELECTION[module.head.task](torch.cat(logits), torch.cat(targets))
+
+    def final_weights(self) -> dict[str, Tensor]:
+        """The best on the selection cases, else the average."""
+        return self.best or self.average
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("average", "best", "best_score", "score")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for key, value in state_dict.items():
+            setattr(self, key, value)
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:
@@ -362,40 +363,40 @@ _SELECTION: dict[str, Callable[[Tensor, Tensor], float]] = {
 class _Keeper(L.Callback):
     """Checkpoints and metrics.csv, both safe against a kill at any moment."""
 
-    def __init__(self, out: Path, every: int) -> None:
-        self.out, self.every = out, every
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if (self.out / "metrics.csv").is_file():
-            with open(self.out / "metrics.csv", newline="") as file:
-                self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= trainer.global_step]  # type: ignore[misc]
+    def __init__(self, out: Path, every: int, averager: _Averager) -> None:
+        self.out, self.every, self.averager = out, every, averager
+        self.rows: list[dict[str, Any]] = []
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % 10 == 0 or step == trainer.max_steps or step % self.every == 0:
-            values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        check = step % self.every == 0 or step == trainer.max_steps
+        if check or step % 10 == 0:
+            score = self.averager.score if check and self.averager.select is not None else ""
             lr = trainer.optimizers[0].param_groups[0]["lr"]
-            row = {"step": step, "loss": values.get("loss", math.nan), "selection": "", "lr": lr}
-            if step % self.every == 0 or step == trainer.max_steps:
-                row["selection"] = values.get("selection", "")
-            self.rows.append(row)  # type: ignore[arg-type]
-        if step % self.every == 0 or step == trainer.max_steps:
+            self.rows.append({"step": step, "loss": float(outputs["loss"]), "selection": score, "lr": lr})
+        if check:
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        temporary = self.out / "last.ckpt.tmp"
+        """The checkpoint holds the rows too, so the table never disagrees with the weights."""
+        temporary, table = self.out / "last.ckpt.tmp", self.out / "metrics.csv.tmp"
         trainer.save_checkpoint(temporary)
-        table = self.out / "metrics.csv.tmp"
+        if not trainer.is_global_zero:
+            return
         with open(table, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=["step", "loss", "selection", "lr"])
             writer.writeheader()
             writer.writerows(self.rows)
-        if trainer.is_global_zero:
-            table.replace(self.out / "metrics.csv")
-            temporary.replace(self.out / "last.ckpt")
+        table.replace(self.out / "metrics.csv")
+        temporary.replace(self.out / "last.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
 
 
 def accelerator(device: str) -> str:
@@ -410,7 +411,7 @@ def accelerator(device: str) -> str:
     return names[device]
 
 
-def _trainer(config: TrainConfig, out: Path, learner: _Learner) -> L.Trainer:
+def _trainer(config: TrainConfig, out: Path, averager: _Averager) -> L.Trainer:
     on_gpu = torch.cuda.is_available() and config.device in ("auto", "cuda", "gpu")
     wants_bf16 = config.precision == "bf16" or (
         config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
@@ -422,7 +423,7 @@ def _trainer(config: TrainConfig, out: Path, learner: _Learner) -> L.Trainer:
             max_epochs=-1,
             precision="bf16-mixed" if wants_bf16 else "32-true",
             logger=L.pytorch.loggers.TensorBoardLogger(out, name="tensorboard", version=""),
-            callbacks=[_Keeper(out, config.check_every)],
+            callbacks=[averager, _Keeper(out, config.check_every, averager)],
             enable_checkpointing=False,
             enable_progress_bar=sys.stderr.isatty() and "SAMADAPT_QUIET" not in os.environ,
             enable_model_summary=False,

@@ -1,0 +1,105 @@
+"""Small stand-ins that keep the contracts: a data set in memory, an encoder of one convolution, a head."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samadapt.transforms import resize_and_pad
+from samadapt.types import IGNORED, LABEL_GRID, Case, Encoder, Head
+
+
+def disc_case(number: int, depth: int = 3, size: tuple[int, int] = (40, 32)) -> Case:
+    """A noisy volume with one bright disc, somewhere else in each case."""
+    rng = torch.Generator().manual_seed(number)
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    centre = torch.rand(2, generator=rng) * 10 + 11
+    disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < 64).expand(depth, *size)
+    image = 100 * disc + 20 * torch.rand(depth, *size, generator=rng)
+    return Case(
+        f"p{number}_a", image[None].float(), disc.to(torch.uint8), (5.0, 1.0, 1.0), None, f"p{number}"
+    )
+
+
+@dataclass
+class FakeData:
+    """What `Pairs` and `train` ask of a data set."""
+
+    cases: dict[str, Case]
+    window: str = "percentile"
+    classes: Sequence[str] = ("background", "disc")
+    name: str = "fake"
+    hash: str = "0"
+    slice_axis: int | None = None
+    channels: Sequence[int] | None = None
+    multilabel: bool = False
+    loads: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self.cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def case(self, case_id: str) -> Case:
+        self.loads.append(case_id)
+        return self.cases[case_id]
+
+
+def fake_data(*numbers: int) -> FakeData:
+    return FakeData({case.id: case for case in map(disc_case, numbers)})
+
+
+class TinyEncoder(Encoder):
+    """One strided convolution on a square of 64 pixels."""
+
+    def __init__(self, seed: int = 0, side: int = 64) -> None:
+        super().__init__()
+        self.side = side
+        self.taps = {"pixels": (3, side, side), "neck": (8, side // 4, side // 4)}
+        self.spec = {"name": "tiny", "seed": seed, "side": side}
+        self.conv = nn.Conv2d(3, 8, 4, stride=4)
+        with torch.no_grad():
+            self.conv.weight.copy_(
+                torch.randn(self.conv.weight.shape, generator=torch.Generator().manual_seed(seed))
+            )
+        self.requires_grad_(False)
+        self.calls = 0
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        weights = self.conv.weight.detach().numpy().tobytes()
+        return hashlib.sha256(weights + str(self.side).encode()).hexdigest()
+
+    def prepare(self, image: Tensor):
+        return resize_and_pad((image / 255.0 - 0.5).expand(3, -1, -1), self.side)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        return {"pixels": x, "neck": self.conv(x)}
+
+
+class TinyHead(Head):
+    """1x1 convolution with dropout, so that a resumed run that lost its random state would show."""
+
+    task = "segmentation"
+
+    def __init__(self, channels: int = 8, n_classes: int = 2, tap: str = "neck") -> None:
+        super().__init__()
+        self.tap, self.reads = tap, {tap: 1}
+        self.spec = {"name": "tiny", "n_classes": n_classes}
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Dropout2d(0.2), nn.Conv2d(channels, n_classes, 1))
+
+    def forward(self, features):
+        return self.net(features[self.tap])
+
+    def loss(self, features, target):
+        logits = F.interpolate(self(features), size=(LABEL_GRID, LABEL_GRID), mode="bilinear")
+        return F.cross_entropy(logits, target.long(), ignore_index=IGNORED)

@@ -1,0 +1,175 @@
+import csv
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fakes import TinyEncoder, TinyHead, fake_data
+from samadapt import training
+from samadapt.features import FeatureStore, Pairs
+from samadapt.training import TrainConfig, train
+from samadapt.types import SamAdaptError
+
+CONFIG = TrainConfig(steps=24, batch_size=2, check_every=6, device="cpu")
+
+
+def pairs(*numbers, encoder=None, **options):
+    return Pairs(
+        fake_data(*numbers), encoder or TinyEncoder(), {"neck": 1}, augmentation="default", **options
+    )
+
+
+def read_metrics(out):
+    with open(out / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(step, monkeypatch):
+    """Make the loop die at a step, as `kill -9` would: nothing gets a chance to tidy up."""
+    original = training._Learner.training_step
+
+    def dying(self, batch, batch_idx):
+        if self.global_step == step:
+            raise Killed
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(training._Learner, "training_step", dying)
+
+
+def test_a_run_learns_and_explains_itself(tmp_path):
+    out = train(
+        TinyHead(),
+        pairs(1, 2),
+        config=TrainConfig(steps=60, batch_size=4, lr=0.01, device="cpu"),
+        out=tmp_path / "run",
+    )
+    rows = read_metrics(out)
+    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
+    assert [int(r["step"]) for r in rows] == [10, 20, 30, 40, 50, 60]
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"]["train"] == ["p1_a", "p2_a"]
+    assert config["data"]["select"] == []
+    assert config["selection"].startswith("none")
+    assert config["encoder"]["name"] == "tiny"
+    assert set(load_file(out / "head.safetensors")) == set(TinyHead().state_dict())
+    assert json.loads((out / "environment.json").read_text())["packages"]["torch"]
+
+
+@pytest.mark.parametrize("step", [3, 6, 14])
+def test_killed_and_rerun_ends_as_if_undisturbed(tmp_path, monkeypatch, step):
+    """`step` 3 dies before the first checkpoint, 6 right after it, 14 between two."""
+    whole = train(TinyHead(), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        killed_at(step, patch)
+        with pytest.raises(Killed):
+            train(TinyHead(), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "cut")
+    assert not (tmp_path / "cut" / "head.safetensors").exists()
+    cut = train(TinyHead(), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "cut")
+    expected, found = load_file(whole / "head.safetensors"), load_file(cut / "head.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
+
+
+def test_rerunning_a_finished_run_does_nothing(tmp_path):
+    out = train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    train(TinyHead(), pairs(1), config=CONFIG, out=out)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_another_configuration_needs_overwrite(tmp_path):
+    out = train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+    other = TrainConfig(**{**CONFIG.__dict__, "lr": 0.5})
+    with pytest.raises(SamAdaptError, match=r"train\.lr: 0\.001 there, 0\.5 now"):
+        train(TinyHead(), pairs(1), config=other, out=out)
+    with pytest.raises(SamAdaptError, match="data"):
+        train(TinyHead(), pairs(1, 2), config=CONFIG, out=out)
+    train(TinyHead(), pairs(1), config=other, out=out, overwrite=True)
+    assert json.loads((out / "config.json").read_text())["train"]["lr"] == 0.5
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(SamAdaptError, match="not a run folder"):
+            train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_frozen_encoder_stays_and_a_tuned_one_moves(tmp_path):
+    encoder = TinyEncoder()
+    before = encoder.conv.weight.clone()
+    train(TinyHead(), pairs(1, encoder=encoder), config=CONFIG, out=tmp_path / "frozen")
+    assert torch.equal(encoder.conv.weight, before)
+    assert not (tmp_path / "frozen" / "encoder.safetensors").exists()
+    tuned = TrainConfig(**{**CONFIG.__dict__, "tune": "all"})
+    train(TinyHead(), pairs(1, encoder=encoder), config=tuned, out=tmp_path / "tuned")
+    assert not torch.equal(encoder.conv.weight, before)
+    saved = load_file(tmp_path / "tuned" / "encoder.safetensors")
+    assert torch.equal(saved["conv.weight"], encoder.conv.weight)
+
+
+def test_tuning_refuses_stored_maps(tmp_path):
+    store, encoder, data = FeatureStore(tmp_path / "store"), TinyEncoder(), fake_data(1)
+    store.encode([data.case("p1_a")], encoder, {"neck": 1})
+    stored = Pairs(data, encoder, {"neck": 1}, store)
+    with pytest.raises(SamAdaptError, match="store"):
+        train(TinyHead(), stored, config=TrainConfig(tune="all", device="cpu"), out=tmp_path / "run")
+    train(TinyHead(), stored, config=CONFIG, out=tmp_path / "run")
+
+
+def test_without_selection_the_kept_weights_are_the_average(tmp_path):
+    plain = TrainConfig(**{**CONFIG.__dict__, "ema": 0.0})
+    a = load_file(train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "a") / "head.safetensors")
+    b = load_file(train(TinyHead(), pairs(1), config=plain, out=tmp_path / "b") / "head.safetensors")
+    assert not torch.equal(a["net.1.weight"], b["net.1.weight"])
+
+
+def test_selection_keeps_the_best_step(tmp_path, monkeypatch):
+    values = iter([0.2, 0.9, 0.4, 0.3])
+    kept = []
+
+    def score(self, module, select):
+        kept.append({k: v.clone() for k, v in self.average.items()})
+        return next(values)
+
+    monkeypatch.setattr(training._Averager, "_score", score)
+    out = train(TinyHead(), pairs(1), select=pairs(2), config=CONFIG, out=tmp_path / "run")
+    saved = load_file(out / "head.safetensors")
+    assert torch.equal(saved["net.1.weight"], kept[1]["head.net.1.weight"])
+    column = [r["selection"] for r in read_metrics(out) if r["selection"]]
+    assert [round(float(v), 3) for v in column] == [0.2, 0.9, 0.4, 0.3]
+
+
+def test_a_diverging_loss_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(TinyHead, "loss", lambda self, f, t: self(f).sum() * float("nan"))
+    with pytest.raises(SamAdaptError, match="loss is nan at step 0"):
+        train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
+    with pytest.raises(SamAdaptError, match=r"No space left.*resumes"):
+        train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tune": "lora"}, {"steps": 0}, {"ema": 1.0}, {"warmup": 2.0}, {"precision": "8"}, {"lr": -1.0}],
+)
+def test_bad_settings_are_refused(options):
+    with pytest.raises(SamAdaptError, match=next(iter(options))):
+        TrainConfig(**options)
+
+
+def test_unknown_device_is_refused(tmp_path):
+    with pytest.raises(SamAdaptError, match="unknown device 'tpu'"):
+        train(TinyHead(), pairs(1), config=TrainConfig(device="tpu"), out=tmp_path / "run")

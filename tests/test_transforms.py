@@ -1,0 +1,130 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samadapt.transforms import (
+    AUGMENTATIONS,
+    Window,
+    apply_window,
+    fit_longest,
+    place_label,
+    pool_taps,
+    resize_and_pad,
+    seeded,
+    stretch,
+    to_original,
+)
+from samadapt.types import IGNORED, LABEL_GRID, SamAdaptError
+
+sizes = st.tuples(st.integers(8, 90), st.integers(8, 90))
+
+
+def smooth(size: tuple[int, int]) -> torch.Tensor:
+    rows = torch.linspace(0, 1, size[0])[:, None]
+    columns = torch.linspace(0, 1, size[1])[None]
+    return torch.stack([rows.expand(size), columns.expand(size)])
+
+
+@given(sizes, st.sampled_from([64, 96, 128]), st.sampled_from([resize_and_pad, stretch]))
+@settings(max_examples=40, deadline=None)
+def test_the_way_back_undoes_the_way_in(size, side, way):
+    image = smooth(size)
+    square, frame = way(image, side)
+    assert square.shape == (2, side, side)
+    # Half a pixel of a ramp that climbs by 1 over the side, in the original and in the square.
+    tolerance = 1.5 / min(size) + 1.5 / min(frame.input_size)
+    assert (to_original(square, frame) - image).abs().max() <= tolerance
+
+
+def test_aspect_ratio_is_kept_and_the_rest_is_zero():
+    square, frame = resize_and_pad(torch.ones(1, 20, 40), 64)
+    assert frame.input_size == (32, 64)
+    assert square[:, :32].min() == 1
+    assert square[:, 32:].abs().max() == 0
+
+
+def test_label_goes_where_the_image_goes():
+    image = torch.zeros(1, 50, 30)
+    image[0, 10:20, 5:25] = 255
+    label = (image[0] > 0).to(torch.uint8)
+    square, frame = resize_and_pad(image, LABEL_GRID)
+    placed = place_label(label, frame)
+    inside = placed != IGNORED
+    assert inside.sum() == frame.input_size[0] * frame.input_size[1]
+    agreement = ((square[0] > 127) == (placed == 1))[inside].float().mean()
+    assert agreement > 0.99
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([256, 1024]))
+def test_longest_side_fills_the_square(height, width, side):
+    size = fit_longest((height, width), side)
+    assert max(size) == side
+    assert min(size) >= 1
+
+
+def test_windows():
+    volume = torch.arange(1000.0).view(1, 10, 10, 10)
+    low, high = Window.parse("percentile").fit(volume)[0]
+    assert low == 5
+    assert high == 994
+    limits = Window.parse("ct").fit(volume)
+    assert apply_window(torch.tensor([[[-160.0, 40.0, 240.0, 3000.0]]]), limits).flatten().tolist() == [
+        0,
+        127.5,
+        255,
+        255,
+    ]
+    assert Window.parse("-10,20").limits == (-10.0, 20.0)
+    for bad in ("5,5", "1,2,3", "mr"):
+        with pytest.raises(SamAdaptError, match="percentile"):
+            Window.parse(bad)
+
+
+def test_a_constant_volume_gives_no_nan():
+    volume = torch.full((1, 2, 4, 4), 7.0)
+    assert torch.isfinite(apply_window(volume, Window.parse("percentile").fit(volume))).all()
+
+
+def test_pooling_windows():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    pooled = pool_taps({"a": x, "b": x, "c": x, "d": x}, {"a": 1, "b": 2, "c": 0})
+    assert sorted(pooled) == ["a", "b", "c"]
+    assert torch.equal(pooled["a"], x)
+    assert pooled["b"].flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert pooled["c"].item() == 7.5
+
+
+@pytest.mark.parametrize("name", ["default", "mirror"])
+def test_a_view_is_its_key_and_moves_image_and_label_alike(name):
+    image = torch.zeros(1, 120, 100)
+    image[0, 40:80, 30:60] = 255
+    label = (image[0] > 0).to(torch.uint8)
+    augment = AUGMENTATIONS[name]
+    assert augment is not None
+    seen = set()
+    for key in range(12):
+        view, moved = augment(image, label, seeded(key))
+        again, _ = augment(image, label, seeded(key))
+        assert torch.equal(view, again)
+        assert view.min() >= 0
+        assert view.max() <= 255
+        inside = moved != IGNORED
+        threshold = (view[0][moved == 1].mean() + view[0][moved == 0].mean()) / 2
+        assert ((view[0] > threshold) == (moved == 1))[inside].float().mean() > 0.9
+        seen.add(round(float(view.mean()), 3))
+    assert len(seen) == 12
+
+
+def test_a_rotation_is_rigid_in_pixels():
+    """A disc stays a disc on an oblong slice: the field turns pixels, not the normalised square."""
+    rows, columns = torch.meshgrid(torch.arange(300), torch.arange(600), indexing="ij")
+    disc = ((rows - 150) ** 2 + (columns - 300) ** 2 < 60**2).to(torch.uint8)
+    augment = AUGMENTATIONS["default"].__class__("turn", rotate_degrees=80, scale=1, shift=0, bend=0)
+    _, moved = augment(255 * disc[None].float(), disc, seeded(3))
+    where = (moved == 1).nonzero()
+    extent = where.max(0).values - where.min(0).values
+    assert abs(int(extent[0]) - int(extent[1])) <= 4
+    assert math.isclose(int((moved == 1).sum()), int(disc.sum()), rel_tol=0.03)
