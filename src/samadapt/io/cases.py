@@ -1,0 +1,285 @@
+"""A case from its files, and answers back into files: the format is told by the name's suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samadapt.io import nifti, pictures
+from samadapt.io.nifti import Geometry, replace_file, same_place
+from samadapt.io.scans import IMAGE_SUFFIXES, suffix_of
+from samadapt.types import IGNORED, Case, SamAdaptError
+
+
+def read_geometry(path: str | Path) -> Geometry:
+    """Shape, spacing and affine from the header alone; the voxels stay on disk."""
+    path = Path(path)
+    if _kind(path) == "picture":
+        return pictures.picture_geometry(path)
+    return nifti.geometry(nifti.load_header(path), path)
+
+
+def read_case(
+    image_paths: str | Path | Sequence[str | Path],
+    label_path: str | Path | None = None,
+    case_id: str = "case",
+    group: str | None = None,
+    slice_axis: int | None = None,
+    channels: Sequence[int] | None = None,
+) -> Case:
+    """A case from its image files, values as stored, and its label file.
+
+    Args:
+        image_paths: one file, or one for each channel.
+        label_path: class values, voxel on voxel.
+        group: the patient; the case itself when not told.
+        slice_axis: the file axis that becomes D; None: the only one of length 1, else that of the largest spacing.
+        channels: which channels to keep. Told, the fourth axis of a 4-D file is its channels; untold, a
+            4-D file is an error, for the axis could as well be time.
+    """
+    paths = [Path(p) for p in ([image_paths] if isinstance(image_paths, str | Path) else image_paths)]
+    if channels is not None and len(paths) > 1:
+        _demand_channels(channels, len(paths), paths[0])
+        paths, channels = [paths[channel] for channel in channels], None
+    arrays, geometries = zip(*(_read_image(path, channels is not None) for path in paths), strict=True)
+    for path, other in zip(paths[1:], geometries[1:], strict=True):
+        _demand_same_place(paths[0], geometries[0], path, other)
+    image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if channels is not None:
+        _demand_channels(channels, len(image), paths[0])
+        image = image if list(channels) == list(range(len(image))) else image[list(channels)]
+    _demand_values(image, paths[0])
+    axes = geometries[0].axes(slice_axis)
+    spacing = geometries[0].spacing_mm
+    case = Case(
+        id=case_id,
+        image=torch.from_numpy(image.transpose(0, *(axis + 1 for axis in axes))),
+        label=None,
+        spacing_mm=None if spacing is None else (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]),
+        affine=geometries[0].affine,
+        group=case_id if group is None else group,
+        axes=axes,
+        source=paths[0],
+    )
+    return case if label_path is None else with_label(case, read_label(label_path, case))
+
+
+def make_case(image: np.ndarray, case_id: str, group: str | None = None, source: Path | None = None) -> Case:
+    """(H, W) or (H, W, 3) of any number type -> a case of one slice, for pictures that are not files."""
+    array = np.asarray(image, dtype=np.float32)
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return Case(
+        id=case_id,
+        image=torch.from_numpy(np.ascontiguousarray(array[:, None])),
+        label=None,
+        spacing_mm=None,
+        affine=None,
+        group=case_id if group is None else group,
+        axes=(2, 0, 1),
+        source=source,
+    )
+
+
+def with_label(case: Case, label: Tensor) -> Case:
+    """The same case with a label."""
+    return Case(case.id, case.image, label, case.spacing_mm, case.affine, case.group, case.axes, case.source)
+
+
+def read_label(
+    path: str | Path, case: Case, values: Mapping[int, int] | None = None, names: Collection[str] = ()
+) -> Tensor:
+    """A label file -> (D, H, W) uint8 on the voxels of `case`.
+
+    Args:
+        values: stored value -> class (or IGNORED), for every value that the data set declares; None takes
+            the stored values 0..254 as classes, and 255 as IGNORED.
+        names: of the classes, for the message only.
+    """
+    path = Path(path)
+    array, geometry = _read_classes(path)
+    shape = tuple(np.array(case.image.shape[1:])[np.argsort(case.axes)].tolist())
+    image = case.source or path
+    _demand_same_place(image, Geometry(shape, None, case.affine, 1, ""), path, geometry)
+    stored = array.transpose(case.axes)
+    if values is None:
+        return torch.from_numpy(np.ascontiguousarray(stored))
+    table = np.full(256, -1, dtype=np.int16)
+    for value, label in values.items():
+        table[value] = label
+    present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
+    unknown = [int(v) for v in present if table[v] < 0]
+    if unknown:
+        count = int(np.isin(stored, unknown).sum())
+        raise SamAdaptError(
+            f"{path} has the value {unknown[0]} ({count} voxels are of undeclared classes); the data set declares "
+            f"{sorted(values)}{' = ' + ', '.join(names) if names else ''}: correct the label or declare the class"
+        )
+    return torch.from_numpy(np.ascontiguousarray(table[stored].astype(np.uint8)))
+
+
+def label_values(path: str | Path) -> dict[int, int]:
+    """Stored value -> how many voxels of a label file have it."""
+    counts = np.bincount(_read_classes(Path(path))[0].ravel(), minlength=256)
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def write_label(path: str | Path, label: Tensor | np.ndarray, case: Case) -> Path:
+    """(D, H, W) classes -> a label map on the voxels of the case's source, written whole or not at all.
+
+    A volume gets NIfTI with the source's header (affine, sform and qform codes, units), a picture an
+    indexed PNG; `path` must have the suffix for it.
+    """
+    path = Path(path)
+    array = np.asarray(label)
+    if array.dtype != np.uint8:
+        if array.min(initial=0) < 0 or array.max(initial=0) > IGNORED or np.any(array != np.round(array)):
+            raise SamAdaptError(
+                f"a label map holds classes 0..{IGNORED}; this one has {array.dtype} values beyond"
+            )
+        array = array.astype(np.uint8)
+    if array.shape != tuple(case.image.shape[1:]):
+        raise SamAdaptError(
+            f"a label map of {array.shape} does not fit case {case.id!r} of {tuple(case.image.shape[1:])} (D, H, W)"
+        )
+    in_file = np.ascontiguousarray(array.transpose(np.argsort(case.axes)))
+    picture = case.affine is None
+    if picture != (suffix_of(path) == ".png") or not suffix_of(path):
+        wanted = ".png" if picture else "or ".join(nifti.VOLUME_SUFFIXES)
+        raise SamAdaptError(
+            f"a label map of {case.source or case.id} cannot be written to {path}; use {wanted}"
+        )
+    if picture:
+        pictures.save_mask(path, in_file)
+    else:
+        assert case.affine is not None
+        nifti.save_label(path, in_file, case.source, case.affine)
+    return path
+
+
+def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: int, case: Case) -> Path:
+    """Probabilities slice by slice into a `.npy`: (K, i, j, k) float16, [i, j, k] as in the label map.
+
+    Only one slice is in memory: `.npy` can be written in place, and holds float16, which NIfTI does not.
+    Read it with `numpy.load(path, mmap_mode="r")`.
+
+    Args:
+        slices: D tensors (K, H, W), in order.
+    """
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise SamAdaptError(f"probabilities are written as .npy; {path} has another suffix")
+    shape = np.array(case.image.shape[1:])[np.argsort(case.axes)].tolist()
+
+    def write(temporary: Path) -> None:
+        # Fortran order puts the last file axis outermost: the usual slice is one run of bytes.
+        stored = np.lib.format.open_memmap(
+            temporary, mode="w+", dtype=np.float16, shape=(n_classes, *shape), fortran_order=True
+        )
+        view = stored.transpose(0, *(axis + 1 for axis in case.axes))  # (K, D, H, W)
+        count = 0
+        for probabilities in slices:
+            assert count < view.shape[1], f"case {case.id!r} has {view.shape[1]} slices; more were given"
+            view[:, count] = np.asarray(probabilities, dtype=np.float16)
+            count += 1
+        assert count == view.shape[1], f"case {case.id!r} has {view.shape[1]} slices; {count} were given"
+        stored.flush()
+
+    replace_file(path, write)
+    return path
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _kind(path: Path) -> str:
+    suffix = suffix_of(path)
+    if not suffix:
+        raise SamAdaptError(
+            f"{path} is of no known format; known: {', '.join(IMAGE_SUFFIXES)}"
+            + ("" if path.exists() else " (and it does not exist)")
+        )
+    return "picture" if suffix in pictures.PICTURE_SUFFIXES else "volume"
+
+
+def _read_image(path: Path, stacked: bool) -> tuple[np.ndarray, Geometry]:
+    """(C, i, j, k) float32."""
+    if _kind(path) == "picture":
+        geometry = pictures.picture_geometry(path)
+        return pictures.read_picture(path), geometry
+    header = nifti.load_header(path)
+    geometry = nifti.geometry(header, path)
+    if geometry.channels > 1 and not stacked:
+        raise SamAdaptError(
+            f"{path} has 4 axes {tuple(header.shape)}; expected 3: save each time point or channel as a volume of "
+            "its own (channels as CASE_0000, CASE_0001, ...), or name the channels to use (--channels 0)"
+        )
+    array = nifti.read_array(header, path, np.float32)
+    return (array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)), geometry
+
+
+def _read_classes(path: Path) -> tuple[np.ndarray, Geometry]:
+    """(i, j, k) uint8."""
+    if _kind(path) == "picture":
+        array = pictures.read_mask(path)
+        geometry = Geometry((array.shape[0], array.shape[1], 1), None, None, 1, str(array.dtype))
+    else:
+        header = nifti.load_header(path)
+        geometry = nifti.geometry(header, path)
+        if geometry.channels > 1:
+            raise SamAdaptError(f"{path} has 4 axes {tuple(header.shape)}; expected a label map of 3 axes")
+        array = nifti.read_array(header, path, None)
+    if array.dtype == np.uint8:
+        return array, geometry
+    wrong = ~np.isfinite(array) | (array != np.round(array)) if array.dtype.kind == "f" else None
+    if wrong is not None and wrong.any():
+        raise SamAdaptError(
+            f"{path} has the value {array[wrong].flat[0]:g} ({int(wrong.sum())} voxels are not whole numbers); "
+            "expected class numbers: was it resampled with interpolation, or is it an image?"
+        )
+    low, high = array.min(), array.max()
+    if low < 0 or high > 255:
+        raise SamAdaptError(
+            f"{path} has the value {low if low < 0 else high:g}; expected class numbers 0..255: is it an image?"
+        )
+    return array.astype(np.uint8), geometry
+
+
+def _demand_channels(channels: Sequence[int], count: int, path: Path) -> None:
+    wrong = [channel for channel in channels if not 0 <= channel < count]
+    if wrong or not channels:
+        raise SamAdaptError(f"channel {wrong[0] if wrong else None} was asked for; {path} has 0..{count - 1}")
+
+
+def _demand_values(image: np.ndarray, path: Path) -> None:
+    low, high = float(image.min()), float(image.max())  # nan when any voxel is nan
+    if not (np.isfinite(low) and np.isfinite(high)):
+        count = int(image.size - np.count_nonzero(np.isfinite(image)))
+        raise SamAdaptError(
+            f"{path} has {count} voxels that are NaN or infinite; expected finite numbers: "
+            "replace them (e.g. with the value of air) and save it again"
+        )
+    if low == high:
+        raise SamAdaptError(f"{path} is constant: every voxel is {low:g}; expected an image: export it again")
+
+
+def _demand_same_place(image: Path, a: Geometry, other: Path, b: Geometry) -> None:
+    if a.shape != b.shape:
+        raise SamAdaptError(
+            f"{other} has {b.shape} voxels, but {image} has {a.shape}; expected one for each: "
+            "resample it onto the image (nearest neighbour for labels)"
+        )
+    if (a.affine is None) != (b.affine is None):
+        raise SamAdaptError(f"{other} and {image} are a picture and a volume; expected two of a kind")
+    if not same_place(a, b):
+        assert a.affine is not None and b.affine is not None
+        where = np.abs(a.affine - b.affine)
+        row, column = np.unravel_index(int(where.argmax()), where.shape)
+        raise SamAdaptError(
+            f"{other} lies elsewhere than {image}: affine[{row}, {column}] is {b.affine[row, column]:g}, in the "
+            f"image {a.affine[row, column]:g}; expected the same voxels: resample it onto the image, or, if "
+            "only its header is wrong, save it with the image's header"
+        )

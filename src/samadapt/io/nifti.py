@@ -1,0 +1,173 @@
+"""NIfTI files: arrays in the file's index order, geometry from the header, label maps with the source's header."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from samadapt.types import SamAdaptError
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz")
+
+_UNREADABLE = (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError)
+_MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}  # "mm" and "unknown" are taken as mm
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a header says without its voxels, along the file's own axes."""
+
+    shape: tuple[int, int, int]  # [i, j, k]; a picture is (rows, columns, 1)
+    spacing_mm: tuple[float, float, float] | None  # None when the file does not say
+    affine: np.ndarray | None  # (4, 4) index -> RAS; None for a picture
+    channels: int
+    dtype: str  # as stored, a numpy name
+
+    def axes(self, slice_axis: int | None = None) -> tuple[int, int, int]:
+        """The file axes that lie along D, H, W.
+
+        The slicing axis is the one told, else the only axis of length 1, else the one with the largest
+        spacing (the thick slices); equal spacings mean the last axis.
+        """
+        if self.affine is None:
+            return (2, 0, 1)
+        if slice_axis is None:
+            single = [axis for axis in range(3) if self.shape[axis] == 1]
+            slice_axis = single[0] if len(single) == 1 else self._thickest()
+        if slice_axis not in (0, 1, 2):
+            raise SamAdaptError(f"slice axis is {slice_axis!r}; expected 0, 1 or 2: an axis of the file")
+        width, height = (axis for axis in range(3) if axis != slice_axis)
+        return (slice_axis, height, width)
+
+    def _thickest(self) -> int:
+        if self.spacing_mm is None:
+            return 2
+        largest = max(self.spacing_mm)
+        return max(axis for axis in range(3) if self.spacing_mm[axis] >= largest * (1 - 1e-3))
+
+
+def load_header(path: Path) -> Any:
+    """The nibabel image, its voxels still on disk."""
+    return _guarded(path, lambda: nib.load(path, mmap=False))
+
+
+def geometry(image: Any, path: Path) -> Geometry:
+    """Of a nibabel image. Axes of length 1 beyond the third are left out; a 2-D file gets a third axis."""
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 4 or len(shape) < 2:
+        raise SamAdaptError(f"{path} has {len(shape)} axes {shape}; expected a volume of 3 axes")
+    if 0 in shape:
+        raise SamAdaptError(f"{path} has no voxels (shape {shape}); export it again")
+    channels = shape[3] if len(shape) == 4 else 1
+    shape = (*shape, 1)[:3]
+    return Geometry(shape, _spacing_mm(image), np.asarray(image.affine), channels, _dtype(image, path))
+
+
+def _dtype(image: Any, path: Path) -> str:
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "biuf":
+        raise SamAdaptError(f"{path} stores {dtype} voxels; expected real numbers: save it as a grey volume")
+    return str(dtype)
+
+
+def _spacing_mm(image: Any) -> tuple[float, float, float] | None:
+    header = image.header
+    says_where = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    zooms = np.array([*header.get_zooms()[:3], 1.0, 1.0][:3], dtype=float)
+    units = header.get_xyzt_units()[0]
+    sizes = voxel_sizes(image.affine) if says_where else zooms
+    if not says_where and units == "unknown" and np.all(zooms == 1.0):
+        return None  # nothing in the header but its defaults
+    if not np.all(np.isfinite(sizes)) or np.any(sizes <= 0):
+        return None
+    i, j, k = (float(size) * _MM_PER_UNIT.get(units, 1.0) for size in sizes)
+    return (i, j, k)
+
+
+def read_array(image: Any, path: Path, dtype: type | None) -> np.ndarray:
+    """The voxels with `scl_slope` and `scl_inter` applied, (i, j, k) or (i, j, k, channels)."""
+    array = _guarded(path, lambda: np.asanyarray(image.dataobj, dtype=dtype))
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array[..., None] if array.ndim == 2 else array
+
+
+def save_label(path: Path, label: np.ndarray, source: Path | None, affine: np.ndarray) -> None:
+    """(i, j, k) uint8 with the header of the source: affine, sform and qform codes, units.
+
+    What describes the grey values of the source (scaling, display range, intent, extensions, which may name
+    the patient) is not copied.
+    """
+    if source is None:
+        image = nib.Nifti1Image(label, affine)
+        image.header.set_xyzt_units("mm")
+    else:
+        original = load_header(source)
+        expected = geometry(original, source).shape
+        if label.shape != expected:
+            raise SamAdaptError(
+                f"a label map of {label.shape} voxels does not fit {source} of {expected}; predict on this scan"
+            )
+        header = original.header.copy()
+        header.extensions.clear()
+        header.set_data_dtype(np.uint8)
+        header.set_slope_inter(1.0, 0.0)
+        header.set_intent("none")
+        header["cal_max"], header["cal_min"], header["descrip"] = 0, 0, b""
+        flat = len(original.shape) == 2
+        image = type(original)(label[..., 0] if flat else label, original.affine, header)
+    replace_file(path, lambda temporary: nib.save(image, temporary))
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """`write` to a temporary name beside `path`, then rename: a reader never meets half a file."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: writers decide by it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise SamAdaptError(
+            f"could not write {path}: {error.strerror or error}; make room or choose another folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _guarded(path: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except FileNotFoundError:
+        raise SamAdaptError(f"{path} does not exist; check the name and the folder") from None
+    except _UNREADABLE as error:
+        size = path.stat().st_size if path.is_file() else 0
+        what = "is empty" if size == 0 else f"cannot be read ({str(error).splitlines()[0]})"
+        raise SamAdaptError(
+            f"{path} {what}; expected a whole NIfTI file: copy or export it again ({size} bytes are there)"
+        ) from error
+
+
+def same_place(a: Geometry, b: Geometry, tolerance: float = 0.1) -> bool:
+    """Whether the voxels of equal shapes coincide: no corner is further off than `tolerance` of a voxel.
+
+    Headers written by different programs differ in the last digits of their affines; a part of a voxel is
+    what matters, not the digits.
+    """
+    if a.affine is None or b.affine is None:
+        return True
+    ends = [(0, n - 1) for n in a.shape]
+    corners = np.array([(i, j, k, 1) for i in ends[0] for j in ends[1] for k in ends[2]], dtype=float)
+    distance = np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max()
+    return bool(distance <= tolerance * voxel_sizes(a.affine).min())

@@ -1,0 +1,152 @@
+"""PNG, JPEG and TIFF: pictures as they are stored, masks as class values.
+
+What would be guessed is refused: a colour profile (CMYK), what lies under transparency, which way an EXIF tag
+turns a picture whose mask has no such tag, 16-bit colour that readers cut to 8 bits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from samadapt.io.nifti import Geometry, replace_file
+from samadapt.types import SamAdaptError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+_GREY = {"1": "uint8", "L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
+_COLOUR = {"RGB": "uint8", "P": "uint8"}
+_CURES = {
+    "CMYK": "convert it to RGB with the colour profile that it was made with",
+    "RGBA": "remove the transparency (e.g. `magick in.png -alpha off out.png`)",
+    "LA": "remove the transparency (e.g. `magick in.png -alpha off out.png`)",
+    "PA": "remove the transparency (e.g. `magick in.png -alpha off out.png`)",
+}
+
+
+def picture_geometry(path: Path) -> Geometry:
+    """From the header alone."""
+    with _open(path) as image:
+        _refuse(image, path)
+        grey = image.mode in _GREY
+        dtype = _GREY[image.mode] if grey else _COLOUR[image.mode]
+        return Geometry((image.height, image.width, 1), None, None, 1 if grey else 3, dtype)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(C, rows, columns, 1) float32 as stored; black-and-white becomes 0 and 255, a palette its colours."""
+    with _open(path) as image:
+        _refuse(image, path)
+        if image.mode in ("1", "P"):
+            image = _loaded(image, path).convert("L" if image.mode == "1" else "RGB")
+        array = np.asarray(_loaded(image, path), dtype=np.float32)
+    return array[None, :, :, None] if array.ndim == 2 else array.transpose(2, 0, 1)[..., None].copy()
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """(rows, columns, 1) integers as stored: palette indices, grey values; black-and-white becomes 0 and 255."""
+    with _open(path) as image:
+        if image.mode in ("1", *_GREY, "P"):
+            loaded = _loaded(image, path)
+            array = np.asarray(loaded.convert("L") if image.mode == "1" else loaded)
+        elif image.mode == "RGB":
+            colours = np.asarray(_loaded(image, path))
+            if np.any(colours != colours[..., :1]):
+                raise SamAdaptError(
+                    f"{path} is a colour picture; expected a mask of class values: save it as an indexed or grey PNG"
+                )
+            array = colours[..., 0]
+        else:
+            raise _mode_error(image.mode, path)
+    return array[..., None]
+
+
+def save_mask(path: Path, label: np.ndarray) -> None:
+    """(rows, columns, 1) uint8 -> an indexed PNG: the pixel values are the classes, the colours only show them."""
+    image = Image.fromarray(np.ascontiguousarray(label[..., 0]))
+    image.putpalette(_palette())
+    replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def _palette() -> list[int]:
+    """The colours of PASCAL VOC, by the bits of the class number: any two classes differ."""
+    colours = []
+    for value in range(256):
+        red = green = blue = 0
+        for bit in range(8):
+            shift = 7 - bit
+            red |= (value >> (3 * bit) & 1) << shift
+            green |= (value >> (3 * bit + 1) & 1) << shift
+            blue |= (value >> (3 * bit + 2) & 1) << shift
+        colours += [red, green, blue]
+    return colours
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise SamAdaptError(f"{path} does not exist; check the name and the folder") from None
+    except UnidentifiedImageError:
+        raise SamAdaptError(_why_unidentified(path)) from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise SamAdaptError(f"{path} cannot be read ({error}); copy or export it again") from error
+
+
+def _why_unidentified(path: Path) -> str:
+    """PIL knows no 16-bit colour TIFF and says of it only that it does not know it."""
+    if path.stat().st_size == 0:
+        return f"{path} is empty; copy or export it again"
+    if path.suffix.lower() in (".tif", ".tiff"):
+        try:
+            with tifffile.TiffFile(path) as file:
+                page = file.pages[0]
+                return f"{path} is a TIFF of {page.shape} {page.dtype} pixels; expected 8- or 16-bit grey or 8-bit RGB"
+        except (tifffile.TiffFileError, OSError, ValueError):
+            pass
+    return f"{path} is not a picture that can be read (PNG, JPEG or TIFF); copy or export it again"
+
+
+def _loaded(image: Image.Image, path: Path) -> Image.Image:
+    try:
+        image.load()
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+    ) as error:  # PIL raises SyntaxError for broken PNG chunks
+        raise SamAdaptError(f"{path} is damaged or cut off ({error}); copy or export it again") from error
+    return image
+
+
+def _refuse(image: Image.Image, path: Path) -> None:
+    if image.mode not in _GREY and image.mode not in _COLOUR:
+        raise _mode_error(image.mode, path)
+    if image.mode == "P" and "transparency" in image.info:
+        raise _mode_error("PA", path)
+    frames = getattr(image, "n_frames", 1)  # only the formats that can hold several have it
+    if frames > 1:
+        raise SamAdaptError(f"{path} holds {frames} pictures; expected one: save each as a file of its own")
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if turned not in (0, 1):
+        raise SamAdaptError(
+            f"{path} is turned or mirrored by its EXIF tag (orientation {turned}), a mask made from it may be or not; "
+            "expected upright pixels: rewrite it, e.g. `magick in.jpg -auto-orient out.jpg`, and check its mask"
+        )
+    if image.format == "PNG" and image.mode == "RGB" and _png_bits(path) == 16:
+        raise SamAdaptError(f"{path} has 16-bit colour; expected 8-bit RGB or 8- or 16-bit grey: convert it")
+
+
+def _png_bits(path: Path) -> int:
+    with open(path, "rb") as file:
+        return file.read(25)[24]
+
+
+def _mode_error(mode: str, path: Path) -> SamAdaptError:
+    cure = _CURES.get(mode, "convert it to 8-bit RGB or to grey")
+    what = {"PA": "a palette with transparency", "RGBA": "colour with alpha", "LA": "grey with alpha"}
+    return SamAdaptError(f"{path} is {what.get(mode, mode)}; expected 8- or 16-bit grey or 8-bit RGB: {cure}")
