@@ -51,6 +51,21 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     return 0
 
 
+def pick_device(name: str) -> torch.device:
+    """From what users type: auto (CUDA, else MPS, else CPU), cpu, cuda (or gpu), mps."""
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(device for device in ("cuda", "mps", "cpu") if found[device]))
+    device = {"gpu": "cuda"}.get(name, name)
+    if device not in found:
+        raise SamAdaptError(f"unknown device {name!r}; known: auto, cpu, cuda, mps")
+    if not found[device]:
+        raise SamAdaptError(
+            f"device {name!r} was asked for, but torch finds none here; use --device auto or cpu"
+        )
+    return torch.device(device)
+
+
 def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
     old, new = before.get(key), after[key]
     if isinstance(old, dict) and isinstance(new, dict):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from samadapt.runs import open_run, save_state, write_json
+from samadapt.runs import open_run, pick_device, save_state, write_json
 from samadapt.transforms import pool_taps, seeded
 from samadapt.types import IGNORED, Encoder, Head, SamAdaptError
 
@@ -399,26 +399,14 @@ class _Keeper(L.Callback):
         self.rows = list(state_dict["rows"])
 
 
-def accelerator(device: str) -> str:
-    """A Lightning accelerator from what users type: auto, cpu, cuda (gpu), mps."""
-    names = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "gpu": "gpu", "mps": "mps"}
-    if device not in names:
-        raise SamAdaptError(f"unknown device {device!r}; known: {', '.join(names)}")
-    if names[device] == "gpu" and not torch.cuda.is_available():
-        raise SamAdaptError(
-            f"device {device!r} was asked for, but torch sees no CUDA device; use --device auto or cpu"
-        )
-    return names[device]
-
-
 def _trainer(config: TrainConfig, out: Path, averager: _Averager) -> L.Trainer:
-    on_gpu = torch.cuda.is_available() and config.device in ("auto", "cuda", "gpu")
+    device = pick_device(config.device).type
     wants_bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+        config.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
     )
     with _quiet():
         return L.Trainer(
-            accelerator=accelerator(config.device),
+            accelerator={"cuda": "gpu"}.get(device, device),
             max_steps=config.steps,
             max_epochs=-1,
             precision="bf16-mixed" if wants_bf16 else "32-true",

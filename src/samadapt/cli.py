@@ -1,0 +1,288 @@
+"""The command line: a verb is a public function. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from samadapt.features import EncodeReport
+    from samadapt.learner import Learner
+
+app = typer.Typer(
+    help="Adapt Segment Anything to medical images: frozen encoder, light prompt-free heads, few labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[
+    Path,
+    typer.Argument(help="Data set: nnU-Net raw, MSD, images/ + masks/, class folders, CSV, MedMNIST npz."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
+Head = Annotated[str, typer.Option(help="See `samadapt list heads`.")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="See `samadapt list encoders`.")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help='The encoder\'s weights: a .pth file, a Hugging Face folder, or "random".')
+]
+Side = Annotated[int | None, typer.Option(help="Side of the encoder's square input, in pixels.")]
+Prepare = Annotated[
+    str | None, typer.Option(help="Intensity and geometry preparation, if not the encoder's own.")
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--set", help="Option of the head: --set preset=faithful.")
+]
+Views = Annotated[int, typer.Option(help="Stored views of each training slice.")]
+Augment = Annotated[str, typer.Option(help="none, default, mirror (also flips).")]
+Store = Annotated[Path, typer.Option(help="Folder of feature maps.")]
+SliceAxis = Annotated[
+    int | None, typer.Option(help="File axis to slice along; else the one of the largest spacing.")
+]
+Group = Annotated[
+    str | None, typer.Option(help="Patient of a case: a regular expression with one group, or a CSV file.")
+]
+Window = Annotated[str | None, typer.Option(help="Intensities shown: percentile, ct, none, or LOW,HIGH.")]
+Channels = Annotated[str | None, typer.Option(help="Image channels to use: 0 or 0,1,2.")]
+Seed = Annotated[int, typer.Option(help="Draws the labelled patients, the head's start and the batches.")]
+
+
+def _open(
+    data: Path, slice_axis: int | None, group: str | None, window: str | None, channels: str | None
+) -> Any:
+    from samadapt.datasets import open_dataset
+
+    chosen = None if channels is None else tuple(int(c) for c in channels.split(","))
+    opened = open_dataset(data, slice_axis=slice_axis, group=group, channels=chosen, window=window)
+    return opened
+
+
+def _learner(
+    head: str, encoder: str, checkpoint: str | None, side: int | None, prepare: str | None, options: list[str] | None,
+    views: int, augment: str,
+) -> Learner:  # fmt: skip
+    from samadapt.learner import Learner, parse_options
+
+    encoder = "pixels" if head == "unet" and encoder == "sam_nano" else encoder
+    return Learner(head, encoder, checkpoint, side, prepare, parse_options(options or []), views, augment)
+
+
+@app.command()
+def encode(
+    data: Data,
+    encoder: EncoderName = "sam_nano",
+    head: Head = "fused",
+    store: Store = Path("features"),
+    checkpoint: Checkpoint = None,
+    side: Side = None,
+    prepare: Prepare = None,
+    options: Options = None,
+    views: Views = 6,
+    augment: Augment = "default",
+    slice_axis: SliceAxis = None,
+    group: Group = None,
+    window: Window = None,
+    channels: Channels = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Run the frozen encoder once and store the maps that a head reads."""
+    from samadapt import learner
+    from samadapt.features import FeatureStore
+
+    opened = _open(data, slice_axis, group, window, channels)
+    chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
+    total = len(opened)
+    report = learner.encode(chosen, opened, FeatureStore(store), device, progress=_encode_line(total, quiet))
+    _say(_encode_summary(report, store), quiet)
+
+
+@app.command()
+def train(
+    data: Data,
+    out: Out,
+    head: Head = "fused",
+    encoder: EncoderName = "sam_nano",
+    labels: Annotated[int | None, typer.Option(help="Labelled patients to use; all by default.")] = None,
+    select: Annotated[int, typer.Option(help="Of these, patients set aside to choose the best step.")] = 0,
+    val_labels: Annotated[int, typer.Option(help="Further labelled patients for that: more labels!")] = 0,
+    fold: Annotated[int, typer.Option(help="Fold of splits_final.json.")] = 0,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Slices in a step.")] = 8,
+    lr: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-3,
+    tune: Annotated[str, typer.Option(help="The encoder: none (frozen) or all (trained too).")] = "none",
+    encoder_lr: Annotated[float, typer.Option(help="Learning rate of a tuned encoder.")] = 1e-4,
+    precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes that load batches.")] = 0,
+    store: Store = Path("features"),
+    live: Annotated[
+        bool, typer.Option("--live", help="Run the encoder in every step; store nothing.")
+    ] = False,
+    checkpoint: Checkpoint = None,
+    side: Side = None,
+    prepare: Prepare = None,
+    options: Options = None,
+    views: Views = 6,
+    augment: Augment = "default",
+    slice_axis: SliceAxis = None,
+    group: Group = None,
+    window: Window = None,
+    channels: Channels = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a head on few labelled patients. Rerunning the same command resumes."""
+    from samadapt.features import FeatureStore
+    from samadapt.learner import fit
+    from samadapt.training import TrainConfig
+
+    opened = _open(data, slice_axis, group, window, channels)
+    split = opened.split(labels=labels, seed=seed, select=select, val_labels=val_labels, fold=fold)
+    chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
+    config = TrainConfig(
+        steps=steps, batch_size=batch_size, lr=lr, tune=tune, encoder_lr=encoder_lr, precision=precision,
+        seed=seed, device=device, workers=workers,
+    )  # fmt: skip
+    _say(_split_summary(opened, split), quiet)
+    maps = None if live else FeatureStore(store)
+    run = fit(chosen, opened, split, config, out, maps, overwrite, _encode_line(len(split.train), quiet))
+    print(f"trained: {run}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder of `samadapt train`.")],
+    inputs: Annotated[Path, typer.Argument(help="A scan, a folder of scans, or a data set.")],
+    out: Out,
+    subset: Annotated[str | None, typer.Option(help="Of a data set: val, train or all.")] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write class probabilities (.npy).")
+    ] = False,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment (or classify) scans; label maps come in the source's own geometry."""
+    from samadapt.folders import predict_folder
+
+    count = predict_folder(
+        run, inputs, out, subset=subset, probabilities=probabilities, device=device, checkpoint=checkpoint,
+        overwrite=overwrite, progress=None if quiet else _note,
+    )  # fmt: skip
+    print(f"predicted: {count} cases in {out}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of `samadapt predict`.")],
+    truth: Annotated[Path, typer.Argument(help="The data set, or a folder of label files.")],
+    out: Out = Path("scores.csv"),
+    quiet: Quiet = False,
+) -> None:
+    """Score predictions in mm, with a patient-bootstrap 95 % interval."""
+    from samadapt.folders import evaluate_folder
+    from samadapt.metrics import format_table, summarise, write_scores
+
+    scores, groups = evaluate_folder(predictions, truth, None if quiet else _note)
+    write_scores(out, scores)
+    print(format_table(summarise(scores, groups)))
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each training.")] = 300,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Phantom data, two labelled patients, a head and a U-Net, scores and pictures: no network needed."""
+    from samadapt.demo import run_demo
+
+    run_demo(out, steps=steps, seed=seed, overwrite=overwrite)
+
+
+@app.command("list")
+def list_names(what: Annotated[str, typer.Argument(help="encoders, heads or metrics.")]) -> None:
+    """What there is to choose from."""
+    from samadapt.listing import describe
+
+    print(describe(what))
+
+
+# ---------------------------------------------------------------- words on the terminal
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, flush=True)
+
+
+def _note(text: str) -> None:
+    """Progress, which a file or a pipe need not keep."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _split_summary(data: Any, split: Any) -> str:
+    patients = sorted({data.groups[i] for i in split.train})
+    chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
+    selection = f"best step on {len(split.select)} cases" if split.select else "none (averaged last weights)"
+    return (
+        f"{data.name}: {len(data)} cases; {data.group_rule}\n"
+        f"training on {len(split.train)} cases of {len(patients)} patients ({chosen}); "
+        f"selection: {selection}; scoring: {len(split.val)} cases"
+    )
+
+
+def _encode_line(total: int, quiet: bool) -> Any:
+    """A progress callback: throughput, bytes, time left."""
+    start = time.monotonic()
+
+    def show(report: EncodeReport) -> None:
+        seconds = time.monotonic() - start
+        left = seconds / max(report.cases, 1) * (total - report.cases) if report.written else 0.0
+        _note(
+            f"encoded {report.cases}/{total} cases, {report.slices / max(seconds, 1e-9):.1f} slices/s, "
+            f"{report.bytes / 2**20:.0f} MiB, {left:.0f} s left"
+        )
+
+    return None if quiet else show
+
+
+def _encode_summary(report: EncodeReport, store: Path) -> str:
+    if report.written == 0:
+        return f"nothing to do: all {report.cases} cases are in {store} already"
+    return (
+        f"encoded {report.written} of {report.cases} cases ({report.slices} slices, {report.bytes / 2**20:.1f} MiB) "
+        f"into {store} in {report.seconds:.1f} s"
+    )
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2; `--debug` shows the traceback."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    try:
+        app(args=[a for a in arguments if a != "--debug"], prog_name="samadapt")
+    except Exception as error:
+        from samadapt.types import SamAdaptError
+
+        if debug or not isinstance(error, SamAdaptError):
+            raise
+        print(f"samadapt: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Pictures for people: label maps drawn over their slices. matplotlib only, no display needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito's palette: told apart with every common colour vision.
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+
+
+def overlay_figure(
+    image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequence[str], slices: Sequence[int]
+) -> Figure:
+    """One row a slice, one column a label map, outlined over the image.
+
+    Args:
+        image: (C, D, H, W); 1 channel is shown grey, 3 as colours in 0..255.
+        labels: column title -> (D, H, W) classes.
+        classes: names by value; 0 is not drawn.
+    """
+    figure = Figure(figsize=(2.6 * len(labels), 2.6 * len(slices) + 0.5), layout="compressed")
+    axes = figure.subplots(len(slices), len(labels), squeeze=False)
+    low, high = np.percentile(image, (1, 99.5))
+    for row, index in zip(axes, slices, strict=True):
+        for axis, (title, label) in zip(row, labels.items(), strict=True):
+            if image.shape[0] == 3:
+                axis.imshow(np.clip(image[:, index].transpose(1, 2, 0) / 255, 0, 1))
+            else:
+                axis.imshow(image[0, index], cmap="gray", vmin=low, vmax=high)
+            for value in range(1, len(classes)):
+                mask = label[index] == value
+                if mask.any():
+                    colour = COLOURS[(value - 1) % len(COLOURS)]
+                    axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.4)
+            axis.set_axis_off()
+            if row is axes[0]:
+                axis.set_title(title, fontsize=10)
+    handles = [
+        Line2D([], [], color=COLOURS[(value - 1) % len(COLOURS)], linewidth=2, label=name)
+        for value, name in enumerate(classes)
+        if value
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
+    )
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """PNG or SVG by the suffix, written whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    FigureCanvasAgg(figure)
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
+    return path
+
+
+def telling_slices(label: np.ndarray, count: int = 3) -> list[int]:
+    """Slices that show most: spread over those with a label, or over all."""
+    filled = np.flatnonzero((label > 0).any((1, 2)))
+    if len(filled) == 0:
+        filled = np.arange(label.shape[0])
+    positions = np.linspace(0.15, 0.85, min(count, len(filled))) * (len(filled) - 1)
+    return sorted({int(filled[round(p)]) for p in positions})

@@ -1,0 +1,223 @@
+"""Folders in, folders out: what `samadapt predict` and `samadapt evaluate` do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from samadapt import io
+from samadapt.datasets import Dataset, open_dataset
+from samadapt.prediction import Classifier, Segmenter, load_run, score_labels
+from samadapt.runs import read_config, write_json
+from samadapt.types import Case, SamAdaptError, Score
+
+SUBSETS = ("val", "train", "all")
+Named = tuple[Case, str]  # a case, and the part of the split it belongs to ("" where nothing says so)
+
+
+def predict_folder(
+    run: str | Path,
+    inputs: str | Path,
+    out: str | Path,
+    *,
+    subset: str | None = None,
+    probabilities: bool = False,
+    device: str = "auto",
+    checkpoint: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> int:
+    """Predict a scan, a folder of scans, or cases of a data set; returns how many.
+
+    Args:
+        inputs: an image file; a folder of images (nnU-Net names: `case_0000.nii.gz` gives `case.nii.gz`); or a
+            data set as `open_dataset` takes it.
+        subset: of a data set: "val" (the run's scoring patients; the default where the run was trained on this
+            data set), "train" or "all".
+    """
+    model = load_run(run, device, checkpoint)
+    out = Path(out)
+    _open_output(out, overwrite)
+    cases = _cases(model, Path(run), Path(inputs), subset)
+    if isinstance(model, Classifier):
+        count = _classify(model, cases, out, progress)
+    else:
+        count = _segment(model, cases, out, probabilities, progress)
+    write_json(
+        out / "predictions.json",
+        {
+            "run": str(run),
+            "inputs": str(inputs),
+            "classes": list(model.classes),
+            "cases": count,
+            "task": model.head.task,
+        },
+    )
+    return count
+
+
+def _segment(
+    model: Segmenter,
+    cases: Iterable[Named],
+    out: Path,
+    probabilities: bool,
+    progress: Callable[[str], None] | None,
+) -> int:
+    count = 0
+    for count, (case, _) in enumerate(cases, start=1):  # noqa: B007
+        suffix = ".png" if case.affine is None else ".nii.gz"
+        path = out / f"{case.id}{suffix}"
+        model.predict_to(case, path, out / f"{case.id}.npy" if probabilities else None)
+        if progress:
+            progress(str(path))
+    return count
+
+
+def _classify(
+    model: Classifier, cases: Iterable[Named], out: Path, progress: Callable[[str], None] | None
+) -> int:
+    rows = []
+    for case, part in cases:
+        values = model.predict(case)
+        if model.multilabel:
+            prediction = "|".join(
+                name for name, value in zip(model.classes, values, strict=True) if value > 0.5
+            )
+        else:
+            prediction = model.classes[int(values.argmax())]
+        row = {"case": case.id, "split": part, "prediction": prediction}
+        rows.append(
+            row | {f"prob_{n}": f"{v:.7g}" for n, v in zip(model.classes, values.tolist(), strict=True)}
+        )
+        if progress:
+            progress(case.id)
+    temporary = out / "predictions.csv.tmp"
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(
+            file, fieldnames=["case", "split", "prediction", *(f"prob_{n}" for n in model.classes)]
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(out / "predictions.csv")
+    return len(rows)
+
+
+def _open_output(out: Path, overwrite: bool) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise SamAdaptError(f"{out} is not empty; choose another --out or give --overwrite")
+        if not (out / "predictions.json").is_file():
+            raise SamAdaptError(
+                f"{out} holds no predictions of ours; --overwrite deletes prediction folders only"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    # Written again at the end; from now on the folder is known as ours, even if the run is interrupted.
+    write_json(out / "predictions.json", {"cases": None})
+
+
+def _cases(model: Segmenter | Classifier, run: Path, inputs: Path, subset: str | None) -> Iterator[Named]:
+    if not inputs.exists():
+        raise SamAdaptError(f"{inputs} does not exist; give an image file, a folder of images, or a data set")
+    if subset is not None and subset not in SUBSETS:
+        raise SamAdaptError(f"unknown subset {subset!r}; known: {', '.join(SUBSETS)}")
+    if inputs.is_dir() and not _holds_a_data_set(inputs):
+        groups = io.group_channels(io.find_files(inputs))
+        if not groups:
+            raise SamAdaptError(f"{inputs} holds no images; known formats: {', '.join(io.IMAGE_SUFFIXES)}")
+        for paths in groups.values():
+            yield model.case(paths), ""
+    elif inputs.is_dir() or inputs.suffix == ".npz":
+        data = _open_like(run, inputs)
+        parts = _parts(run, data)
+        chosen = subset or ("val" if "val" in parts.values() else "all")
+        for case_id in data.ids:
+            if chosen in ("all", parts.get(case_id)):
+                yield data.case(case_id), parts.get(case_id, "")
+    else:
+        yield model.case(inputs), ""
+
+
+def _holds_a_data_set(folder: Path) -> bool:
+    """A folder with folders in it is a data set; one with images right in it is a pile of scans."""
+    return (folder / "dataset.json").is_file() or not io.find_files(folder)
+
+
+def _open_like(run: Path, inputs: Path) -> Dataset:
+    """The data set, seen as the run saw its own."""
+    config = read_config(run)
+    data = config["data"]
+    return open_dataset(
+        inputs,
+        slice_axis=data["slice_axis"],
+        channels=data["channels"],
+        task=config["task"],
+        **data.get("options", {}),
+    )
+
+
+def _parts(run: Path, data: Dataset) -> dict[str, str]:
+    """Case -> "train", "select", "val" (scoring), where the run's split says so."""
+    if not (run / "split.json").is_file():
+        return {}
+    split = json.loads((run / "split.json").read_text())
+    return {i: part for part in ("val", "select", "train") for i in split.get(part, []) if i in set(data.ids)}
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def evaluate_folder(
+    predictions: str | Path, truth: str | Path, progress: Callable[[str], None] | None = None
+) -> tuple[list[Score], dict[str, str]]:
+    """Scores of a folder of label maps against a data set, or a folder of label files of the same names.
+
+    Returns the scores, and the patient of each case, for the intervals.
+    """
+    predictions, truth = Path(predictions), Path(truth)
+    found = {io.case_name(path): path for path in io.find_files(predictions)} if predictions.is_dir() else {}
+    if not found:
+        raise SamAdaptError(f"{predictions} holds no label maps; give the --out of `samadapt predict`")
+    if _holds_a_data_set(truth):
+        data = open_dataset(truth)
+        unknown = sorted(set(found) - set(data.labelled_ids))
+        if unknown:
+            raise SamAdaptError(
+                f"{len(unknown)} of {len(found)} predictions have no label in {truth}, the first is {unknown[0]!r}; "
+                "predict cases of this data set, or remove them"
+            )
+        cases = ((data.case(i), found[i]) for i in data.labelled_ids if i in found)
+        groups, classes = {i: data.groups[i] for i in found}, list(data.classes)
+    else:
+        cases, classes = _label_pairs(found, truth, predictions)
+        groups = {i: i for i in found}
+
+    def loaded() -> Iterator[tuple[Case, object]]:
+        for case, path in cases:
+            if progress:
+                progress(case.id)
+            yield case, io.read_label(path, case).numpy()
+
+    return score_labels(loaded(), classes), groups  # type: ignore[arg-type]
+
+
+def _label_pairs(
+    found: dict[str, Path], truth: Path, predictions: Path
+) -> tuple[Iterable[tuple[Case, Path]], list[str]]:
+    """Label files as cases of their own; class names as the predictions' note gives them."""
+    labels = {io.case_name(path): path for path in io.find_files(truth)}
+    missing = sorted(set(found) - set(labels))
+    if missing:
+        raise SamAdaptError(
+            f"{truth} has no label for {len(missing)} predictions, the first is {missing[0]!r}"
+        )
+    note = predictions / "predictions.json"
+    if not note.is_file():
+        raise SamAdaptError(
+            f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
+        )
+    classes = json.loads(note.read_text())["classes"]
+    return ((io.read_case(labels[i], labels[i], case_id=i), path) for i, path in found.items()), classes

@@ -1,0 +1,115 @@
+"""A learner: which encoder, which head, how the images are seen. And how one is fitted to a split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samadapt.datasets import Dataset, Split
+from samadapt.encoders import load_encoder
+from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
+from samadapt.heads import build_head
+from samadapt.runs import pick_device
+from samadapt.training import TrainConfig, train
+from samadapt.types import Encoder, Head, SamAdaptError
+
+Progress = Callable[[EncodeReport], None]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a few-label study compares. Two learners with equal fields are the same learner."""
+
+    head: str = "fused"
+    encoder: str = "sam_nano"
+    checkpoint: str | None = None  # a file, a folder, or "random"
+    side: int | None = None
+    prepare: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the head: preset, class_mode, depth, ...
+    views: int = 6  # stored views of each training slice; without a store every step draws a new one
+    augment: str = "default"
+
+    def build(self, n_classes: int, seed: int = 0) -> tuple[Encoder, Head]:
+        """The encoder, and a fresh head that starts from the encoder's own decoder where it can.
+
+        Args:
+            seed: draws the head's weights, and the encoder's where the checkpoint is "random".
+        """
+        encoder = load_encoder(
+            self.encoder, checkpoint=self.checkpoint, side=self.side, prepare=self.prepare, seed=seed
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = build_head(
+                self.head, encoder.taps, n_classes, pretrained=encoder.decoder_state(), **self.options
+            )
+        return encoder, head
+
+    def recipe(self, window: str) -> Recipe:
+        """How stored maps of the training slices are made."""
+        return (
+            Recipe(window, 1, "none") if self.augment == "none" else Recipe(window, self.views, self.augment)
+        )
+
+
+def parse_options(assignments: Sequence[str]) -> dict[str, Any]:
+    """["preset=faithful", "depth=4"] -> {"preset": "faithful", "depth": 4}; values as JSON where they are."""
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not (name and equals):
+            raise SamAdaptError(
+                f"option {assignment!r} is not understood; expected NAME=VALUE, e.g. preset=faithful"
+            )
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def encode(
+    learner: Learner,
+    data: Dataset,
+    store: FeatureStore,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> EncodeReport:
+    """Put into the store what this learner reads of these cases."""
+    encoder, head = learner.build(max(2, len(data.classes)), seed)
+    encoder = encoder.to(pick_device(device))
+    return store.encode(data.cases, encoder, head.reads, learner.recipe(data.window), progress=progress)
+
+
+def fit(
+    learner: Learner,
+    data: Dataset,
+    split: Split,
+    config: TrainConfig,
+    out: str | Path,
+    store: FeatureStore | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Train on the labelled patients of the split and leave a run folder.
+
+    With a store (and a frozen encoder), what is missing in it is encoded first; without, the encoder runs in
+    every step. Selection uses `split.select`, which lies within the label budget unless the user widened it.
+    """
+    encoder, head = learner.build(len(data.classes), config.seed)
+    encoder = encoder.to(pick_device(config.device))
+    training, selection = data[split.train], data[split.select]
+    stored = store if config.tune == "none" and set(head.reads) != {"pixels"} else None
+    if stored is not None:
+        stored.encode(training.cases, encoder, head.reads, learner.recipe(data.window), progress=progress)
+        stored.encode(selection.cases, encoder, head.reads, Recipe(data.window), progress=progress)
+    views = learner.recipe(data.window).views
+    pairs = Pairs(training, encoder, head.reads, stored, views, learner.augment)
+    select = Pairs(selection, encoder, head.reads, stored) if split.select else None
+    return train(head, pairs, select, config, out, split, overwrite)

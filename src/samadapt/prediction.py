@@ -1,0 +1,179 @@
+"""From a case to an answer in the file's own geometry, and from answers to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samadapt import io
+from samadapt.encoders import load_encoder
+from samadapt.heads import build_head
+from samadapt.metrics import score_case
+from samadapt.runs import load_state, pick_device, read_config
+from samadapt.transforms import Window, apply_window, pool_taps, to_original
+from samadapt.types import Case, Encoder, Frame, Head, SamAdaptError, Score
+
+Maps = Mapping[str, np.ndarray]  # tap -> (V, D, C, h, w), as a FeatureStore reads them
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder and a trained head, and how a file becomes their input."""
+
+    encoder: Encoder
+    head: Head
+    classes: Sequence[str]
+    window: str = "percentile"
+    slice_axis: int | None = None
+    channels: Sequence[int] | None = None
+    multilabel: bool = False
+    batch_size: int = 4
+
+    def case(self, image: Case | str | Path | Sequence[str | Path]) -> Case:
+        """A case from a file, from its channel files, or the case itself."""
+        if isinstance(image, Case):
+            return image
+        paths = [Path(image)] if isinstance(image, str | Path) else [Path(path) for path in image]
+        name = io.case_name(paths[0], channels=True)
+        return io.read_case(paths, case_id=name, slice_axis=self.slice_axis, channels=self.channels)
+
+    @torch.inference_mode()
+    def logits(self, case: Case, maps: Maps | None = None) -> Iterator[tuple[Tensor, Frame]]:
+        """Per slice, in order: the head's logits, (K, h, w) or (K,), and where the slice lies in the square.
+
+        Args:
+            maps: stored maps of this case (view 0 is used); without them the encoder runs.
+        """
+        device = next((p.device for p in self.head.parameters()), torch.device("cpu"))
+        limits = Window.parse(self.window).fit(case.image)
+        for begin in range(0, case.image.shape[1], self.batch_size):
+            indices = range(begin, min(begin + self.batch_size, case.image.shape[1]))
+            prepared = [self.encoder.prepare(apply_window(case.image[:, i], limits)) for i in indices]
+            pixels = torch.stack([x for x, _ in prepared]).to(device)
+            if maps is None:
+                features = pool_taps(self._taps(pixels), self.head.reads)
+            else:
+                stored = {t: np.asarray(m[0, begin : indices.stop], np.float32) for t, m in maps.items()}
+                features = {t: torch.from_numpy(m).to(device) for t, m in stored.items()} | {"pixels": pixels}
+            answers = self.head(features).float().cpu()
+            yield from zip(answers, (frame for _, frame in prepared), strict=True)
+
+    def _taps(self, pixels: Tensor) -> dict[str, Tensor]:
+        """The encoder runs only for a head that reads more than the pixels."""
+        return {"pixels": pixels} if set(self.head.reads) == {"pixels"} else self.encoder(pixels)
+
+
+@dataclass(frozen=True)
+class Segmenter(Model):
+    """A label map for a case."""
+
+    def predict(
+        self, image: Case | str | Path | Sequence[str | Path], maps: Maps | None = None
+    ) -> np.ndarray:
+        """(D, H, W) uint8, in the file's own grid. Full-size logits exist for one slice at a time."""
+        case = self.case(image)
+        label = np.empty(tuple(case.image.shape[1:]), np.uint8)
+        for index, (logits, frame) in enumerate(self.logits(case, maps)):
+            label[index] = to_original(logits, frame).argmax(0).numpy()
+        return label
+
+    def probabilities(self, image: Case | str | Path | Sequence[str | Path]) -> Iterator[Tensor]:
+        """Per slice (K, H, W): a volume's worth would not fit in memory for long."""
+        for logits, frame in self.logits(self.case(image)):
+            yield to_original(logits, frame).softmax(0)
+
+    def predict_to(self, image: Case, path: Path, probabilities: Path | None = None) -> None:
+        """Write the label map (and the probabilities) with the source's geometry and header."""
+        io.write_label(path, self.predict(image), image)
+        if probabilities is not None:
+            io.write_probabilities(probabilities, self.probabilities(image), len(self.classes), image)
+
+
+@dataclass(frozen=True)
+class Classifier(Model):
+    """Class probabilities for a case; a volume's are the mean of its slices'."""
+
+    def predict(
+        self, image: Case | str | Path | Sequence[str | Path], maps: Maps | None = None
+    ) -> np.ndarray:
+        """(K,) float32 probabilities; independent ones where a case can have several classes."""
+        rows = [
+            logits.sigmoid() if self.multilabel else logits.softmax(0)
+            for logits, _ in self.logits(self.case(image), maps)
+        ]
+        return torch.stack(rows).mean(0).numpy()
+
+
+_MODELS: dict[str, type[Segmenter] | type[Classifier]] = {
+    "segmentation": Segmenter,
+    "classification": Classifier,
+}
+
+
+def load_run(run: str | Path, device: str = "auto", checkpoint: str | None = None) -> Segmenter | Classifier:
+    """The model of a finished run folder.
+
+    Args:
+        checkpoint: where the encoder's weights are on this machine, if not where they were.
+    """
+    run = Path(run)
+    config = read_config(run)
+    place = pick_device(device)
+    spec = dict(config["encoder"])
+    if checkpoint is not None:
+        spec["checkpoint"] = checkpoint
+    encoder = load_encoder(**spec)
+    tuned = run / "encoder.safetensors"
+    if tuned.is_file():
+        load_state(encoder, tuned)
+    elif encoder.fingerprint != config["encoder_fingerprint"]:
+        raise SamAdaptError(
+            f"the encoder {spec} is not the one that {run} was trained with (fingerprint {encoder.fingerprint[:12]}, "
+            f"expected {config['encoder_fingerprint'][:12]}); give the same weights with --checkpoint"
+        )
+    head = build_head(taps=encoder.taps, **config["head"])
+    load_state(head, run / "head.safetensors")
+    return build_model(encoder.to(place), head.to(place), config)
+
+
+def build_model(encoder: Encoder, head: Head, config: Mapping[str, Any]) -> Segmenter | Classifier:
+    """From parts already built; `config` as in a run folder."""
+    data = config["data"]
+    return _MODELS[head.task](
+        encoder.eval(),
+        head.eval(),
+        tuple(config["classes"]),
+        config["recipe"]["window"],
+        data["slice_axis"],
+        data["channels"],
+        data["multilabel"],
+    )
+
+
+# ---------------------------------------------------------------- scores
+
+
+def score_labels(predictions: Iterable[tuple[Case, np.ndarray]], classes: Sequence[str]) -> list[Score]:
+    """Every metric of every case, in the file's own geometry.
+
+    Args:
+        predictions: a labelled case and its predicted label map (D, H, W).
+        classes: names by label value; value 0 is the background and is not scored.
+    """
+    scores: list[Score] = []
+    for case, label in predictions:
+        if case.label is None:
+            raise SamAdaptError(f"case {case.id!r} has no label: it cannot be scored")
+        if label.shape != tuple(case.label.shape):
+            raise SamAdaptError(
+                f"the prediction of {case.id!r} has shape {label.shape}, its label {tuple(case.label.shape)}; "
+                "predict this very file, not a resampled copy"
+            )
+        scores += score_case(case.id, label, case.label.numpy(), case.spacing_mm, classes)
+    return scores
