@@ -1,0 +1,66 @@
+"""Trainable heads: a table of classes, and the function that builds one by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from samadapt.heads.autosam import AutoSAM
+from samadapt.heads.cnn import CNN
+from samadapt.heads.fused import Fused
+from samadapt.heads.linear import Linear, Probe
+from samadapt.heads.unet import UNet
+from samadapt.types import Head, SamAdaptError
+
+HEADS: dict[str, type[Head]] = {
+    "autosam": AutoSAM,
+    "cnn": CNN,
+    "fused": Fused,
+    "linear": Linear,
+    "probe": Probe,
+    "unet": UNet,
+}
+
+
+def build_head(
+    name: str,
+    taps: Mapping[str, tuple[int, int, int]],
+    n_classes: int,
+    pretrained: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> Head:
+    """A fresh head on an encoder's taps; its `spec` builds it again.
+
+    Args:
+        name: a key of `HEADS`.
+        taps: of the encoder, name -> (C, h, w).
+        n_classes: classes with the background.
+        pretrained: the encoder's `decoder_state()`; heads that cannot start from it ignore it.
+        options: of the head; see its class.
+
+    Example:
+        >>> head = build_head("cnn", {"neck": (256, 64, 64)}, n_classes=4, preset="faithful")
+        >>> head.spec["depth"]
+        4
+    """
+    if name not in HEADS:
+        raise SamAdaptError(f"unknown head {name!r}; known: {', '.join(sorted(HEADS))}")
+    if n_classes < 2:
+        raise SamAdaptError(
+            f"a segmentation head needs at least 2 classes (the background is one), not {n_classes}"
+        )
+    known = dict(inspect.signature(HEADS[name]).parameters)
+    accepts_pretrained = known.pop("pretrained", None) is not None
+    known = {option: known[option] for option in known if option not in ("taps", "n_classes")}
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise SamAdaptError(f"head {name!r} has no option {unknown}; it has {sorted(known)}")
+    if accepts_pretrained:
+        options["pretrained"] = pretrained
+    return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
+
+
+__all__ = ["HEADS", "build_head"]

@@ -1,0 +1,193 @@
+"""Our own head: every stride of the encoder and the pixels themselves, fused from coarse to fine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samadapt.heads.options import Taps, loss_name, tap_shape
+from samadapt.losses import LOSSES, to_grid
+from samadapt.types import LABEL_GRID, Head, SamAdaptError, Task
+
+PIXELS = "pixels"
+
+
+class FeatureJitter(nn.Module):
+    """Augmentation of stored maps while training: noise, lost channels, gains of the coarse and fine bands.
+
+    A store holds few views of a slice; what cannot be redrawn in the image is redrawn here (compare the
+    wavelet augmentation of frozen features in DINO-AugSeg, arXiv 2601.08078; ours splits into two bands).
+
+    Args:
+        strength: 0 is nothing, 1 is the full range of each.
+    """
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.noise, self.drop, self.gain = 0.2 * strength, 0.2 * strength, 0.4 * strength
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w), channels of about unit variance -> the same shape."""
+        if not self.training or self.noise == 0:
+            return x
+        coarse = x
+        if min(x.shape[-2:]) >= 4:
+            coarse = to_grid(F.avg_pool2d(x, 2, ceil_mode=True), x.shape[-2:])
+        low, high = (1 + self.gain * (2 * torch.rand_like(x[:, :, :1, :1]) - 1) for _ in range(2))
+        x = low * coarse + high * (x - coarse)
+        sigma = self.noise * torch.rand_like(x[:, :1, :1, :1])
+        return F.dropout2d(x + sigma * torch.randn_like(x), self.drop)
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.GroupNorm(8, outputs),
+        nn.SiLU(),
+    )
+
+
+class Lateral(nn.Module):
+    """A tap of any width and scale -> `width` channels."""
+
+    def __init__(self, channels: int, width: int, jitter: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)  # taps differ in scale by orders of magnitude
+        self.jitter = FeatureJitter(jitter)
+        self.project = _conv(channels, width, kernel=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.jitter(self.norm(x)))
+
+
+class Stem(nn.Module):
+    """Pixels (B, 3, S, S) -> maps of 16 and 32 channels at the label's grid and at half of it.
+
+    Where the pixels are finer than the labels they are averaged, where coarser they are interpolated.
+    """
+
+    WIDTHS = (16, 32)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fine = _conv(channels, self.WIDTHS[0])
+        self.coarse = nn.Sequential(
+            _conv(self.WIDTHS[0], self.WIDTHS[1], stride=2), _conv(self.WIDTHS[1], self.WIDTHS[1])
+        )
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        size = (LABEL_GRID, LABEL_GRID)
+        if pixels.shape[-1] > LABEL_GRID:
+            pixels = F.adaptive_avg_pool2d(pixels, size)
+        full = self.fine(to_grid(pixels, size))
+        return full, self.coarse(full)
+
+
+@final
+class Fused(Head):
+    """Reads several strides and a shallow stem on the pixels; fuses coarse to fine; answers at the label's grid.
+
+    Args:
+        taps: the encoder's taps.
+        n_classes: classes with the background.
+        read: taps to read, "pixels" for the stem; None chooses: the stem, every map, but of maps of one shape
+            (a ViT's blocks) four evenly spaced ones, which are read averaged over 2 x 2 to keep the store small.
+        width: channels of the fusion.
+        jitter: strength of the augmentation in feature space; 0 is none.
+        dice: share of the Dice part in the loss.
+        loss: a name in `losses.LOSSES`.
+    """
+
+    name: ClassVar[str] = "fused"
+    task: ClassVar[Task] = "segmentation"
+
+    def __init__(
+        self,
+        taps: Taps,
+        n_classes: int,
+        read: Sequence[str] | None = None,
+        width: int = 64,
+        jitter: float = 0.5,
+        loss: str = "dice_ce",
+    ) -> None:
+        super().__init__()
+        if width % 8 or width < 8:
+            raise SamAdaptError(f"head 'fused' cannot have a width of {width!r}; give a multiple of 8")
+        self.reads = choose_reads(taps) if read is None else {tap: 1 for tap in read}
+        shapes = {tap: tap_shape(self.name, taps, tap) for tap in self.reads}
+        stem = shapes.pop(PIXELS, None)
+        if not shapes:
+            raise SamAdaptError(
+                f"head 'fused' needs a map beside {PIXELS!r}, and the encoder gives {sorted(taps)}; "
+                "for pixels alone use head 'unet'"
+            )
+        self.spec = {
+            "name": self.name,
+            "n_classes": n_classes,
+            "read": list(self.reads) if read else None,
+            "width": width,
+            "jitter": jitter,
+            "loss": loss_name(self.name, "fixed", loss),
+        }
+        self.loss_fn = LOSSES[loss]
+        self.levels = _levels(shapes, self.reads)
+        self.laterals = nn.ModuleDict(
+            {_key(tap): Lateral(shape[0], width, jitter) for tap, shape in shapes.items()}
+        )
+        self.merge = nn.ModuleList(_conv(width, width) for _ in self.levels)
+        self.stem = Stem(stem[0]) if stem else None
+        full, half = Stem.WIDTHS if stem else (0, 0)
+        self.up_half = nn.Sequential(_conv(width + half, 32), _conv(32, 32))
+        self.up_full = _conv(32 + full, 16 if stem else 32)
+        self.classify = nn.Conv2d(16 if stem else 32, n_classes, 1)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        x = None
+        for names, merge in zip(self.levels, self.merge, strict=True):
+            level = torch.stack([self.laterals[_key(tap)](features[tap]) for tap in names]).sum(0)
+            x = merge(level if x is None else level + to_grid(x, level.shape[-2:]))
+        assert x is not None
+        x = to_grid(x, (LABEL_GRID // 2, LABEL_GRID // 2))
+        if self.stem is None:
+            return self.classify(self.up_full(self.up_half(x)))  # (B, K, 128, 128)
+        full, half = self.stem(features[PIXELS])
+        x = to_grid(self.up_half(torch.cat([x, half], dim=1)), full.shape[-2:])
+        return self.classify(self.up_full(torch.cat([x, full], dim=1)))  # (B, K, 256, 256)
+
+    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        return self.loss_fn(self(features), target)
+
+
+def _key(tap: str) -> str:
+    return tap.replace(".", "_")  # a module's name may not have a dot
+
+
+def choose_reads(taps: Taps, most: int = 4) -> dict[str, int]:
+    """{tap: window}: the pixels, and of each run of maps of one shape at most `most`, evenly spaced, the last one in.
+
+    For a SAM ViT these are the outputs of its global-attention blocks.
+    """
+    reads = {PIXELS: 1} if PIXELS in taps else {}
+    maps = [(shape, tap) for tap, shape in taps.items() if tap != PIXELS]
+    for _, run in groupby(maps, key=lambda item: item[0]):
+        names = [tap for _, tap in run]
+        if len(names) > most:
+            reads |= {names[(k + 1) * (len(names) - 1) // most]: 2 for k in range(most)}
+        else:
+            reads |= {tap: 1 for tap in names}
+    return reads
+
+
+def _levels(shapes: Mapping[str, tuple[int, int, int]], reads: Mapping[str, int]) -> list[list[str]]:
+    """The taps of each grid, the coarsest grid first."""
+
+    def cells(tap: str) -> int:
+        return math.prod(n // min(reads[tap], n) for n in shapes[tap][1:])
+
+    return [list(names) for _, names in groupby(sorted(shapes, key=cells), key=cells)]

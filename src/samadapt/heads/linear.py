@@ -1,0 +1,104 @@
+"""The linear heads: AutoSAM's "linear" up-sampling head, and a probe that is linear in fact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+
+from samadapt.heads.mask_decoder import upscaling
+from samadapt.heads.options import Preset, Taps, loss_name, tap_shape
+from samadapt.losses import LOSSES
+from samadapt.types import Head, Task
+
+
+@final
+class Probe(Head):
+    """One 1x1 convolution: what the features say to a linear classifier of pixels.
+
+    Args:
+        taps: the encoder's taps.
+        n_classes: classes with the background.
+        tap: the map to read.
+        loss: a name in `losses.LOSSES`.
+    """
+
+    name: ClassVar[str] = "probe"
+    task: ClassVar[Task] = "segmentation"
+
+    def __init__(self, taps: Taps, n_classes: int, tap: str = "neck", loss: str = "dice_ce") -> None:
+        super().__init__()
+        channels = tap_shape(self.name, taps, tap)[0]
+        self.spec = {
+            "name": self.name,
+            "n_classes": n_classes,
+            "tap": tap,
+            "loss": loss_name(self.name, "fixed", loss),
+        }
+        self.tap, self.reads, self.loss_fn = tap, {tap: 1}, LOSSES[loss]
+        self.classify = nn.Conv2d(channels, n_classes, 1)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.classify(features[self.tap])  # (B, K, h, w)
+
+    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        return self.loss_fn(self(features), target)
+
+
+class SegDecoderLinear(nn.Module):
+    """`SegDecoderLinear` of the authors' models/SamFeatSeg.py, with its key names."""
+
+    def __init__(self, channels: int, n_classes: int, relu_on_logits: bool) -> None:
+        super().__init__()
+        width = channels // 8
+        self.output_upscaling = upscaling(channels)
+        self.final = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, n_classes, 1))
+        if relu_on_logits:
+            self.final.append(nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.final(self.output_upscaling(x))
+
+
+@final
+class Linear(Head):
+    """AutoSAM's linear head: SAM's transposed convolutions, then 1x1 convolutions, at four times the grid.
+
+    Not linear in truth (GELU, layer norm, ReLU); for that see `Probe`. Like the authors' it starts from
+    SAM's own up-sampling weights where the encoder has them.
+
+    Args:
+        taps: the encoder's taps.
+        n_classes: classes with the background.
+        pretrained: SAM's decoder weights, or None.
+        preset: `faithful` ends in a ReLU on the logits, with which whole classes die; `fixed` does not.
+        loss: a name in `losses.LOSSES`; None is the preset's own.
+    """
+
+    name: ClassVar[str] = "linear"
+    task: ClassVar[Task] = "segmentation"
+
+    def __init__(
+        self,
+        taps: Taps,
+        n_classes: int,
+        pretrained: Mapping[str, Tensor] | None = None,
+        preset: Preset = "fixed",
+        loss: str | None = None,
+    ) -> None:
+        super().__init__()
+        channels = tap_shape(self.name, taps, "neck")[0]
+        loss = loss_name(self.name, preset, loss)
+        self.spec = {"name": self.name, "n_classes": n_classes, "preset": preset, "loss": loss}
+        self.reads, self.loss_fn = {"neck": 1}, LOSSES[loss]
+        self.mask_decoder = SegDecoderLinear(channels, n_classes, relu_on_logits=preset == "faithful")
+        own = self.state_dict()
+        known = {k: v for k, v in (pretrained or {}).items() if k in own and v.shape == own[k].shape}
+        self.load_state_dict(own | known)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.mask_decoder(features["neck"])  # (B, K, 4h, 4w)
+
+    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        return self.loss_fn(self(features), target)

@@ -1,0 +1,39 @@
+"""What every head checks at its door: that the encoder gives the taps it reads, and its options' values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from samadapt.losses import LOSSES
+from samadapt.types import SamAdaptError
+
+Taps = Mapping[str, tuple[int, int, int]]
+#: `faithful` repeats the authors' code with its oddities; `fixed` is what we recommend (METHODS A.8).
+Preset = Literal["fixed", "faithful"]
+PRESETS = ("fixed", "faithful")
+
+
+def tap_shape(head: str, taps: Taps, tap: str) -> tuple[int, int, int]:
+    """(C, h, w) of a tap that the head cannot do without."""
+    if tap not in taps:
+        raise SamAdaptError(
+            f"head {head!r} reads [{tap!r}], which the encoder does not give; it gives {sorted(taps)}"
+        )
+    return taps[tap]
+
+
+def one_of(head: str, option: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in (known := list(choices)):
+        raise SamAdaptError(
+            f"head {head!r} has no {option} {value!r}; give one of {', '.join(map(str, known))}"
+        )
+
+
+def loss_name(head: str, preset: str, loss: str | None) -> str:
+    """The preset's own loss unless another one is asked for."""
+    one_of(head, "preset", preset, PRESETS)
+    name = loss or ("autosam" if preset == "faithful" else "dice_ce")
+    one_of(head, "loss", name, LOSSES)
+    return name

@@ -1,0 +1,86 @@
+"""Losses over class maps. Pixels whose label is IGNORED count nowhere.
+
+Written here and not taken from MONAI because MONAI's losses cannot leave out single pixels of a multi-class
+label. Everything is summed in float32, whatever the logits' type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samadapt.types import IGNORED
+
+SegmentationLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def to_grid(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """(B, K, h, w) -> (B, K, *size), bilinear."""
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the pixels that count; zero (not nan) when none does."""
+    total = F.cross_entropy(logits.float(), target.long(), ignore_index=IGNORED, reduction="sum")
+    return total / (target != IGNORED).sum().clamp_min(1)
+
+
+def _overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities and one-hot labels (B, K, h, w), both zero where the label is IGNORED."""
+    counts = target != IGNORED
+    onehot = F.one_hot(torch.where(counts, target.long(), 0), logits.shape[1]).movedim(-1, 1).float()
+    counts = counts[:, None]
+    return logits.float().softmax(1) * counts, onehot * counts
+
+
+def soft_dice(logits: Tensor, target: Tensor, batch: bool = True, smooth: float = 1.0) -> Tensor:
+    """One minus the soft Dice of the foreground classes, averaged.
+
+    Args:
+        logits: (B, K, h, w); class 0 is the background.
+        target: (B, h, w) classes or IGNORED.
+        batch: sums run over the whole batch, so that a slice without the organ is not a class of its own.
+        smooth: pixels added to numerator and denominator; a class that nobody has is then learned as absent.
+    """
+    p, y = _overlap(logits, target)
+    axes = (0, 2, 3) if batch else (2, 3)
+    p, y = p[:, 1:], y[:, 1:]
+    dice = (2 * (p * y).sum(axes) + smooth) / (p.sum(axes) + y.sum(axes) + smooth)
+    return 1 - dice.mean()
+
+
+def dice_ce(logits: Tensor, target: Tensor, batch: bool = True, dice: float = 0.5) -> Tensor:
+    """Dice and cross-entropy, on the target's grid.
+
+    Args:
+        logits: (B, K, any, any).
+        target: (B, h, w) classes or IGNORED.
+        batch: see `soft_dice`.
+        dice: weight of the Dice part; the cross-entropy has the rest. Multiplied by two, so that the
+            default is their plain sum.
+    """
+    logits = to_grid(logits, target.shape[-2:])
+    return 2 * (dice * soft_dice(logits, target, batch) + (1 - dice) * cross_entropy(logits, target))
+
+
+def autosam_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """The loss of AutoSAM's authors: cross-entropy + batch Dice of the foreground with squared denominators.
+
+    After `loss_functions/dice_loss.py` (`soft_dice_per_batch_2`) of xhu248/AutoSAM: smoothing of one pixel, and
+    a class whose Dice is perfect (loss not above zero) is dropped from the mean. Where all are dropped theirs
+    is nan and ours zero.
+    """
+    logits = to_grid(logits, target.shape[-2:])
+    p, y = (x[:, 1:] for x in _overlap(logits, target))
+    axes = (0, 2, 3)
+    loss = 1 - (2 * (p * y).sum(axes) + 1) / (p.square().sum(axes) + y.square().sum(axes) + 1)
+    counted = loss > 0
+    return cross_entropy(logits, target) + (loss * counted).sum() / counted.sum().clamp_min(1)
+
+
+LOSSES: dict[str, SegmentationLoss] = {"dice_ce": dice_ce, "autosam": autosam_loss}
