@@ -71,8 +71,8 @@ def geometry(image: Any, path: Path) -> Geometry:
     if 0 in shape:
         raise SamAdaptError(f"{path} has no voxels (shape {shape}); export it again")
     channels = shape[3] if len(shape) == 4 else 1
-    shape = (*shape, 1)[:3]
-    return Geometry(shape, _spacing_mm(image), np.asarray(image.affine), channels, _dtype(image, path))
+    i, j, k = (*shape, 1)[:3]
+    return Geometry((i, j, k), _spacing_mm(image), np.asarray(image.affine), channels, _dtype(image, path))
 
 
 def _dtype(image: Any, path: Path) -> str:

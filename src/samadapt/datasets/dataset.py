@@ -1,0 +1,240 @@
+"""Dataset: cases that lie on disk, loaded one at a time when asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from samadapt import io
+from samadapt.datasets.split import Split, make_split
+from samadapt.types import Case, SamAdaptError, Task
+
+Part = Literal["train", "val", "test"]
+
+_WHOLE_FILE = 16 << 20  # larger image files are hashed by size and both ends
+_END = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one case lies; nothing of it is loaded."""
+
+    id: str
+    images: tuple[Path, ...]  # one for each channel file
+    label: Path | None = None  # segmentation: the label map
+    target: int | tuple[float, ...] | None = None  # classification: the class, or one number for each class
+    part: Part | None = None  # of the data set's own split
+    group: str | None = None  # the patient, where the layout says it; later always
+    row: int | None = None  # in the arrays of an .npz
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Cases with their classes, patients and official split. Frozen; a subset is a new one."""
+
+    name: str
+    root: Path
+    layout: str
+    task: Task
+    classes: tuple[str, ...]  # the index is the class's number; segmentation begins with "background"
+    entries: tuple[Entry, ...]
+    channel_names: tuple[str, ...] = ("image",)
+    channels: tuple[int, ...] | None = None  # of the files, in order; None: all
+    multilabel: bool = False
+    window: str = "percentile"
+    slice_axis: int | None = None
+    label_values: Mapping[int, int] = field(default_factory=dict)  # stored value -> class or IGNORED
+    group_rule: str = "each case is a patient of its own"
+    folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # (train, val) ids of splits_final.json
+
+    def __post_init__(self) -> None:
+        if not self.entries:
+            raise SamAdaptError(f"{self.root} holds no cases (read as {self.layout}); check the folder")
+        seen: set[str] = set()
+        for entry in self.entries:
+            if entry.id in seen:
+                raise SamAdaptError(
+                    f"{self.root} has two cases called {entry.id!r}; a name is one case: rename one"
+                )
+            seen.add(entry.id)
+
+    # ------------------------------------------------ names
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The cases' names, in the data set's order."""
+        return tuple(entry.id for entry in self.entries)
+
+    @cached_property
+    def labelled_ids(self) -> tuple[str, ...]:
+        """Of the cases that have a label."""
+        return tuple(e.id for e in self.entries if e.label is not None or e.target is not None)
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Case -> patient: no split cuts through one."""
+        return {entry.id: entry.group or entry.id for entry in self.entries}
+
+    @cached_property
+    def parts(self) -> dict[str, Part | None]:
+        """Case -> its part of the official split, None where there is none."""
+        return {entry.id: entry.part for entry in self.entries}
+
+    @cached_property
+    def _by_id(self) -> dict[str, Entry]:
+        return {entry.id: entry for entry in self.entries}
+
+    def entry(self, case_id: str) -> Entry:
+        """Where the case lies."""
+        if case_id not in self._by_id:
+            near = difflib.get_close_matches(case_id, self.ids, n=3) or list(self.ids[:3])
+            raise SamAdaptError(
+                f"data set {self.name!r} has no case {case_id!r}; it has {', '.join(near)}, ..."
+            )
+        return self._by_id[case_id]
+
+    # ------------------------------------------------ cases
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Case]:
+        return (self.case(case_id) for case_id in self.ids)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Case: ...
+    @overload
+    def __getitem__(self, key: slice | list[str] | tuple[str, ...]) -> Dataset: ...
+    def __getitem__(self, key: int | str | slice | list[str] | tuple[str, ...]) -> Case | Dataset:
+        """One case by position or name; a data set of the named cases, or of a slice."""
+        if isinstance(key, int):
+            return self.case(self.ids[key])
+        if isinstance(key, str):
+            return self.case(key)
+        chosen = self.entries[key] if isinstance(key, slice) else tuple(self.entry(i) for i in key)
+        if not chosen:
+            raise SamAdaptError(f"no cases of data set {self.name!r} were chosen; give at least one name")
+        return dataclasses.replace(self, entries=chosen)
+
+    @property
+    def cases(self) -> CaseView:
+        """The cases as a sequence, each loaded when it is reached."""
+        return CaseView(self)
+
+    def case(self, case_id: str) -> Case:
+        """Load one case from disk."""
+        entry = self.entry(case_id)
+        group = self.groups[case_id]
+        if entry.row is not None:
+            arrays = io.open_npz(entry.images[0])
+            case = io.make_case(
+                arrays.read(f"{entry.part}_images")[entry.row], case_id, group, entry.images[0]
+            )
+        else:
+            self._demand_depth(entry)
+            case = io.read_case(
+                entry.images, case_id=case_id, group=group, slice_axis=self.slice_axis, channels=self.channels
+            )
+        label = self._label(entry, case)
+        return case if label is None else io.with_label(case, label)
+
+    def label(self, case_id: str) -> Tensor | None:
+        """The label alone: () int64 or (K,) float32 without reading the image; (D, H, W) uint8 with it."""
+        entry = self.entry(case_id)
+        return self._label(entry, None if self.task == "classification" else self.case(case_id))
+
+    def _label(self, entry: Entry, case: Case | None) -> Tensor | None:
+        if self.task == "segmentation":
+            if entry.label is None or case is None:
+                return None
+            return case.label if case.label is not None else self._mask(entry.label, case)
+        if entry.target is None:
+            return None
+        return torch.tensor(entry.target, dtype=torch.float32 if self.multilabel else torch.int64)
+
+    def _mask(self, path: Path, case: Case) -> Tensor:
+        return io.read_label(path, case, self.label_values or None, self.classes)
+
+    def _demand_depth(self, entry: Entry) -> None:
+        """8-bit and 16-bit pictures in one data set would need two intensity windows."""
+        if self.window == "none" and io.suffix_of(entry.images[0]) in io.PICTURE_SUFFIXES:
+            dtype = io.read_geometry(entry.images[0]).dtype
+            if dtype != "uint8":
+                raise SamAdaptError(
+                    f"{entry.images[0]} is {dtype}; the first picture of data set {self.name!r} has 8 bits: convert "
+                    "this one to 8 bits, or keep the two kinds apart"
+                )
+
+    # ------------------------------------------------ splits and identity
+
+    def split(
+        self,
+        labels: int | float | None = None,
+        seed: int = 0,
+        select: int = 0,
+        val_labels: int | Literal["official"] | None = None,
+        fold: int = 0,
+        val_fraction: float = 0.2,
+    ) -> Split:
+        """Which cases to learn from, select on and score on. By patient; see `samadapt.datasets.split`."""
+        return make_split(self, labels, seed, select, val_labels, fold, val_fraction)
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of what these cases are: names, patients, labels, image files.
+
+        Files are hashed by content, images above 16 MiB by their size and both ends (the end of a `.gz` is
+        a checksum of the whole). Copying or moving the data set does not change it.
+        """
+        digest = hashlib.sha256(repr((self.task, self.classes, self.channels, self.label_values)).encode())
+        for entry in sorted(self.entries, key=lambda e: e.id):
+            digest.update(repr((entry.id, entry.group, entry.part, entry.target, entry.row)).encode())
+        files = {path for entry in self.entries for path in entry.images}
+        for path in sorted(files):
+            digest.update(path.name.encode() + _file_hash(path, whole=False))
+        for path in sorted(entry.label for entry in self.entries if entry.label is not None):
+            digest.update(path.name.encode() + _file_hash(path, whole=True))
+        return digest.hexdigest()
+
+
+class CaseView(Sequence[Case]):
+    """The cases of a data set, loaded on access."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> CaseView: ...
+    def __getitem__(self, index: int | slice) -> Case | CaseView:
+        return CaseView(self._data[index]) if isinstance(index, slice) else self._data[index]
+
+
+def _file_hash(path: Path, whole: bool) -> bytes:
+    try:
+        size = path.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        with open(path, "rb") as file:
+            if whole or size <= _WHOLE_FILE:
+                while block := file.read(_END):
+                    digest.update(block)
+            else:
+                digest.update(file.read(_END))
+                file.seek(-_END, 2)
+                digest.update(file.read())
+    except OSError as error:
+        raise SamAdaptError(f"{path} cannot be read ({error.strerror}); check the file") from error
+    return digest.digest()

@@ -1,0 +1,67 @@
+"""What reading a layout finds, and the small readers that layouts share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samadapt import io
+from samadapt.datasets.dataset import Entry, Part
+from samadapt.types import SamAdaptError
+
+#: Folder and column names of the official parts.
+PARTS: dict[str, Part] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A layout's answer; `open_dataset` makes the `Dataset` of it."""
+
+    entries: Sequence[Entry]
+    classes: tuple[str, ...]
+    name: str | None = None
+    channel_names: tuple[str, ...] = ("image",)
+    channels: tuple[int, ...] | None = None
+    multilabel: bool = False
+    window: str = "percentile"
+    label_values: Mapping[int, int] = field(default_factory=dict)
+    folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    columns: Mapping[str, Mapping[str, str]] = field(
+        default_factory=dict
+    )  # of the table: column -> {case: value}
+    group_rule: str = "as the data set says"  # where the entries have groups
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file; what is wrong with it is told."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SamAdaptError(f"{path} cannot be read as JSON ({error}); correct it") from error
+
+
+def window_of(first: Path, channel_names: Sequence[str]) -> str:
+    """The intensity window by what the data set says: CT in Hounsfield units, 8-bit pictures as they are."""
+    if all(name.strip().lower() == "ct" for name in channel_names):
+        return "ct"
+    picture = io.suffix_of(first) in io.PICTURE_SUFFIXES
+    return "none" if picture and io.read_geometry(first).dtype == "uint8" else "percentile"
+
+
+def part_folders(path: Path) -> dict[Part, Path]:
+    """The folders called train, val, test (or alike) in a folder."""
+    return {
+        PARTS[f.name.lower()]: f for f in sorted(path.iterdir()) if f.is_dir() and f.name.lower() in PARTS
+    }

@@ -1,0 +1,321 @@
+"""Which patients to learn from, to select on and to score on.
+
+One seeded order of the patients decides: the first N are the labelled ones, so that N=1 lies within N=2.
+The order is by hash, so one more patient in the folder does not shuffle the others. The scored patients
+depend on `fold` alone and not on `seed`: several seeds are scored on the same patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from samadapt.types import SamAdaptError, Task
+
+ValLabels = int | Literal["official"] | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names by use. `train` and `select` are all that a learner may see the labels of."""
+
+    train: tuple[str, ...]  # to learn from
+    select: tuple[str, ...]  # to choose the best step on; empty: no selection
+    val: tuple[str, ...]  # to score on, never to learn or select
+    pool: tuple[str, ...]  # everything that is not for scoring, labelled or not: images for pre-training
+    patients: tuple[str, ...]  # whose labels are used in `train` and `select`: the label budget
+    labels: int | float | None  # as asked for: patients, or a share of them; None: all
+    seed: int
+    rule: str  # in words, for the report
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the lists of cases."""
+        lists = [sorted(self.train), sorted(self.select), sorted(self.val)]
+        return hashlib.sha256(json.dumps(lists).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able, the hash with it."""
+        return {**asdict(self), "hash": self.hash}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> Split:
+        """The inverse of `to_json`; a file that was edited is an error."""
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list | tuple) else v for k, v in content.items() if k != "hash"
+        }
+        try:
+            split = Split(**fields)
+        except TypeError as error:
+            raise SamAdaptError(f"this split is not one that samadapt wrote ({error})") from error
+        if content.get("hash") != split.hash:
+            raise SamAdaptError("the split's lists do not fit its hash: it was changed after it was written")
+        return split
+
+
+class Splittable(Protocol):
+    """What a split needs of a data set."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def task(self) -> Task: ...
+    @property
+    def multilabel(self) -> bool: ...
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+    @property
+    def labelled_ids(self) -> tuple[str, ...]: ...
+    @property
+    def groups(self) -> dict[str, str]: ...
+    @property
+    def parts(self) -> Mapping[str, str | None]: ...
+    @property
+    def folds(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]: ...
+    @property
+    def entries(self) -> tuple[Any, ...]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
+def make_split(
+    data: Splittable,
+    labels: int | float | None,
+    seed: int,
+    select: int,
+    val_labels: ValLabels,
+    fold: int,
+    val_fraction: float,
+) -> Split:
+    """See `Dataset.split`.
+
+    Args:
+        labels: how many patients' labels may be used; a float up to 1.0 is a share; None is all.
+            Classification draws them evenly over the classes.
+        seed: draws the labelled patients, not the scored ones.
+        select: how many of the labelled patients are set aside for selection.
+        val_labels: further labelled patients for selection, beyond `labels`; "official": the data set's own
+            validation part. None: that part where there is one, nobody asked for few labels and a test part
+            remains for scoring (MedMNIST's protocol), else nobody.
+        fold: which entry of splits_final.json, or which block of patients is scored on.
+        val_fraction: share of the patients to score on where the data set does not say.
+    """
+    labelled = set(data.labelled_ids)
+    if not labelled:
+        raise SamAdaptError(
+            f"data set {data.name!r} has no labels; labelled cases are needed to train: see its layout"
+        )
+    parts, source = _parts(data, fold, val_fraction)
+    _demand_whole_patients(data, parts, source)
+    order = _order(data, [i for i in parts["pool"] if i in labelled], seed)
+    if not order:
+        raise SamAdaptError(
+            f"data set {data.name!r}: none of the {len(parts['pool'])} cases to learn from has a label"
+        )
+    budget, whole = _budget(labels, len(order), data.name)
+    if not 0 <= select < budget:
+        raise SamAdaptError(
+            f"select is {select} of {budget} labelled patients; expected 0..{budget - 1}: one at least must train"
+        )
+    extra = _extra(data, parts, val_labels, whole)
+    further = len(order) - budget
+    if isinstance(extra, int) and extra > further:
+        raise SamAdaptError(
+            f"{extra} patients for selection beyond {budget} labelled ones were asked for, but {further} are left "
+            f"of {len(order)}; ask for fewer (--val-labels)"
+        )
+    chosen = order[:budget]
+    beyond = order[budget : budget + extra] if isinstance(extra, int) else []
+    train = _cases(data, chosen[: budget - select], parts["pool"], labelled)
+    selected = _cases(data, chosen[budget - select :] + beyond, parts["pool"], labelled)
+    if not isinstance(extra, int):
+        selected += tuple(i for i in extra if i in labelled)
+    val = tuple(i for i in parts["val"] if i in labelled)
+    for name, ids in (("train", train), ("select", selected), ("val", val)):
+        _demand_two_classes(data, name, ids)
+    used = {data.groups[i] for i in (*train, *selected)}
+    return Split(
+        train=train,
+        select=selected,
+        val=val,
+        pool=tuple(parts["pool"]),
+        patients=tuple(g for g in [*order, *sorted(used - set(order))] if g in used),
+        labels=labels,
+        seed=seed,
+        rule=f"{_drawn(data, budget, len(order), seed)}; selection on {_chosen_on(select, beyond, extra)}; "
+        f"scored on {source}",
+    )
+
+
+def _drawn(data: Splittable, budget: int, available: int, seed: int) -> str:
+    unit = "cases" if all(case == group for case, group in data.groups.items()) else "patients"
+    return f"{budget} of {available} labelled {unit}" + (
+        f", drawn with seed {seed}" if budget < available else ""
+    )
+
+
+def _chosen_on(select: int, beyond: list[str], extra: int | tuple[str, ...]) -> str:
+    ways = [f"{select} of them"] if select else []
+    ways += [f"{len(beyond)} further labelled patients"] if beyond else []
+    ways += [f"the official validation part ({len(extra)} cases)"] if not isinstance(extra, int) else []
+    return " and ".join(ways) or "nothing"
+
+
+# ---------------------------------------------------------------- who is for what
+
+
+def _parts(data: Splittable, fold: int, val_fraction: float) -> tuple[dict[str, list[str]], str]:
+    """{"pool", "val", "official"}: case names; and where the scored ones come from."""
+    if data.folds:
+        if not 0 <= fold < len(data.folds):
+            raise SamAdaptError(
+                f"fold is {fold}; splits_final.json of {data.name!r} has folds 0..{len(data.folds) - 1}"
+            )
+        train, val = data.folds[fold]
+        return {"pool": list(train), "val": list(val), "official": []}, f"fold {fold} of splits_final.json"
+    by_part: dict[str | None, list[str]] = defaultdict(list)
+    for case_id in data.ids:
+        by_part[data.parts[case_id]].append(case_id)
+    labelled = set(data.labelled_ids)
+    scored: Literal["test", "val"] = "test" if labelled & set(by_part["test"]) else "val"
+    if labelled & set(by_part[scored]):
+        pool = by_part["train"] + by_part[None]
+        official = by_part["val"] if scored == "test" else []
+        return {"pool": pool, "val": by_part[scored], "official": official}, f"the official {scored} part"
+    return _random_parts(data, fold, val_fraction, by_part["test"])
+
+
+def _random_parts(
+    data: Splittable, fold: int, val_fraction: float, unlabelled_test: list[str]
+) -> tuple[dict[str, list[str]], str]:
+    if not 0 < val_fraction < 1:
+        raise SamAdaptError(f"val_fraction is {val_fraction}; expected a share between 0 and 1, e.g. 0.2")
+    # The patients of an official test part without labels stay out: they are not ours to learn from.
+    apart = {data.groups[i] for i in unlabelled_test}
+    groups = _order(data, [i for i in data.labelled_ids if data.groups[i] not in apart], seed=0, salt="val")
+    if len(groups) < 2:
+        raise SamAdaptError(
+            f"data set {data.name!r} has {len(groups)} labelled patients; expected at least 2, one to learn from and "
+            "one to score on: see the rule that tells patients apart (--group)"
+        )
+    folds = max(2, round(1 / val_fraction))
+    size = max(1, round(len(groups) * val_fraction))
+    if not 0 <= fold < folds or fold * size >= len(groups):
+        raise SamAdaptError(
+            f"fold is {fold}; with val_fraction {val_fraction} there are folds 0..{folds - 1}"
+        )
+    scored = set(groups[fold * size : (fold + 1) * size])
+    rest = [i for i in data.ids if data.groups[i] not in scored | apart]
+    val = [i for i in data.ids if data.groups[i] in scored]
+    source = f"{len(scored)} patients drawn by hash (fold {fold}, the same for every seed)"
+    return {"pool": rest, "val": val, "official": []}, source
+
+
+def _demand_whole_patients(data: Splittable, parts: Mapping[str, Sequence[str]], source: str) -> None:
+    where: dict[str, tuple[str, str]] = {}
+    for part, ids in parts.items():
+        for case_id in ids:
+            group = data.groups.get(case_id)
+            if group is None:
+                raise SamAdaptError(
+                    f"{source} names the case {case_id!r}, which data set {data.name!r} does not have"
+                )
+            before, other = where.setdefault(group, (part, case_id))
+            if before != part:
+                raise SamAdaptError(
+                    f"{source} cuts through patient {group!r}: {other!r} is in {before}, {case_id!r} in {part}; a "
+                    "patient must be on one side: correct the split, or the rule that tells patients apart (--group)"
+                )
+
+
+def _budget(labels: int | float | None, available: int, name: str) -> tuple[int, bool]:
+    """How many patients, and whether that is all of them as far as the user asked."""
+    if labels is None:
+        return available, True
+    if isinstance(labels, float) and not labels.is_integer():
+        if not 0 < labels < 1:
+            raise SamAdaptError(
+                f"labels is {labels}; expected a number of patients, or a share between 0 and 1"
+            )
+        return max(1, round(labels * available)), False
+    if isinstance(labels, float) and labels == 1.0:  # 1.0 is all of them, 1 is one patient
+        return available, True
+    if labels < 1:
+        raise SamAdaptError(f"labels is {labels}; expected at least 1 patient, or a share between 0 and 1")
+    if labels > available:
+        raise SamAdaptError(
+            f"{int(labels)} labelled patients were asked for, but data set {name!r} has {available} to learn from; "
+            f"ask for at most {available} (--labels)"
+        )
+    return int(labels), False
+
+
+def _extra(
+    data: Splittable, parts: Mapping[str, Sequence[str]], val_labels: ValLabels, whole: bool
+) -> int | tuple[str, ...]:
+    """Selection beyond the budget: a number of patients, or the official validation cases."""
+    official = tuple(parts["official"])
+    if val_labels is None:
+        return official if whole and official else 0
+    if val_labels == "official":
+        if not official:
+            raise SamAdaptError(
+                f"data set {data.name!r} has no validation part apart from the scored cases; give a number of patients"
+            )
+        return official
+    if val_labels < 0:
+        raise SamAdaptError(f"val_labels is {val_labels}; expected 0 or more patients")
+    return val_labels
+
+
+def _cases(
+    data: Splittable, groups: Iterable[str], pool: Sequence[str], labelled: set[str]
+) -> tuple[str, ...]:
+    chosen = set(groups)
+    return tuple(i for i in pool if data.groups[i] in chosen and i in labelled)
+
+
+def _demand_two_classes(data: Splittable, part: str, ids: Sequence[str]) -> None:
+    if data.task != "classification" or not ids:
+        return
+    targets = {entry.target for entry in data.entries if entry.id in set(ids)}
+    if len(targets) < 2:
+        (target,) = targets
+        what = target if isinstance(target, tuple) else data.classes[target or 0]
+        raise SamAdaptError(
+            f"all {len(ids)} cases of the {part} part are of class {what!r}; expected two classes at least: "
+            "ask for more labels (--labels), or check the label column and the split"
+        )
+
+
+# ---------------------------------------------------------------- the order
+
+
+def _order(data: Splittable, ids: Sequence[str], seed: int, salt: str = "labels") -> list[str]:
+    """The patients of these cases, in seeded order; classes evenly spread, so that every beginning is stratified."""
+    groups = sorted({data.groups[i] for i in ids}, key=lambda g: _rank(salt, seed, g))
+    if data.task == "segmentation":
+        return groups
+    wanted = set(ids)
+    targets: dict[str, Counter[object]] = defaultdict(Counter)
+    for entry in data.entries:
+        if entry.id in wanted:
+            targets[data.groups[entry.id]][entry.target] += 1
+    strata: dict[object, list[str]] = defaultdict(list)
+    for group in groups:
+        strata[max(targets[group].items(), key=lambda item: (item[1], str(item[0])))[0]].append(group)
+    place = {
+        group: ((number + 0.5) / len(members), _rank(salt, seed, group))
+        for members in strata.values()
+        for number, group in enumerate(members)
+    }
+    return sorted(groups, key=place.__getitem__)
+
+
+def _rank(*key: object) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()
