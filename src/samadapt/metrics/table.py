@@ -1,0 +1,116 @@
+"""What is measured: every metric's unit, range and meaning; and scores on disk."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from samadapt.types import SamAdaptError, Score
+
+#: How far a surface may lie from the other and still count as right: mm, or pixels where there are no mm.
+NSD_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, as `samadapt list metrics` and the tables name it."""
+
+    text: str
+    better: str  # "higher", "lower" or "near 0"
+    unit: str = ""
+    low: float = 0.0
+    high: float = math.inf
+    digits: int = 3
+
+
+_NSD = f"normalised surface Dice, share of both surfaces within {NSD_TOLERANCE:g} {{}} of the other"
+_HD95 = "95th percentile Hausdorff distance, the larger of the two directions"
+_ASSD = "average distance between the surfaces, both directions pooled"
+_VOLUME = "predicted minus true volume"
+
+#: Distances need a spacing. Pictures without one get the `_px` names, so the two are never averaged.
+METRICS: dict[str, Metric] = {
+    "dsc": Metric("Dice similarity coefficient", "higher", high=1.0),
+    "nsd": Metric(_NSD.format("mm"), "higher", high=1.0),
+    "hd95_mm": Metric(_HD95, "lower", "mm", digits=2),
+    "assd_mm": Metric(_ASSD, "lower", "mm", digits=2),
+    "volume_difference_ml": Metric(_VOLUME, "near 0", "ml", low=-math.inf, digits=2),
+    "nsd_px": Metric(_NSD.format("px"), "higher", high=1.0),
+    "hd95_px": Metric(_HD95, "lower", "px", digits=2),
+    "assd_px": Metric(_ASSD, "lower", "px", digits=2),
+    "volume_difference_px": Metric(_VOLUME, "near 0", "px", low=-math.inf, digits=0),
+    "auc": Metric(
+        "area under the ROC curve; over classes the unweighted mean of one-vs-rest", "higher", high=1.0
+    ),
+    "acc": Metric("accuracy: highest probability, or above 0.5 (binary, multi-label)", "higher", high=1.0),
+    "balanced_accuracy": Metric("mean sensitivity of the classes", "higher", high=1.0),
+    "f1": Metric("F1 score; over classes the unweighted mean", "higher", high=1.0),
+    "auprc": Metric("average precision; over classes the unweighted mean", "higher", high=1.0),
+    "ece": Metric("expected calibration error of the answer's probability, 15 bins", "lower", high=1.0),
+    "brier": Metric(
+        "squared error of the probabilities (multi-class: summed over classes)", "lower", high=2.0
+    ),
+    "sensitivity": Metric("share of the class that was found", "higher", high=1.0),
+    "specificity": Metric("share of the rest that was left alone", "higher", high=1.0),
+}
+
+_COLUMNS = ["case", "target", "metric", "value"]
+
+
+def metric_info(name: str) -> Metric:
+    """The entry of `METRICS`; a name that is not in it has no unit and no limits."""
+    return METRICS.get(name, Metric(name, "higher", low=-math.inf))
+
+
+def write_scores(path: str | Path, scores: Iterable[Score]) -> None:
+    """A tidy CSV, one score a line, under a temporary name and then renamed. Undefined is `nan`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows([s.case, s.target, s.metric, repr(float(s.value))] for s in scores)
+    temporary.replace(path)
+
+
+def read_scores(path: str | Path) -> list[Score]:
+    """The inverse of `write_scores`, to the last digit. A truncated or broken file is an error."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise SamAdaptError(
+            f"{path} is not a scores file ({error}); give the --out of `samadapt evaluate`"
+        ) from None
+    rows = list(csv.reader(text.splitlines()))
+    if not rows or rows[0] != _COLUMNS:
+        found = ",".join(rows[0])[:80] if rows else "nothing"
+        raise SamAdaptError(f"{path} begins with {found!r}; a scores file begins with {','.join(_COLUMNS)!r}")
+    if not text.endswith("\n"):
+        raise SamAdaptError(f"{path} ends in the middle of line {len(rows)}: it is truncated; evaluate again")
+    return _unique([_parse(path, number, row) for number, row in enumerate(rows[1:], start=2)], str(path))
+
+
+def _parse(path: Path, line: int, row: Sequence[str]) -> Score:
+    try:
+        case, target, metric, value = row
+        return Score(case, target, metric, float(value))
+    except ValueError:
+        raise SamAdaptError(
+            f"{path} line {line} is {','.join(row)!r}; expected case,target,metric,number; evaluate again"
+        ) from None
+
+
+def _unique(scores: list[Score], where: str) -> list[Score]:
+    """The scores, once it is certain that no case was scored twice."""
+    seen: set[tuple[str, str, str]] = set()
+    for score in scores:
+        key = (score.case, score.target, score.metric)
+        if key in seen:
+            raise SamAdaptError(f"{where} has {' '.join(key)} twice; each case is scored once: remove one")
+        seen.add(key)
+    return scores
