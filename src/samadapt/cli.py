@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from samadapt.datasets import Dataset, Split
     from samadapt.features import EncodeReport
     from samadapt.learner import Learner
 
@@ -50,19 +52,41 @@ SliceAxis = Annotated[
 Group = Annotated[
     str | None, typer.Option(help="Patient of a case: a regular expression with one group, or a CSV file.")
 ]
+Task = Annotated[
+    str | None, typer.Option(help="segmentation or classification, where a data set has labels for both.")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="Of the label table; several (a,b) are one number for each class.")
+]
 Window = Annotated[str | None, typer.Option(help="Intensities shown: percentile, ct, none, or LOW,HIGH.")]
 Channels = Annotated[str | None, typer.Option(help="Image channels to use: 0 or 0,1,2.")]
 Seed = Annotated[int, typer.Option(help="Draws the labelled patients, the head's start and the batches.")]
 
 
-def _open(
-    data: Path, slice_axis: int | None, group: str | None, window: str | None, channels: str | None
-) -> Any:
-    from samadapt.datasets import open_dataset
+@dataclasses.dataclass(frozen=True)
+class _Sight:
+    """How a data set is opened, as options of a verb."""
 
-    chosen = None if channels is None else tuple(int(c) for c in channels.split(","))
-    opened = open_dataset(data, slice_axis=slice_axis, group=group, channels=chosen, window=window)
-    return opened
+    task: str | None
+    slice_axis: int | None
+    group: str | None
+    channels: str | None
+    label_column: str | None
+    window: str | None
+
+    def open(self, path: Path) -> Dataset:
+        from samadapt.datasets import open_dataset
+
+        channels = (
+            None
+            if self.channels is None
+            else [int(c) if c.isdigit() else c for c in self.channels.split(",")]
+        )
+        data = open_dataset(
+            path, task=self.task, slice_axis=self.slice_axis, group=self.group, channels=channels,  # type: ignore[arg-type]
+            label_column=self.label_column,
+        )  # fmt: skip
+        return data if self.window is None else dataclasses.replace(data, window=self.window)
 
 
 def _learner(
@@ -89,6 +113,8 @@ def encode(
     augment: Augment = "default",
     slice_axis: SliceAxis = None,
     group: Group = None,
+    task: Task = None,
+    label_column: LabelColumn = None,
     window: Window = None,
     channels: Channels = None,
     device: Device = "auto",
@@ -98,7 +124,7 @@ def encode(
     from samadapt import learner
     from samadapt.features import FeatureStore
 
-    opened = _open(data, slice_axis, group, window, channels)
+    opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
     chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
     total = len(opened)
     report = learner.encode(chosen, opened, FeatureStore(store), device, progress=_encode_line(total, quiet))
@@ -111,9 +137,13 @@ def train(
     out: Out,
     head: Head = "fused",
     encoder: EncoderName = "sam_nano",
-    labels: Annotated[int | None, typer.Option(help="Labelled patients to use; all by default.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labelled patients to use (5), or a share (0.25); else all.")
+    ] = None,
     select: Annotated[int, typer.Option(help="Of these, patients set aside to choose the best step.")] = 0,
-    val_labels: Annotated[int, typer.Option(help="Further labelled patients for that: more labels!")] = 0,
+    val_labels: Annotated[
+        str | None, typer.Option(help="Further labelled patients for that (more labels!), or: official.")
+    ] = None,
     fold: Annotated[int, typer.Option(help="Fold of splits_final.json.")] = 0,
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
@@ -135,6 +165,8 @@ def train(
     augment: Augment = "default",
     slice_axis: SliceAxis = None,
     group: Group = None,
+    task: Task = None,
+    label_column: LabelColumn = None,
     window: Window = None,
     channels: Channels = None,
     device: Device = "auto",
@@ -146,8 +178,10 @@ def train(
     from samadapt.learner import fit
     from samadapt.training import TrainConfig
 
-    opened = _open(data, slice_axis, group, window, channels)
-    split = opened.split(labels=labels, seed=seed, select=select, val_labels=val_labels, fold=fold)
+    opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
+    split = opened.split(
+        _number(labels, "labels"), seed, select, _number(val_labels, "val-labels", "official"), fold
+    )
     chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
     config = TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, tune=tune, encoder_lr=encoder_lr, precision=precision,
@@ -234,14 +268,25 @@ def _note(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _split_summary(data: Any, split: Any) -> str:
+def _number(text: str | None, option: str, *words: str) -> Any:
+    """ "5" -> 5, "0.25" -> 0.25, a word that the option knows as it is."""
+    from samadapt.types import SamAdaptError
+
+    if text is None or text in words:
+        return text
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        known = "".join(f", or {word}" for word in words)
+        raise SamAdaptError(f"--{option} is {text!r}; expected a number{known}") from None
+
+
+def _split_summary(data: Dataset, split: Split) -> str:
     patients = sorted({data.groups[i] for i in split.train})
     chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
-    selection = f"best step on {len(split.select)} cases" if split.select else "none (averaged last weights)"
     return (
-        f"{data.name}: {len(data)} cases; {data.group_rule}\n"
-        f"training on {len(split.train)} cases of {len(patients)} patients ({chosen}); "
-        f"selection: {selection}; scoring: {len(split.val)} cases"
+        f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
+        f"{split.rule}\ntraining on {len(split.train)} cases of {len(patients)} patients: {chosen}"
     )
 
 

@@ -104,12 +104,13 @@ def fit(
     """
     encoder, head = learner.build(len(data.classes), config.seed)
     encoder = encoder.to(pick_device(config.device))
-    training, selection = data[split.train], data[split.select]
+    training, selection = data[split.train], data[split.select] if split.select else None
     stored = store if config.tune == "none" and set(head.reads) != {"pixels"} else None
     if stored is not None:
         stored.encode(training.cases, encoder, head.reads, learner.recipe(data.window), progress=progress)
-        stored.encode(selection.cases, encoder, head.reads, Recipe(data.window), progress=progress)
+        if selection is not None:
+            stored.encode(selection.cases, encoder, head.reads, Recipe(data.window), progress=progress)
     views = learner.recipe(data.window).views
     pairs = Pairs(training, encoder, head.reads, stored, views, learner.augment)
-    select = Pairs(selection, encoder, head.reads, stored) if split.select else None
+    select = Pairs(selection, encoder, head.reads, stored) if selection is not None else None
     return train(head, pairs, select, config, out, split, overwrite)

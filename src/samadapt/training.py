@@ -60,7 +60,7 @@ class TrainConfig:
     encoder_lr: float = 1e-4
     balance: bool = False  # classification: draw the classes equally often
     seed: int = 0
-    precision: str = "auto"  # "32", "bf16", or "auto": bf16 on a GPU that has it
+    precision: str = "auto"  # "32", "bf16", or "auto": bf16 where the device is fast at it
     device: str = "auto"
     workers: int = 0
     check_every: int = 100  # steps between checkpoints and, with selection cases, scores
@@ -399,11 +399,17 @@ class _Keeper(L.Callback):
         self.rows = list(state_dict["rows"])
 
 
+def _has_bf16(device: str) -> bool:
+    """Whether bfloat16 is fast there, not merely possible: on a CPU it takes instructions of its own."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def _trainer(config: TrainConfig, out: Path, averager: _Averager) -> L.Trainer:
     device = pick_device(config.device).type
-    wants_bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
-    )
+    wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and _has_bf16(device))
     with _quiet():
         return L.Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
