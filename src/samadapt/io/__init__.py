@@ -16,7 +16,7 @@ from samadapt.io.cases import (
     write_label,
     write_probabilities,
 )
-from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry
+from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, write_volume
 from samadapt.io.pictures import PICTURE_SUFFIXES
 from samadapt.io.scans import IMAGE_SUFFIXES, case_name, find_files, group_channels, suffix_of
 
@@ -39,4 +39,5 @@ __all__ = [
     "with_label",
     "write_label",
     "write_probabilities",
+    "write_volume",
 ]

@@ -131,6 +131,17 @@ def save_label(path: Path, label: np.ndarray, source: Path | None, affine: np.nd
     replace_file(path, lambda temporary: nib.save(image, temporary))
 
 
+def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    """(i, j, k) of any real type as a new NIfTI file, in millimetres of scanner space."""
+    path = Path(path)
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    replace_file(path, lambda temporary: nib.save(image, temporary))
+    return path
+
+
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
     """`write` to a temporary name beside `path`, then rename: a reader never meets half a file."""
     temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: writers decide by it
