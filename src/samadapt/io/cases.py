@@ -106,7 +106,7 @@ def read_label(
     _demand_same_place(image, Geometry(shape, None, case.affine, 1, ""), path, geometry)
     stored = array.transpose(case.axes)
     if values is None:
-        return torch.from_numpy(np.ascontiguousarray(stored))
+        return torch.from_numpy(np.array(stored, order="C"))
     table = np.full(256, -1, dtype=np.int16)
     for value, label in values.items():
         table[value] = label
@@ -119,6 +119,24 @@ def read_label(
             f"{sorted(values)}{' = ' + ', '.join(names) if names else ''}: correct the label or declare the class"
         )
     return torch.from_numpy(np.ascontiguousarray(table[stored].astype(np.uint8)))
+
+
+def read_truth(path: str | Path, case_id: str = "case") -> Case:
+    """A label file without its scan, to score against: the label, and itself in place of the image."""
+    array, geometry = _read_classes(Path(path))
+    axes = geometry.axes()
+    label = torch.from_numpy(np.ascontiguousarray(array.transpose(axes)))
+    spacing = geometry.spacing_mm
+    return Case(
+        id=case_id,
+        image=label[None].float(),
+        label=label,
+        spacing_mm=None if spacing is None else (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]),
+        affine=geometry.affine,
+        group=case_id,
+        axes=axes,
+        source=Path(path),
+    )
 
 
 def label_values(path: str | Path) -> dict[int, int]:

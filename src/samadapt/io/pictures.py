@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from samadapt.io.nifti import Geometry, replace_file
 from samadapt.types import SamAdaptError
@@ -97,7 +97,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _why_unidentified(path: Path) -> str:
-    """PIL knows no 16-bit colour TIFF and says of it only that it does not know it."""
+    """PIL does not say what kind of TIFF it does not know."""
     if path.stat().st_size == 0:
         return f"{path} is empty; copy or export it again"
     if path.suffix.lower() in (".tif", ".tiff"):
@@ -137,13 +137,18 @@ def _refuse(image: Image.Image, path: Path) -> None:
             f"{path} is turned or mirrored by its EXIF tag (orientation {turned}), a mask made from it may be or not; "
             "expected upright pixels: rewrite it, e.g. `magick in.jpg -auto-orient out.jpg`, and check its mask"
         )
-    if image.format == "PNG" and image.mode == "RGB" and _png_bits(path) == 16:
+    if image.mode == "RGB" and _bits(image, path) > 8:
         raise SamAdaptError(f"{path} has 16-bit colour; expected 8-bit RGB or 8- or 16-bit grey: convert it")
 
 
-def _png_bits(path: Path) -> int:
-    with open(path, "rb") as file:
-        return file.read(25)[24]
+def _bits(image: Image.Image, path: Path) -> int:
+    """Of a colour, in the file; PIL reads 8 of 16 and does not say so."""
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        with open(path, "rb") as file:
+            return file.read(25)[24]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
+    return 8
 
 
 def _mode_error(mode: str, path: Path) -> SamAdaptError:
