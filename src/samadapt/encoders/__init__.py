@@ -1,0 +1,63 @@
+"""Frozen image encoders: a table of builders, and the function that loads one by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samadapt.encoders.pixels import build_pixels
+from samadapt.encoders.sam import SAM_MODELS
+from samadapt.types import Encoder, SamAdaptError
+
+Builder = Callable[..., Encoder]
+
+ENCODERS: dict[str, Builder] = {
+    "pixels": build_pixels,
+    **SAM_MODELS,
+}
+
+
+def load_encoder(
+    name: str,
+    checkpoint: str | Path | None = None,
+    side: int | None = None,
+    device: str | torch.device = "cpu",
+    prepare: str | None = None,
+    seed: int = 0,
+) -> Encoder:
+    """An encoder with its weights, frozen; its `spec` loads it again.
+
+    Args:
+        name: a key of `ENCODERS`.
+        checkpoint: a `.pth` file or a folder of transformers; the word "random" for untrained weights; None
+            for the encoder's own (from the hub, or from the package).
+        side: S in pixels; None is the encoder's own.
+        device: where to put it.
+        prepare: a name in `prepare.PREPARES`; None is the way that the weights were trained.
+        seed: draws the weights when the checkpoint is "random".
+
+    Example:
+        >>> load_encoder("pixels", side=64).taps
+        {'pixels': (3, 64, 64)}
+    """
+    if name not in ENCODERS:
+        raise SamAdaptError(f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}")
+    options: dict[str, Any] = {"checkpoint": checkpoint, "side": side, "prepare": prepare, "seed": seed}
+    if "prepare" not in inspect.signature(ENCODERS[name]).parameters and options.pop("prepare") is not None:
+        raise SamAdaptError(f"encoder {name!r} has one way to prepare images; leave out prepare {prepare!r}")
+    encoder = ENCODERS[name](**options)
+    encoder.spec = {
+        "name": name,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "side": encoder.side,
+        "prepare": prepare,
+        "seed": seed,
+    }
+    return encoder.requires_grad_(False).eval().to(device)
+
+
+__all__ = ["ENCODERS", "load_encoder"]

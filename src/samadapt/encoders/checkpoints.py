@@ -1,0 +1,174 @@
+"""SAM weights from the hub, a folder or an original `.pth`, all under the original key names.
+
+The one layout inside samadapt is that of `facebookresearch/segment-anything`: `image_encoder.*`,
+`prompt_encoder.*`, `mask_decoder.*`. Files of Hugging Face transformers are renamed when they are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from samadapt.types import SamAdaptError
+
+State = dict[str, Tensor]
+
+#: sha256 of the original files. (The six letters in their names are the md5's.)
+SHA256 = {
+    "sam_vit_b_01ec64.pth": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    "sam_vit_l_0b3195.pth": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    "sam_vit_h_4b8939.pth": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+}
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the Hugging Face hub, pinned to one revision."""
+
+    repo: str
+    revision: str
+
+
+# transformers' name -> the original name, applied in this order to the whole key.
+_RENAMES = [
+    (r"^vision_encoder\.", "image_encoder."),
+    (r"^shared_image_embedding\.positional_embedding$", "prompt_encoder.shared_embedding.positional_embedding"),
+    (r"^prompt_encoder\.shared_embedding\.positional_embedding$", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
+    (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
+    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
+    (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
+    (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
+    (r"\.upscale_conv1\.", ".output_upscaling.0."),
+    (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
+    (r"\.upscale_conv2\.", ".output_upscaling.3."),
+    (r"(mlps\.\d+|iou_prediction_head)\.layers\.0\.", r"\1.layers.1."),
+    (r"(mlps\.\d+|iou_prediction_head)\.proj_in\.", r"\1.layers.0."),
+    (r"(mlps\.\d+|iou_prediction_head)\.proj_out\.", r"\1.layers.2."),
+    (r"\.neck\.conv1\.", ".neck.0."),
+    (r"\.neck\.layer_norm1\.", ".neck.1."),
+    (r"\.neck\.conv2\.", ".neck.2."),
+    (r"\.neck\.layer_norm2\.", ".neck.3."),
+    (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
+    (r"^image_encoder\.layers\.", "image_encoder.blocks."),
+    (r"\.layer_norm(?=\d|_)", ".norm"),
+]  # fmt: skip
+
+
+def original_key(key: str) -> str:
+    """The original network's name of a parameter of transformers' `SamModel` or `SamVisionModel`."""
+    for pattern, replacement in _RENAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def read_pth(path: Path) -> State:
+    """The tensors of a `.pth` file; refuses anything that is not only tensors."""
+    _check_sha256(path)
+    try:
+        # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        truncated = _starts_as_zip(path) and not zipfile.is_zipfile(path)
+        what = "is truncated" if truncated else "is not a file of PyTorch weights"
+        raise SamAdaptError(
+            f"{path} ({path.stat().st_size} bytes) {what}; download it again, or give another checkpoint"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]  # as MedSAM's and other training scripts save it
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise SamAdaptError(
+            f"{path} holds {type(content).__name__}, not a dictionary of tensors; give SAM's weights"
+        )
+    return dict(content)
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _check_sha256(path: Path) -> None:
+    expected = SHA256.get(path.name)
+    if expected is None:  # another name, other weights: anybody's fine-tuned SAM is welcome
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise SamAdaptError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or altered: its sha256 begins with {found[:12]}, "
+            f"that of the original file with {expected[:12]}; download it again, or rename it if it is meant to differ"
+        )
+
+
+def read_safetensors(files: Sequence[Path]) -> State:
+    """The tensors of one safetensors file, or of several that belong together."""
+    state: State = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except SafetensorError as error:
+            raise SamAdaptError(
+                f"{file} ({file.stat().st_size} bytes) is truncated or not a safetensors file ({error}); "
+                "download it again, or give another checkpoint"
+            ) from error
+    return state
+
+
+def read_folder(folder: Path) -> State:
+    """The weights of a folder of transformers (`model*.safetensors`, else `pytorch_model.bin`)."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files and not (folder / "pytorch_model.bin").is_file():
+        raise SamAdaptError(
+            f"{folder} holds neither model.safetensors nor pytorch_model.bin; "
+            "give a folder as transformers saves it, or a .pth file"
+        )
+    return read_safetensors(files) if files else read_pth(folder / "pytorch_model.bin")
+
+
+def download(model: HubModel) -> Path:
+    """The folder of a hub model's weights: from the cache, or downloaded (resumed where it was broken off)."""
+    from huggingface_hub import hf_hub_download  # here: it takes a second, and most runs do not need it
+    from huggingface_hub.errors import RemoteEntryNotFoundError  # like all of the hub's, an OSError
+
+    failure: Exception | None = None
+    for cached in (True, False):  # the cache first: a machine without network is not kept waiting
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            try:
+                found = hf_hub_download(model.repo, file, revision=model.revision, local_files_only=cached)
+                return Path(found).parent
+            except OSError as error:
+                failure = error
+                if not cached and not isinstance(error, RemoteEntryNotFoundError):
+                    break  # no network: asking for the other file would wait as long again
+    raise SamAdaptError(
+        f"cannot get the weights {model.repo} from the Hugging Face hub, nor find them in its cache "
+        f"({type(failure).__name__}); connect once, or give as checkpoint a .pth file or a folder with the weights "
+        "(the word random gives untrained ones)"
+    ) from failure
+
+
+def read_checkpoint(checkpoint: str | Path | None, hub: HubModel) -> State:
+    """A file, a folder, or (None) the hub's model -> tensors under the original keys."""
+    path = download(hub) if checkpoint is None else Path(checkpoint).expanduser()
+    if path.is_dir():
+        state = read_folder(path)
+    elif not path.is_file():
+        raise SamAdaptError(
+            f"checkpoint {str(checkpoint)!r} is neither a file nor a folder; give a .pth file of SAM, a folder "
+            "of transformers, the word random, or nothing for the hub's weights"
+        )
+    else:
+        state = read_safetensors([path]) if path.suffix == ".safetensors" else read_pth(path)
+    return {original_key(key): value for key, value in state.items()}

@@ -1,0 +1,43 @@
+"""No encoder at all: the image itself, for heads that learn from scratch."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from samadapt.encoders.prepare import find_prepare
+from samadapt.types import Encoder, Frame, SamAdaptError
+
+
+@final
+class Pixels(Encoder):
+    """Gives the tap `pixels` and nothing else; has no weights.
+
+    Args:
+        side: S, in pixels.
+        prepare: a name in `prepare.PREPARES`.
+    """
+
+    def __init__(self, side: int = 256, prepare: str = "unit") -> None:
+        super().__init__()
+        if side < 32:
+            raise SamAdaptError(f"side {side} is too small for encoder 'pixels'; give at least 32 pixels")
+        self.side, self._prepare = side, find_prepare(prepare)
+        self.taps = {"pixels": (3, side, side)}
+        self.fingerprint = f"pixels-1 side={side} prepare={prepare} float32"
+
+    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
+        return self._prepare(image, self.side)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"pixels": x}
+
+
+def build_pixels(
+    checkpoint: str | None = None, side: int | None = None, prepare: str | None = None, seed: int = 0
+) -> Pixels:
+    """`seed` is not used: there is nothing to draw."""
+    if checkpoint is not None:
+        raise SamAdaptError(f"encoder 'pixels' has no weights; leave out the checkpoint {checkpoint!r}")
+    return Pixels(side or 256, prepare or "unit")

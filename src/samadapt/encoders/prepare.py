@@ -1,0 +1,83 @@
+"""From a slice in 0..255 to an encoder's square: one function for each way that weights were trained.
+
+All take (C, H, W) with C 1 or 3 and the side S, and return ((3, S, S) float32, Frame).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from samadapt.transforms import resize_and_pad, stretch
+from samadapt.types import Frame, SamAdaptError
+
+Prepare = Callable[[Tensor, int], tuple[Tensor, Frame]]
+
+# Of 0..255 RGB: `Sam.pixel_mean` and `pixel_std` of facebookresearch/segment-anything.
+SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_STD = (58.395, 57.12, 57.375)
+AUTOSAM_SIDE = 224  # the authors' data set is squeezed to this before it is enlarged
+
+
+def rgb(image: Tensor) -> Tensor:
+    """(1 or 3, H, W) -> (3, H, W) float32; grey is repeated."""
+    if image.shape[0] not in (1, 3):
+        raise SamAdaptError(
+            f"an image of {image.shape[0]} channels cannot be shown to an encoder of three; "
+            "choose one channel or three of them (--channels)"
+        )
+    return image.float().expand(3, -1, -1)
+
+
+def _min_max(image: Tensor) -> Tensor:
+    low, high = image.amin(), image.amax()
+    return (image - low) / (high - low).clamp_min(1e-8)
+
+
+def prepare_unit(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """0..255 -> 0..1, aspect ratio kept, padding black. For networks from scratch: the volume's window has
+    already made the intensities comparable, and a scale of its own for each slice would blow up empty ones."""
+    return resize_and_pad(rgb(image) / 255.0, side)
+
+
+def prepare_standardise(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """Each slice to mean 0 and standard deviation 1, aspect ratio kept, padding 0."""
+    x = rgb(image)
+    return resize_and_pad((x - x.mean()) / x.std().clamp_min(1e-3), side)
+
+
+def prepare_sam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """As SAM: channel means and deviations, the longer side to S, padding 0 *after* normalising."""
+    mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (SAM_MEAN, SAM_STD))
+    return resize_and_pad((rgb(image) - mean) / std, side)
+
+
+def prepare_medsam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """As MedSAM: stretched to the square, then each slice to 0..1 by its own extremes."""
+    x, frame = stretch(rgb(image), side)
+    return _min_max(x), frame
+
+
+def prepare_autosam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """As AutoSAM's code: 0..1 by the slice's own extremes, squeezed to 224 x 224, enlarged, no SAM mean or
+    deviation. Kept for faithful comparison: SAM's weights never saw such input (METHODS A.8)."""
+    small, frame = stretch(_min_max(rgb(image)), AUTOSAM_SIDE)
+    return stretch(small, side)[0], Frame(frame.original_size, (side, side), side)
+
+
+PREPARES: dict[str, Prepare] = {
+    "autosam": prepare_autosam,
+    "medsam": prepare_medsam,
+    "sam": prepare_sam,
+    "standardise": prepare_standardise,
+    "unit": prepare_unit,
+}
+
+
+def find_prepare(name: str) -> Prepare:
+    """By name."""
+    if name not in PREPARES:
+        raise SamAdaptError(f"unknown prepare {name!r}; known: {', '.join(sorted(PREPARES))}")
+    return PREPARES[name]
