@@ -17,7 +17,7 @@ from samadapt.io.cases import (
     write_label,
     write_probabilities,
 )
-from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, write_volume
+from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, orientation, write_volume
 from samadapt.io.pictures import PICTURE_SUFFIXES
 from samadapt.io.scans import IMAGE_SUFFIXES, case_name, find_files, group_channels, suffix_of
 
@@ -33,6 +33,7 @@ __all__ = [
     "label_values",
     "make_case",
     "open_npz",
+    "orientation",
     "read_case",
     "read_geometry",
     "read_label",

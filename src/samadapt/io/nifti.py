@@ -179,6 +179,11 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
         ) from error
 
 
+def orientation(affine: np.ndarray) -> str:
+    """Where the axes i, j, k point: "LPS", "RAS", ..."""
+    return "".join(str(code) for code in nib.aff2axcodes(affine))
+
+
 def same_place(a: Geometry, b: Geometry, tolerance: float = 0.1) -> bool:
     """Whether the voxels of equal shapes coincide: no corner is further off than `tolerance` of a voxel.
 
