@@ -64,7 +64,7 @@ class TinyEncoder(Encoder):
         self.side = side
         self.taps = {"pixels": (3, side, side), "neck": (8, side // 4, side // 4)}
         self.spec = {"name": "tiny", "seed": seed, "side": side}
-        self.conv = nn.Conv2d(3, 8, 4, stride=4)
+        self.conv = nn.Conv2d(3, 8, 4, stride=4, bias=False)
         with torch.no_grad():
             self.conv.weight.copy_(
                 torch.randn(self.conv.weight.shape, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,183 @@
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from fakes import TinyEncoder, TinyHead, disc_case, fake_data
+
+from samadapt import prediction
+from samadapt.features import FeatureStore, Pairs
+from samadapt.prediction import Classifier, Segmenter, build_model, load_run, score_labels
+from samadapt.training import TrainConfig, train
+from samadapt.types import Head, SamAdaptError
+
+
+class BrightHead(Head):
+    """Calls bright pixels class 1, without training: what goes in comes out, if the geometry is right."""
+
+    task = "segmentation"
+
+    def __init__(self):
+        super().__init__()
+        self.reads, self.spec = {"pixels": 1}, {"name": "bright", "n_classes": 2}
+
+    def forward(self, features):
+        bright = features["pixels"].mean(1)  # TinyEncoder: 0..255 -> -0.5..0.5
+        return torch.stack([-bright, bright], dim=1)
+
+    def loss(self, features, target):
+        raise NotImplementedError
+
+
+class MeanHead(BrightHead):
+    """Class scores from the mean brightness."""
+
+    task = "classification"
+
+    def forward(self, features):
+        return super().forward(features).mean((-2, -1))
+
+
+def segmenter(head=None, **options):
+    return Segmenter(TinyEncoder(side=128), head or BrightHead(), ("background", "disc"), **options)
+
+
+@pytest.fixture
+def oblique_scan(tmp_path):
+    """A volume that is wider than high, sliced along its first axis, on an oblique affine."""
+    array = np.zeros((4, 50, 30), np.float32)
+    array[1:3, 10:30, 5:25] = 100
+    array += np.random.default_rng(0).normal(0, 1, array.shape)
+    affine = np.array([[0.1, -1, 0.2, 5], [6, 0.1, 0, -7], [0.3, 0.1, -1, 9], [0, 0, 0, 1]])
+    nib.save(nib.Nifti1Image(array, affine), tmp_path / "scan_0000.nii.gz")
+    return tmp_path / "scan_0000.nii.gz"
+
+
+def test_a_bright_block_is_found_where_it_is(oblique_scan, tmp_path):
+    model = segmenter()
+    case = model.case(oblique_scan)
+    assert case.id == "scan"
+    model.predict_to(case, tmp_path / "scan.nii.gz", tmp_path / "scan.npy")
+    source, written = nib.load(oblique_scan), nib.load(tmp_path / "scan.nii.gz")
+    assert np.allclose(source.affine, written.affine)
+    truth, found = source.get_fdata() > 50, written.get_fdata() == 1
+    dice = 2 * (truth & found).sum() / (truth.sum() + found.sum())
+    assert dice > 0.9
+    mirrored = found[:, ::-1]
+    assert 2 * (truth & mirrored).sum() / (truth.sum() + mirrored.sum()) < 0.8  # the test would see it
+    probabilities = np.load(tmp_path / "scan.npy")
+    assert probabilities.shape == (2, *truth.shape)
+    assert np.allclose(probabilities.astype(np.float32).sum(0), 1, atol=2e-3)
+    assert ((probabilities[1] > probabilities[0]) == found).mean() > 0.999
+
+
+def test_batches_change_nothing(oblique_scan):
+    one, many = segmenter(batch_size=1), segmenter(batch_size=3)
+    assert np.array_equal(one.predict(oblique_scan), many.predict(oblique_scan))
+
+
+def test_from_the_store_as_from_the_image(tmp_path):
+    encoder, case = TinyEncoder(), disc_case(1, depth=5)
+    store = FeatureStore(tmp_path)
+    store.encode([case], encoder, {"neck": 1})
+    model = Segmenter(encoder, TinyHead().eval(), ("background", "disc"))
+    maps, _ = store.read(case, encoder, {"neck": 1})
+    calls = encoder.calls
+    stored = model.predict(case, maps)
+    assert encoder.calls == calls
+    assert (stored == model.predict(case)).mean() > 0.999
+
+
+def test_full_size_logits_exist_for_one_batch_of_slices_at_a_time(monkeypatch):
+    """Memory stays flat with the number of slices: what is asked of the head is a few slices."""
+    seen = []
+    original = BrightHead.forward
+
+    def counting(self, features):
+        seen.append(len(features["pixels"]))
+        return original(self, features)
+
+    monkeypatch.setattr(BrightHead, "forward", counting)
+    segmenter().predict(disc_case(1, depth=11))
+    assert seen == [4, 4, 3]
+
+
+def test_a_classifier_averages_the_slices():
+    model = Classifier(TinyEncoder(), MeanHead(), ("dark", "bright"), window="none")
+    dark, bright = disc_case(1), disc_case(2)
+    dark.image[:] = 10
+    bright.image[:] = 250
+    assert model.predict(dark).argmax() == 0
+    assert model.predict(bright).argmax() == 1
+    assert model.predict(bright).sum() == pytest.approx(1)
+    both = disc_case(3, depth=2)
+    both.image[0, 0], both.image[0, 1] = 10, 250
+    expected = (model.predict(dark) + model.predict(bright)) / 2
+    assert np.allclose(model.predict(both), expected, atol=1e-5)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """`load_run` finds the small stand-ins under their names."""
+
+    def encoder(name, seed, side, checkpoint=None):
+        return TinyEncoder(seed if checkpoint is None else int(checkpoint), side)
+
+    monkeypatch.setattr(prediction, "load_encoder", encoder)
+    monkeypatch.setattr(prediction, "build_head", lambda taps, name, n_classes: TinyHead(n_classes=n_classes))
+
+
+def trained(tmp_path, **options):
+    pairs = Pairs(fake_data(1), TinyEncoder(), {"neck": 1})
+    config = TrainConfig(**{"steps": 5, "batch_size": 2, "device": "cpu", **options})
+    head = TinyHead()
+    return head, pairs, train(head, pairs, config=config, out=tmp_path / "run")
+
+
+def test_a_run_folder_can_be_moved_and_loaded(tmp_path, known):
+    head, pairs, run = trained(tmp_path)
+    moved = run.rename(tmp_path / "elsewhere")
+    model = load_run(moved, device="cpu")
+    assert isinstance(model, Segmenter)
+    config = json.loads((moved / "config.json").read_text())
+    direct = build_model(pairs.encoder, head, config)
+    assert np.array_equal(model.predict(disc_case(4)), direct.predict(disc_case(4)))
+
+
+def test_a_tuned_encoder_comes_back(tmp_path, known):
+    head, pairs, run = trained(tmp_path, tune="all", encoder_lr=0.1)
+    model = load_run(run, device="cpu")
+    assert torch.equal(model.encoder.conv.weight, pairs.encoder.conv.weight)
+    assert not torch.equal(model.encoder.conv.weight, TinyEncoder().conv.weight)
+
+
+def test_other_encoder_weights_are_refused(tmp_path, known):
+    _, _, run = trained(tmp_path)
+    with pytest.raises(SamAdaptError, match=r"fingerprint .* expected"):
+        load_run(run, device="cpu", checkpoint="3")
+
+
+def test_unfinished_and_damaged_runs_are_refused(tmp_path, known):
+    with pytest.raises(SamAdaptError, match=r"no config\.json"):
+        load_run(tmp_path)
+    _, _, run = trained(tmp_path)
+    weights = run / "head.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SamAdaptError, match="cannot be read"):
+        load_run(run, device="cpu")
+    weights.unlink()
+    with pytest.raises(SamAdaptError, match="did not finish"):
+        load_run(run, device="cpu")
+
+
+def test_scores_need_labels_and_the_same_grid():
+    case = disc_case(1)
+    scores = score_labels([(case, case.label.numpy())], ("background", "disc"))
+    assert {s.value for s in scores if s.metric == "dsc"} == {1.0}
+    shifted = np.roll(case.label.numpy(), 3, axis=2)
+    scores = score_labels([(case, shifted)], ("background", "disc"))
+    assert all(s.value < 0.9 for s in scores if s.metric == "dsc")
+    with pytest.raises(SamAdaptError, match="resampled"):
+        score_labels([(case, case.label.numpy()[:, :-1])], ("background", "disc"))
