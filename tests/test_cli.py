@@ -1,0 +1,187 @@
+"""The command line, as a user types it, on the phantom."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from samadapt.cli import app
+from samadapt.phantom import make_phantom
+from samadapt.types import SamAdaptError
+
+FAST = ["--steps", "4", "--batch-size", "2", "--device", "cpu", "-q"]
+UNET = ["--head", "unet", "--set", "width=4", "--side", "64"]
+NECK = ["--head", "probe", "--encoder", "sam_nano", "--checkpoint", "random", "--side", "64", "--views", "2"]
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return make_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=4, size=48, slices=3)
+
+
+@pytest.fixture(scope="module")
+def run(phantom, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "unet"
+    type_("train", phantom, "--labels", "1", "--out", out, *UNET, *FAST)
+    return out
+
+
+def type_(*words):
+    """What the command prints; a user's mistake comes out as the exception that `main` turns into one line."""
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def contents(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_train_predict_evaluate(run, phantom, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    split = json.loads((run / "split.json").read_text())
+    assert config["data"]["train"] == split["train"]
+    assert len(split["patients"]) == 1
+    assert "predicted: 2 cases" in type_("predict", run, phantom, "--out", tmp_path / "p", "--device", "cpu")
+    assert sorted(p.stem[:-4] for p in (tmp_path / "p").glob("*.nii.gz")) == sorted(split["val"])
+    table = type_("evaluate", tmp_path / "p", phantom, "--out", tmp_path / "scores.csv")
+    assert "dsc" in table
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["case"] for r in rows} == set(split["val"])
+    assert {r["target"] for r in rows} >= {"RV", "MYO", "LV"}
+
+
+def test_evaluating_against_label_files_gives_the_same(run, phantom, tmp_path):
+    type_("predict", run, phantom, "--out", tmp_path / "p", "--device", "cpu", "-q")
+    whole = type_("evaluate", tmp_path / "p", phantom, "--out", tmp_path / "a.csv")
+    files = type_("evaluate", tmp_path / "p", phantom / "labelsTr", "--out", tmp_path / "b.csv")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    assert whole.splitlines()[0].split() == files.splitlines()[0].split()
+
+
+def test_scans_in_nnunet_names_and_single_files(run, phantom, tmp_path):
+    names = sorted(p.name for p in (phantom / "imagesTr").iterdir())
+    assert f"{len(names)} cases" in type_(
+        "predict", run, phantom / "imagesTr", "--out", tmp_path / "all", "--device", "cpu"
+    )
+    assert sorted(p.name for p in (tmp_path / "all").glob("*.nii.gz")) == [
+        n.replace("_0000", "") for n in names
+    ]
+    one = phantom / "imagesTr" / names[0]
+    type_("predict", run, one, "--out", tmp_path / "one", "--probabilities", "--device", "cpu")
+    written = tmp_path / "one" / names[0].replace("_0000", "")
+    assert written.read_bytes() == (tmp_path / "all" / written.name).read_bytes()
+    source, label = nib.load(one), nib.load(written)
+    assert label.shape == source.shape
+    assert np.array_equal(label.affine, source.affine)
+    assert np.load(str(written).replace(".nii.gz", ".npy")).shape == (4, *source.shape)
+
+
+def test_predictions_are_not_overwritten_unasked(run, phantom, tmp_path):
+    type_("predict", run, phantom, "--out", tmp_path / "p", "--device", "cpu", "-q")
+    before = contents(tmp_path / "p")
+    with pytest.raises(SamAdaptError, match="--overwrite"):
+        type_("predict", run, phantom, "--out", tmp_path / "p")
+    assert contents(tmp_path / "p") == before
+    type_("predict", run, phantom, "--out", tmp_path / "p", "--overwrite", "--device", "cpu", "-q")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(SamAdaptError, match="no predictions of ours"):
+        type_("predict", run, phantom, "--out", tmp_path / "mine", "--overwrite")
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_encode_once_then_train_from_the_store(phantom, tmp_path):
+    store = ["--store", tmp_path / "features"]
+    assert "encoded 8 of 8 cases" in type_("encode", phantom, *NECK, *store, "--device", "cpu")
+    before = contents(tmp_path / "features")
+    assert "nothing to do: all 8 cases" in type_("encode", phantom, *NECK, *store, "--device", "cpu")
+    type_("train", phantom, "--labels", "2", "--out", tmp_path / "run", *NECK, *store, *FAST)
+    assert contents(tmp_path / "features") == before
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["stored_maps"]
+    type_("predict", tmp_path / "run", phantom, "--out", tmp_path / "p", "--device", "cpu")
+
+
+def test_tuned_and_selected_within_the_budget(phantom, tmp_path):
+    type_(
+        "train", phantom, "--labels", "2", "--select", "1", "--tune", "all", "--out", tmp_path / "run",
+        *NECK, "--live", *FAST,
+    )  # fmt: skip
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert len(split["patients"]) == 2
+    assert config["data"]["select"] == split["select"]
+    assert {i.split("_")[0] for i in split["select"]}.isdisjoint({i.split("_")[0] for i in split["train"]})
+    assert (tmp_path / "run" / "encoder.safetensors").is_file()
+    type_("predict", tmp_path / "run", phantom, "--out", tmp_path / "p", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labels", "99"], "99 labelled patients"),
+        (["--labels", "few"], "--labels is 'few'"),
+        (["--head", "vit"], "unknown head 'vit'; known: "),
+        (["--encoder", "vitb", "--head", "probe"], "unknown encoder 'vitb'; known: .*sam_vit_b"),
+        (["--head", "autosam", "--encoder", "pixels"], r"reads \['neck'\].*gives \['pixels'\]"),
+        (["--set", "colour=red"], "no option"),
+        (["--set", "width"], "NAME=VALUE"),
+        (["--augment", "wild"], "unknown augmentation"),
+        (["--window", "mr"], "window 'mr'"),
+        (["--select", "1"], "select is 1 of 1"),
+        (["--device", "tpu"], "unknown device"),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing(phantom, tmp_path, words, message):
+    chosen = {"--head": "unet", "--labels": "1"} | dict(zip(words[::2], words[1::2], strict=True))
+    options = [part for pair in chosen.items() for part in pair]
+    with pytest.raises(SamAdaptError, match=message):
+        type_(
+            "train", phantom, "--out", tmp_path / "run", "--steps", "2", "--store", tmp_path / "f", *options
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_list(capsys):
+    assert "autosam" in type_("list", "heads")
+    assert "sam_vit_h" in type_("list", "encoders")
+    assert "hd95_mm" in type_("list", "metrics")
+    with pytest.raises(SamAdaptError, match="nothing to list under 'weights'"):
+        type_("list", "weights")
+
+
+def shell(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "samadapt.cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+    result = shell("train", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "nowhere does not exist" in result.stderr
+    assert "Traceback" in shell("train", tmp_path / "nowhere", "--out", tmp_path / "run", "--debug").stderr
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from samadapt.cli import app; "
+        "CliRunner().invoke(app, ['train', '--help']); "
+        "print([m for m in ('torch', 'numpy', 'monai', 'lightning') if m in sys.modules])"
+    )
+    start = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    assert time.monotonic() - start < 5  # "well under a second" on a quiet machine
