@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from samadapt.heads.autosam import AutoSAM
+from samadapt.heads.classification import CLASSIFIERS
 from samadapt.heads.cnn import CNN
 from samadapt.heads.fused import Fused
 from samadapt.heads.linear import Linear, Probe
@@ -22,6 +23,7 @@ HEADS: dict[str, type[Head]] = {
     "linear": Linear,
     "probe": Probe,
     "unet": UNet,
+    **CLASSIFIERS,
 }
 
 
@@ -48,9 +50,9 @@ def build_head(
     """
     if name not in HEADS:
         raise SamAdaptError(f"unknown head {name!r}; known: {', '.join(sorted(HEADS))}")
-    if n_classes < 2:
+    if HEADS[name].task == "segmentation" and n_classes < 2:
         raise SamAdaptError(
-            f"a segmentation head needs at least 2 classes (the background is one), not {n_classes}"
+            f"a head needs at least 2 classes (in segmentation the background is one), not {n_classes}"
         )
     known = dict(inspect.signature(HEADS[name]).parameters)
     accepts_pretrained = known.pop("pretrained", None) is not None

@@ -1,0 +1,47 @@
+"""Classification networks whose stages a gate can step between: a table of builders, and one that builds by name.
+
+A new one is a function `(small_input: bool) -> Backbone` and a line in `BACKBONES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from samadapt.backbones.backbone import Backbone
+from samadapt.backbones.convolutional import densenet121, resnet18, resnet50, resnet152, senet154
+from samadapt.backbones.swin import swinv2_base, swinv2_tiny
+from samadapt.backbones.weights import load_weights
+from samadapt.types import SamAdaptError
+
+BACKBONES: dict[str, Callable[[bool], Backbone]] = {
+    "densenet121": densenet121,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "resnet152": resnet152,
+    "senet154": senet154,
+    "swinv2_base": swinv2_base,
+    "swinv2_tiny": swinv2_tiny,
+}
+
+
+def build_backbone(name: str, weights: str | None = None, small_input: bool = False) -> Backbone:
+    """A network with random weights (drawn from torch's generator), or with given ones.
+
+    Args:
+        name: a key of `BACKBONES`.
+        weights: a file, a folder with a model, or a hub id with its revision; see `load_weights`.
+        small_input: a first layer for pictures of about 28 px, which keeps their grid, where the network has one.
+
+    Example:
+        >>> build_backbone("resnet18").stages
+        {'stem': 64, 'stage1': 64, 'stage2': 128, 'stage3': 256, 'stage4': 512}
+    """
+    if name not in BACKBONES:
+        raise SamAdaptError(f"unknown backbone {name!r}; known: {', '.join(sorted(BACKBONES))}")
+    backbone = BACKBONES[name](small_input)
+    if weights is not None:
+        load_weights(backbone, weights)
+    return backbone
+
+
+__all__ = ["BACKBONES", "Backbone", "build_backbone", "load_weights"]

@@ -1,0 +1,60 @@
+"""The contract of a classification network: named stages in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import final
+
+from torch import Tensor, nn
+
+After = Callable[[str, Tensor], Tensor]
+Rename = Callable[[str], str]
+
+
+def same_name(key: str) -> str:
+    """For weights that are called as our own."""
+    return key
+
+
+@final
+class Backbone(nn.Module):
+    """Stages applied one after the other, then a last normalisation. Pooling and classifier are the head's.
+
+    Args:
+        parts: name -> module, (B, C, h, w) -> (B, C', h', w'), in order.
+        stages: name -> channels that the part gives.
+        last: what follows the last stage before the global average.
+        side: of the square input that the network was made for.
+        rename: from the name of a published weight to ours, for `weights.load_weights`.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module],
+        stages: Mapping[str, int],
+        last: nn.Module | None = None,
+        side: int = 224,
+        rename: Rename = same_name,
+    ) -> None:
+        super().__init__()
+        assert list(parts) == list(stages), "every stage declares its channels, in order"
+        self.parts = nn.ModuleDict(parts)
+        self.last = last or nn.Identity()
+        self.stages, self.side, self.rename = dict(stages), side, rename
+
+    @property
+    def channels(self) -> int:
+        """Of the map that comes out."""
+        return list(self.stages.values())[-1]
+
+    def forward(self, x: Tensor, after: After | None = None) -> Tensor:
+        """(B, 3, S, S) -> (B, channels, h, w).
+
+        Args:
+            after: called with a stage's name and its map; what it returns goes on.
+        """
+        for name, part in self.parts.items():
+            x = part(x)
+            if after is not None:
+                x = after(name, x)
+        return self.last(x)

@@ -1,0 +1,32 @@
+"""Heads that answer with a class: gated networks (SLCA and its controls), and probes of the encoder alone."""
+
+from samadapt.heads.classification.attention import share_inside
+from samadapt.heads.classification.classifier import Classifier, Trunk, classification_loss
+from samadapt.heads.classification.gates import Block
+from samadapt.heads.classification.probes import AttentiveProbe, LinearProbe
+from samadapt.heads.classification.slca import CBAM, SE, SLCA, Plain
+from samadapt.types import Head
+
+CLASSIFIERS: dict[str, type[Head]] = {
+    "attentive_probe": AttentiveProbe,
+    "cbam": CBAM,
+    "linear_probe": LinearProbe,
+    "plain": Plain,
+    "se": SE,
+    "slca": SLCA,
+}
+
+__all__ = [
+    "CBAM",
+    "CLASSIFIERS",
+    "SE",
+    "SLCA",
+    "AttentiveProbe",
+    "Block",
+    "Classifier",
+    "LinearProbe",
+    "Plain",
+    "Trunk",
+    "classification_loss",
+    "share_inside",
+]

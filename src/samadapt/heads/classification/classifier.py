@@ -1,0 +1,186 @@
+"""A staged network on the pixels, with or without blocks between its stages: what all its forms share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samadapt.backbones import Backbone, build_backbone
+from samadapt.heads.classification.attention import grad_cam, outside_inference
+from samadapt.heads.classification.gates import Block
+from samadapt.heads.options import Taps, one_of, tap_shape
+from samadapt.types import Head, SamAdaptError, Task
+
+PIXELS = "pixels"
+Seen = dict[str, tuple[Tensor, Tensor]]  # stage -> its map before and after the block
+
+
+def classification_loss(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, or binary cross-entropy of every class where the target has a number for each.
+
+    Args:
+        logits: (B, K).
+        target: (B,) class numbers, or (B, K) of 0 and 1.
+        weights: (K,), larger for classes that shall count more; for several labels, of their positives.
+    """
+    if target.dim() == 2:
+        return F.binary_cross_entropy_with_logits(logits.float(), target.float(), pos_weight=weights)
+    return F.cross_entropy(logits.float(), target.long(), weight=weights)
+
+
+def class_weight_tensor(head: str, n_classes: int, weights: Sequence[float] | None) -> Tensor | None:
+    """(K,), or None; checked."""
+    if weights is None:
+        return None
+    if len(weights) != n_classes or any(not w > 0 for w in weights):
+        raise SamAdaptError(
+            f"head {head!r} cannot weigh {n_classes} classes by {list(weights)}; give one number above 0 for each"
+        )
+    return torch.tensor([float(w) for w in weights])
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The network itself, as the options of every head with one name it."""
+
+    backbone: str = "resnet18"
+    weights: str | None = None
+    image_size: int | None = None
+    small_input: bool = False
+    class_weights: Sequence[float] | None = None
+    weights_of: str | None = None
+
+    def build(self, head: str) -> Backbone:
+        """The network; its input size is checked."""
+        if self.image_size is not None and self.image_size < 16:
+            raise SamAdaptError(f"head {head!r}: image_size is {self.image_size!r}; give at least 16 pixels")
+        return build_backbone(self.backbone, self.weights, self.small_input)
+
+    def spec(self) -> dict[str, object]:
+        """Of a head with this trunk. A run folder holds its own weights and must load without the first ones,
+        so only their name is kept."""
+        return {
+            "backbone": self.backbone,
+            "image_size": self.image_size,
+            "small_input": self.small_input,
+            "class_weights": list(self.class_weights) if self.class_weights is not None else None,
+            "weights_of": self.weights or self.weights_of,
+        }
+
+
+def gated_stages(head: str, backbone: Backbone, stages: Sequence[str] | None) -> list[str]:
+    """The chosen stages in the network's order; None is all."""
+    known = list(backbone.stages)
+    for stage in stages or []:
+        one_of(head, "stage", stage, known)
+    return [stage for stage in known if stages is None or stage in stages]
+
+
+def hidden_width(head: str, channels: int, reduction: int) -> int:
+    """Between the two convolutions of a block."""
+    if reduction < 1:
+        raise SamAdaptError(f"head {head!r}: reduction is {reduction!r}; give a whole number from 1")
+    return max(channels // reduction, 1)
+
+
+class Classifier(Head):
+    """Stages, blocks after some of them, global average, one linear layer.
+
+    A subclass calls `start` in its constructor, puts a `Block` into `blocks` for every stage it gates, and says
+    in `sources` what they read besides their stage.
+    """
+
+    task: ClassVar[Task] = "classification"
+    name: ClassVar[str]
+    backbone: Backbone
+    blocks: nn.ModuleDict
+    classify: nn.Linear
+    image_size: int
+    class_weights: Tensor | None
+
+    def start(self, trunk: Trunk, taps: Taps, n_classes: int) -> Backbone:
+        """Build everything but the blocks, which come after: with one seed all heads start from one network."""
+        tap_shape(self.name, taps, PIXELS)
+        self.reads = {PIXELS: 1}
+        self.spec = {"name": self.name, "n_classes": n_classes, **trunk.spec()}
+        self.backbone = trunk.build(self.name)
+        self.classify = nn.Linear(self.backbone.channels, n_classes)
+        self.blocks = nn.ModuleDict()
+        self.image_size = trunk.image_size or self.backbone.side
+        weights = class_weight_tensor(self.name, n_classes, trunk.class_weights)
+        self.register_buffer("class_weights", weights, persistent=False)
+        return self.backbone
+
+    def sources(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Stage -> the tap that its block reads; none for blocks that read their own stage."""
+        return {}
+
+    @property
+    def added_parameters(self) -> int:
+        """Of the blocks: what the head has more than the plain network."""
+        return sum(p.numel() for p in self.blocks.parameters())
+
+    def picture(self, features: Mapping[str, Tensor]) -> Tensor:
+        """(B, 3, S, S) as the encoder prepared it -> the network's own size."""
+        pixels = features[PIXELS]
+        if pixels.shape[-1] == self.image_size:
+            return pixels
+        size, smaller = (self.image_size, self.image_size), pixels.shape[-1] > self.image_size
+        return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=smaller)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self._run(features)
+
+    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        return classification_loss(self(features), target, self.class_weights)
+
+    def attention(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{stage: (B, h, w)}: where the blocks look, over the encoder's square; empty without blocks."""
+        seen: Seen = {}
+        self._run(features, seen)
+        given = self.sources(features)
+        return {
+            stage: cast(Block, block).attention(seen[stage][0], given.get(stage)).detach()
+            for stage, block in self.blocks.items()
+        }
+
+    def grad_cam(
+        self, features: Mapping[str, Tensor], stage: str | None = None, target: Tensor | None = None
+    ) -> Tensor:
+        """(B, h, w) over the encoder's square, not negative: what the answer rests on.
+
+        Args:
+            stage: of the network; None: the last one.
+            target: (B,) class whose logit is followed; None: the likeliest one.
+        """
+        stage = stage or list(self.backbone.stages)[-1]
+        one_of(self.name, "stage", stage, self.backbone.stages)
+        copies = {tap: x.detach() for tap, x in features.items()}
+
+        def compute() -> Tensor:
+            inputs = {tap: x.clone() for tap, x in copies.items()}
+            inputs[PIXELS].requires_grad_()  # so that there is a graph where all weights are frozen
+            seen: Seen = {}
+            logits = self._run(inputs, seen)
+            chosen = logits.argmax(1) if target is None else target.to(logits.device).long()
+            return grad_cam(seen[stage][1], logits.gather(1, chosen[:, None])[:, 0])
+
+        return outside_inference(compute)
+
+    def _run(self, features: Mapping[str, Tensor], seen: Seen | None = None) -> Tensor:
+        """Logits (B, K); notes the maps of every stage where there is somewhere to note them."""
+        given = self.sources(features)
+
+        def after(stage: str, x: Tensor) -> Tensor:
+            changed = self.blocks[stage](x, given.get(stage)) if stage in self.blocks else x
+            if seen is not None:
+                seen[stage] = (x, changed)
+            return changed
+
+        x = self.backbone(self.picture(features), after)
+        return self.classify(x.mean((-2, -1)))
