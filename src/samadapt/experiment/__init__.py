@@ -1,0 +1,21 @@
+"""The few-label study: a grid of learners x labels x seeds, scored on the same patients."""
+
+from samadapt.experiment.entrants import Entrant, Trained, build_entrants, known_entrants
+from samadapt.experiment.grid import Grid
+from samadapt.experiment.results import results_table
+from samadapt.experiment.settings import make_study, preset_names, read_settings
+from samadapt.experiment.study import Outcome, run_experiment
+
+__all__ = [
+    "Entrant",
+    "Grid",
+    "Outcome",
+    "Trained",
+    "build_entrants",
+    "known_entrants",
+    "make_study",
+    "preset_names",
+    "read_settings",
+    "results_table",
+    "run_experiment",
+]

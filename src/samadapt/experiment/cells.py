@@ -1,0 +1,224 @@
+"""One cell of the grid: learn, answer for the scored cases, score, and say what it cost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from samadapt.datasets import Dataset
+from samadapt.experiment.entrants import Fitted, Job
+from samadapt.experiment.grid import Cell
+from samadapt.experiment.slices import SliceKeeper
+from samadapt.features import FeatureStore
+from samadapt.metrics import score_case, score_predictions, write_scores
+from samadapt.runs import write_json
+from samadapt.transforms import seeded
+from samadapt.types import Case, SamAdaptError, Score
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all cells share."""
+
+    data: Dataset
+    out: Path
+    store: FeatureStore
+    threads: int = 1
+
+
+def run_cell(study: Study, cell: Cell) -> str:
+    """Run it, or find it done. Returns "done", or the message of what went wrong, which is recorded too."""
+    out = study.out / cell.digest
+    if (out / "scores.csv").is_file():
+        check_scores(out)
+        return "done"
+    _make_room(out)
+    # Nothing that happens in a cell depends on what ran before it in this process.
+    torch.manual_seed(seeded("cell", cell.digest).initial_seed())
+    try:
+        with _threads(study.threads):
+            _run(study, cell, out)
+    except Exception as error:
+        message = str(error) if isinstance(error, SamAdaptError) else f"{type(error).__name__}: {error}"
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "failed.json", {"message": message, "traceback": traceback.format_exc()})
+        return message
+    return "done"
+
+
+def _make_room(out: Path) -> None:
+    """An unfinished run is resumed; anything less begins anew."""
+    (out / "failed.json").unlink(missing_ok=True)
+    if out.is_dir() and not (out / "config.json").is_file():
+        shutil.rmtree(out)
+
+
+def _run(study: Study, cell: Cell, out: Path) -> None:
+    data = study.data
+    with _metered() as training:
+        fitted = cell.entrant.fit(Job(data, cell.split, cell.config, out, study.store))
+    out.mkdir(parents=True, exist_ok=True)
+    cases = (data.case(case_id) for case_id in cell.split.val)
+    with _metered() as prediction:
+        if data.task == "segmentation":
+            keeper = SliceKeeper(study.out / "cases", data.window)
+            scores = _score_segmentation(cell, fitted, cases, data, keeper)
+            keeper.save(out / "slices.npz")
+        else:
+            scores = _score_classification(fitted, cases, data, out)
+    cost = {
+        "learner": cell.learner,
+        "labels": cell.labels,
+        "seed": cell.seed,
+        "parameters": fitted.parameters,
+        "training": training,
+        "prediction": prediction,
+        "threads": study.threads,
+        **fitted.notes,
+    }
+    (out / "last.ckpt").unlink(missing_ok=True)  # the finished weights are head.safetensors
+    finish(out, scores, cost)
+
+
+def finish(out: Path, scores: list[Score], cost: dict[str, Any]) -> None:
+    """cost.json with the hash of the scores, then the scores: they exist = the cell is done."""
+    draft = out / "scores.draft.csv"
+    write_scores(draft, scores)
+    write_json(out / "cost.json", cost | {"scores_sha256": hashlib.sha256(draft.read_bytes()).hexdigest()})
+    draft.replace(out / "scores.csv")
+
+
+def check_scores(out: Path) -> None:
+    """Raise where scores.csv is not what the cell wrote."""
+    found = hashlib.sha256((out / "scores.csv").read_bytes()).hexdigest()
+    try:
+        expected = json.loads((out / "cost.json").read_text())["scores_sha256"]
+    except (OSError, KeyError, json.JSONDecodeError):
+        expected = "nothing readable"
+    if found != expected:
+        raise SamAdaptError(
+            f"{out / 'scores.csv'} has the hash {found[:12]}, cost.json beside it says {expected[:12]}: it was cut short "
+            "or edited; remove that folder and run the experiment again"
+        )
+
+
+# ---------------------------------------------------------------- scores
+
+
+def _score_segmentation(
+    cell: Cell, fitted: Fitted, cases: Iterable[Case], data: Dataset, keeper: SliceKeeper
+) -> list[Score]:
+    answers = _answers(fitted, cases, keeper)
+    if cell.stacked:
+        return _score_stacked(answers, data.classes)
+    return [
+        score
+        for case, label in answers
+        for score in score_case(case.id, label, _truth(case), case.spacing_mm, data.classes)
+    ]
+
+
+def _answers(fitted: Fitted, cases: Iterable[Case], keeper: SliceKeeper) -> Iterator[tuple[Case, np.ndarray]]:
+    for case in cases:
+        label = fitted.predict(case)
+        if label.shape != _truth(case).shape:
+            raise SamAdaptError(
+                f"the answer for {case.id!r} has shape {label.shape}; expected {_truth(case).shape}, as the label"
+            )
+        keeper.keep(case, label)
+        yield case, label
+
+
+def _truth(case: Case) -> np.ndarray:
+    assert case.label is not None  # split.val holds labelled cases only
+    return case.label.numpy()
+
+
+def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Iterable[str]) -> list[Score]:
+    """Dice with all scans of a patient as one volume. Distances across scans would mean nothing."""
+    patients: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for case, label in answers:
+        patients[case.group].append((label.ravel(), _truth(case).ravel()))
+    scores: list[Score] = []
+    for patient, parts in patients.items():
+        label, truth = (np.concatenate(side)[None, None] for side in zip(*parts, strict=True))
+        every = score_case(patient, label, truth, None, list(classes))
+        scores += [score for score in every if score.metric == "dsc"]
+    return scores
+
+
+def _score_classification(fitted: Fitted, cases: Iterable[Case], data: Dataset, out: Path) -> list[Score]:
+    ids, probabilities, truth = [], [], []
+    for case in cases:
+        assert case.label is not None
+        ids.append(case.id)
+        probabilities.append(fitted.predict(case))
+        truth.append(case.label.numpy())
+    if not np.isfinite(probabilities).all():
+        raise SamAdaptError("the learner answers with probabilities that are not numbers; lower --lr")
+    return score_predictions(ids, np.stack(probabilities), np.stack(truth), data.classes)
+
+
+# ---------------------------------------------------------------- cost
+
+
+@contextmanager
+def _metered() -> Iterator[dict[str, float]]:
+    """Wall time, CPU time of this process and its children, and the largest memory while the block ran."""
+    spent: dict[str, float] = {}
+    _reset_peak()
+    wall, cpu = time.monotonic(), sum(os.times()[:4])
+    yield spent
+    spent["wall_s"] = round(time.monotonic() - wall, 3)
+    spent["cpu_s"] = round(sum(os.times()[:4]) - cpu, 3)
+    spent["peak_rss_mib"] = round(_peak_bytes() / 2**20, 1)
+    if torch.cuda.is_available():
+        spent["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is used now
+
+
+def _peak_bytes() -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def read_failure(out: Path) -> Mapping[str, str] | None:
+    """What went wrong in a cell, if it did."""
+    path = out / "failed.json"
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -1,0 +1,203 @@
+"""Who takes part in a study: anything that, given a split, learns and then answers for a case."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from samadapt.datasets import Dataset, Split
+from samadapt.features import FeatureStore, Recipe
+from samadapt.heads import HEADS
+from samadapt.learner import Learner, fit
+from samadapt.prediction import load_run
+from samadapt.training import TrainConfig
+from samadapt.types import Case, SamAdaptError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every entrant is given: the same for all in one cell of the grid."""
+
+    data: Dataset
+    split: Split
+    config: TrainConfig  # its seed is the cell's
+    out: Path  # the cell's folder; becomes a run folder
+    store: FeatureStore
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An entrant that has learnt."""
+
+    predict: Callable[[Case], np.ndarray]  # (D, H, W) uint8 label map, or (K,) probabilities
+    parameters: int  # trained ones
+    notes: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # for the fairness table: steps, selection, augmentation
+
+
+class Entrant(ABC):
+    """Takes part in a study. Two entrants with equal `spec` are the same."""
+
+    #: False: learns nothing, so one cell stands for all numbers of labels and seeds.
+    learns: ClassVar[bool] = True
+    #: True: its answers are made from the truth, so it is no competitor.
+    uses_truth: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """JSON-able; everything that changes its answers."""
+
+    @abstractmethod
+    def fit(self, job: Job) -> Fitted:
+        """Learn from `job.split.train`; leave everything in `job.out`."""
+
+    @property
+    def seeded_encoder(self) -> bool:
+        """Whether its encoder differs from seed to seed."""
+        return False
+
+    def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
+        """What it will read from the store; the study encodes it once for all."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Maps that an entrant wants: of its training cases (views) or of the scored ones (view 0)."""
+
+    learner: Learner
+    seed: int
+    reads: Mapping[str, int]
+    recipe: Recipe
+    scored: bool
+
+
+@final
+@dataclass(frozen=True)
+class Trained(Entrant):
+    """A head (and perhaps its encoder) trained on the labelled cases.
+
+    Args:
+        train: fields of the study's `TrainConfig` that differ for this one, e.g. {"tune": "all"}.
+    """
+
+    learner: Learner
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "trained", **dataclasses.asdict(self.learner), "train": dict(self.train)}
+
+    def config(self, common: TrainConfig) -> TrainConfig:
+        """The study's, with what differs for this one."""
+        return dataclasses.replace(common, **self.train)
+
+    @property
+    def seeded_encoder(self) -> bool:
+        return self.learner.checkpoint == "random"
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder stays as it is, so that its maps can be stored."""
+        return self.train.get("tune", "none") == "none"
+
+    def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
+        if not self.frozen:
+            return ()
+        _, head = self.learner.build(len(data.classes), seed)
+        if set(head.reads) == {"pixels"}:
+            return ()
+        recipes = ((self.learner.recipe(data.window), False), (Recipe(data.window), True))
+        return tuple(
+            Encode(self.learner, seed, dict(head.reads), recipe, scored) for recipe, scored in recipes
+        )
+
+    def fit(self, job: Job) -> Fitted:
+        config = self.config(job.config)
+        fit(self.learner, job.data, job.split, config, job.out, job.store)
+        return fitted_run(job, config, self.learner)
+
+
+def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
+    """A finished run folder as an entrant; a frozen encoder's maps come from the store."""
+    model = load_run(job.out, config.device)
+    check_finite(model.head)
+    stored = config.tune == "none" and set(model.head.reads) != {"pixels"}
+    recipe = Recipe(job.data.window)
+
+    def predict(case: Case) -> np.ndarray:
+        if not stored:
+            return model.predict(case)
+        job.store.encode([case], model.encoder, model.head.reads, recipe)  # nothing to do, as a rule
+        return model.predict(case, job.store.read(case, model.encoder, model.head.reads, recipe)[0])
+
+    trained = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
+    trained += sum(p.numel() for p in model.encoder.parameters()) if config.tune == "all" else 0
+    views = "new views in every step" if not stored else f"{learner.views} stored views of a slice"
+    notes = {
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "selection": "none: averaged last weights" if not job.split.select else "best on the selection cases",
+        "augmentation": "none" if learner.augment == "none" else f"{learner.augment}, {views}",
+        "device": str(next(model.head.parameters()).device),
+    }
+    return Fitted(model.predict if not stored else predict, trained, notes)
+
+
+def check_finite(module: nn.Module) -> None:
+    """Weights that are not numbers would give a label map that looks like one."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise SamAdaptError(
+                f"after training, {name} of the head holds values that are not finite; lower --lr, or use --precision 32"
+            )
+
+
+# ---------------------------------------------------------------- by name
+
+#: name -> entrant, given the learner that the user's options describe (encoder, checkpoint, side, views, ...).
+ENTRANTS: dict[str, Callable[[Learner], Entrant]] = {
+    "autosam_faithful": lambda base: Trained(
+        dataclasses.replace(base, head="autosam", options={"preset": "faithful"}, prepare="autosam")
+    ),
+    "unet": lambda base: Trained(Learner("unet", "pixels", side=256, views=base.views, augment=base.augment)),
+    "random": lambda base: Trained(dataclasses.replace(base, checkpoint="random")),
+    "scratch": lambda base: Trained(dataclasses.replace(base, checkpoint="random"), {"tune": "all"}),
+    "tuned": lambda base: Trained(base, {"tune": "all"}),
+}
+
+
+def known_entrants(task: str) -> list[str]:
+    """The names that `build_entrants` takes for a task: the heads, and the table above."""
+    return sorted({name for name, head in HEADS.items() if head.task == task} | set(ENTRANTS))
+
+
+def build_entrants(names: Sequence[str], task: str, base: Learner | None = None) -> dict[str, Entrant]:
+    """Entrants by name: a key of `ENTRANTS`, or any head, on the encoder of `base`.
+
+    Args:
+        base: encoder, checkpoint, side, views and augmentation for all; its head is the one of `random`,
+            `scratch` and `tuned`.
+    """
+    base = base or Learner()
+    known = known_entrants(task)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SamAdaptError(f"unknown learner {unknown[0]!r} for {task}; known: {', '.join(known)}")
+    if len(set(names)) != len(names):
+        raise SamAdaptError(f"learners {', '.join(names)}: a name stands there twice; give each once")
+    made = {}
+    for name in names:
+        make = ENTRANTS.get(name, lambda b, head=name: Trained(dataclasses.replace(b, head=head, options={})))
+        made[name] = make(base)
+    return made

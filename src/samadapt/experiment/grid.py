@@ -1,0 +1,207 @@
+"""The grid of a study: learners x labels x seeds, and `experiment.json`, which holds a folder to one study.
+
+experiments/<name>/experiment.json            # data hash, version, protocol, learners, scored cases, cells
+experiments/<name>/cases/<case>.npz           # slices of the scored cases, for the report's pictures
+experiments/<name>/<digest of the cell>/      # a run folder, cost.json, slices.npz, scores.csv (last)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from samadapt.datasets import Dataset, Split
+from samadapt.experiment.entrants import Entrant, Trained
+from samadapt.learner import Learner
+from samadapt.runs import environment, write_json
+from samadapt.training import TrainConfig
+from samadapt.types import SamAdaptError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared, and how."""
+
+    learners: Mapping[str, Entrant | Learner]
+    labels: tuple[int | float | None, ...]  # labelled patients, or a share of them; None: all
+    seeds: tuple[int, ...] = (0, 1, 2)
+    select: int = 0  # of the labelled patients, set aside to choose the best step
+    fold: int = 0
+    stacked: bool = False  # Dice of all scans of a patient as one, as AutoSAM's authors; not in mm
+    threads: int | None = None  # of a cell; changes the last digits, so a study keeps it. None: cores / jobs
+
+    def __post_init__(self) -> None:
+        for name in ("learners", "labels", "seeds"):
+            values = list(getattr(self, name))
+            if not values or len(set(values)) != len(values):
+                raise SamAdaptError(f"{name} is {values}; expected at least one, each once")
+        if self.threads is not None and self.threads < 1:
+            raise SamAdaptError(f"threads is {self.threads}; expected at least 1")
+
+    @property
+    def entrants(self) -> dict[str, Entrant]:
+        return {n: Trained(x) if isinstance(x, Learner) else x for n, x in self.learners.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One learner, one number of labels, one seed."""
+
+    learner: str
+    entrant: Entrant
+    labels: int | float | None  # 0 where the learner learns nothing
+    seed: int
+    split: Split
+    config: TrainConfig
+    stacked: bool = False
+    digest: str = field(default="", compare=False)
+
+    def __str__(self) -> str:
+        if not self.entrant.learns:
+            return self.learner
+        return f"{self.learner}, {'all' if self.labels is None else self.labels} labelled, seed {self.seed}"
+
+
+def make_cells(data: Dataset, grid: Grid, config: TrainConfig) -> list[Cell]:
+    """Every cell, seed by seed and labels by labels, so that a study cut short still compares learners.
+
+    A grid that the data cannot fill (more labels than patients) is refused here, before anything runs.
+    """
+    cells: list[Cell] = []
+    splits = {(n, s): data.split(n, s, grid.select, None, grid.fold) for n in grid.labels for s in grid.seeds}
+    first = next(iter(splits.values()))
+    if any(split.val != first.val for split in splits.values()):
+        raise AssertionError("the scored cases differ between the splits of one fold")
+    for number, ((labels, seed), split) in enumerate(splits.items()):
+        for name, entrant in grid.entrants.items():
+            if not entrant.learns:
+                if number == 0:
+                    cells.append(_cell(data, grid, config, name, entrant, 0, 0, split))
+                continue
+            cells.append(_cell(data, grid, config, name, entrant, labels, seed, split))
+    return cells
+
+
+def _cell(
+    data: Dataset, grid: Grid, config: TrainConfig, name: str, entrant: Entrant, labels: int | float | None,
+    seed: int, split: Split,
+) -> Cell:  # fmt: skip
+    config = dataclasses.replace(config, seed=seed)
+    identity = [
+        _FORMAT,
+        name,
+        entrant.spec,
+        labels,
+        seed,
+        _numbers(config),
+        data.hash,
+        split.hash,
+        grid.stacked,
+    ]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return Cell(name, entrant, labels, seed, split, config, grid.stacked, digest)
+
+
+def _numbers(config: TrainConfig) -> dict[str, Any]:
+    """What of the configuration changes the numbers, the seed apart."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("device", "workers", "seed")}
+
+
+# ---------------------------------------------------------------- experiment.json
+
+
+def open_experiment(
+    out: Path, data: Dataset, grid: Grid, config: TrainConfig, cells: list[Cell], jobs: int
+) -> int:
+    """Begin a study in a folder, or find it there and add to it; returns the threads of a cell.
+
+    More learners, labels and seeds may be added to a study. Another data set, version, or protocol, or
+    another learner under a name that is there already, is refused: the table would mix them.
+    """
+    note, before = _describe(data, grid, config), _read(out)
+    if before is None and out.is_dir() and any(out.iterdir()):
+        raise SamAdaptError(f"{out} is not empty and not an experiment; choose another --out")
+    threads = grid.threads or (before or {}).get("threads") or max(1, (os.cpu_count() or 1) // jobs)
+    note["threads"] = threads
+    if before is not None:
+        _demand_same(out, before, note)
+        note["learners"] = before["learners"] | note["learners"]
+        note["commands"] = [
+            *before["commands"],
+            *[c for c in note["commands"] if c not in before["commands"]],
+        ]
+    note["cells"] = (before or {}).get("cells", {}) | {
+        cell.digest: {
+            "learner": cell.learner, "labels": cell.labels, "seed": cell.seed,
+            "patients": list(cell.split.patients) if cell.entrant.learns else [], "rule": cell.split.rule,
+        }
+        for cell in cells
+    }  # fmt: skip
+    note["scored"] = {case_id: data.groups[case_id] for case_id in cells[0].split.val}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "experiment.json", note)
+    return threads
+
+
+def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "version": version("samadapt"),
+        "data": {
+            "name": data.name, "hash": data.hash, "task": data.task, "classes": list(data.classes),
+            "multilabel": data.multilabel, "window": data.window, "group_rule": data.group_rule,
+            "cases": len(data),
+        },
+        "protocol": {
+            "select": grid.select, "fold": grid.fold, "stacked": grid.stacked, **_numbers(config),
+        },
+        "learners": {
+            name: {"spec": entrant.spec, "uses_truth": entrant.uses_truth, "learns": entrant.learns}
+            for name, entrant in grid.entrants.items()
+        },
+        "environment": environment(),
+        "commands": [sys.argv],
+    }  # fmt: skip
+
+
+def _read(out: Path) -> dict[str, Any] | None:
+    path = out / "experiment.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise SamAdaptError(
+            f"{path} cannot be read ({error}); it was edited or cut short: remove the folder"
+        ) from error
+
+
+def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    now = json.loads(json.dumps(now))
+    pairs = [(key, before.get(key), now[key]) for key in ("format", "version")]
+    pairs += [(f"data {key}", before["data"].get(key), value) for key, value in now["data"].items()]
+    pairs += [(key, before["protocol"].get(key), value) for key, value in now["protocol"].items()]
+    pairs += [("threads", before.get("threads"), now["threads"])]
+    shared = set(before["learners"]) & set(now["learners"])
+    pairs += [(f"learner {n!r}", before["learners"][n], now["learners"][n]) for n in sorted(shared)]
+    for what, old, new in pairs:
+        if old != new:
+            raise SamAdaptError(
+                f"{out} holds a study with another {what}: {_short(old)} there, {_short(new)} now; choose another "
+                "--out, or remove that folder"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,69 @@
+"""The finished cells of a study as one table for the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.experiment.cells import check_scores
+from samadapt.metrics import classification_metrics, read_scores
+from samadapt.types import SamAdaptError, Score
+
+
+def cell_result(scores: list[Score]) -> tuple[str, float]:
+    """(metric, value) of one cell: the mean Dice over classes and cases, or the AUC."""
+    if any(score.metric == "probability" for score in scores):
+        ids, targets = (list(dict.fromkeys(getattr(s, key) for s in scores)) for key in ("case", "target"))
+        values = {(s.case, s.target, s.metric): s.value for s in scores}
+        p, y = (
+            np.array([[values[c, t, metric] for t in targets] for c in ids])
+            for metric in ("probability", "truth")
+        )
+        truth = y.argmax(1) if bool((y.sum(1) == 1).all()) else y.astype(int)
+        return "auc", classification_metrics(p, truth, targets)["all", "auc"]
+    by_class: dict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        if score.metric == "dsc" and not math.isnan(score.value):
+            by_class[score.target].append(score.value)
+    return "dsc", float(np.mean([np.mean(v) for v in by_class.values()])) if by_class else math.nan
+
+
+def results_table(out: str | Path) -> str:
+    """Aligned text: one row a learner, one column a number of labels, the mean over the seeds and their range."""
+    out = Path(out)
+    if not (out / "experiment.json").is_file():
+        raise SamAdaptError(
+            f"{out} is not an experiment: it has no experiment.json; give the --out of `experiment`"
+        )
+    note: dict[str, Any] = json.loads((out / "experiment.json").read_text())
+    values: dict[tuple[str, Any], list[float]] = defaultdict(list)
+    metric = ""
+    for digest, cell in note["cells"].items():
+        if (out / digest / "scores.csv").is_file():
+            check_scores(out / digest)
+            metric, value = cell_result(read_scores(out / digest / "scores.csv"))
+            values[
+                cell["learner"], cell["labels"] if note["learners"][cell["learner"]]["learns"] else "-"
+            ].append(value)
+    columns = sorted(
+        {labels for _, labels in values}, key=lambda n: (n != "-", n is None, n if n != "-" else 0)
+    )
+    names = [name for name in note["learners"] if any(key[0] == name for key in values)]
+    head = [f"mean {metric}", *["all" if n is None else str(n) for n in columns]]
+    body = [[name, *[_field(values.get((name, n), [])) for n in columns]] for name in names]
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
+    )
+
+
+def _field(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"

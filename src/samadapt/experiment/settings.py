@@ -1,0 +1,98 @@
+"""A study as plain settings: from a TOML file, from one of the presets, or from the command line's options."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from samadapt.experiment.entrants import Entrant, Trained, build_entrants
+from samadapt.experiment.grid import Grid
+from samadapt.learner import Learner
+from samadapt.training import TrainConfig
+from samadapt.types import SamAdaptError
+
+_PRESETS = Path(__file__).parent / "presets"
+_GRID = ("labels", "seeds", "select", "fold", "stacked", "threads")
+_TABLES = ("encoder", "train", "learner")
+
+
+def preset_names() -> list[str]:
+    """The studies that come with the package."""
+    return sorted(path.stem for path in _PRESETS.glob("*.toml"))
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """A TOML file, or a preset by its name."""
+    path = _PRESETS / f"{path}.toml" if str(path) in preset_names() else Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SamAdaptError(
+            f"{path} cannot be read ({error}); give a TOML file or one of {', '.join(preset_names())}"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SamAdaptError(f"{path} is not TOML: {error}; see docs/studies.md for an example") from error
+
+
+def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfig]:
+    """The grid and the common training configuration; an unknown key is an error.
+
+    Args:
+        settings: `learners` (names), `labels`, `seeds` (a number, or a list), `select`, `fold`, `stacked`, `threads`;
+            tables: `encoder` (fields of `Learner` for all), `train` (fields of `TrainConfig`), and
+            `learner.<name>`, a learner of one's own: fields of `Learner`, and a table `train` of what differs.
+
+    Example:
+        >>> grid, config = make_study({"learners": ["cnn"], "labels": [1, 2], "seeds": 2}, "segmentation")
+        >>> grid.seeds
+        (0, 1)
+    """
+    _demand_known("the study", settings, ("learners", *_GRID, *_TABLES))
+    base = Learner(**_fields("encoder", settings, Learner))
+    own = settings.get("learner", {})
+    names = _list(settings, "learners", list(own))
+    labels = tuple(None if n == "all" else n for n in _list(settings, "labels", [1, 2, 5]))
+    wrong = [n for n in labels if n is not None and (isinstance(n, bool) or not isinstance(n, int | float))]
+    if wrong:
+        raise SamAdaptError(f'labels holds {wrong[0]!r}; expected numbers of patients, shares, or "all"')
+    seeds = settings.get("seeds", 3)
+    options = {key: settings[key] for key in ("select", "fold", "stacked", "threads") if key in settings}
+    entrants = build_entrants([n for n in names if n not in own], task, base)
+    made = {n: _own(n, own[n], base) if n in own else entrants[n] for n in names}
+    grid = Grid(made, labels, tuple(range(seeds) if isinstance(seeds, int) else seeds), **options)
+    return grid, TrainConfig(**_fields("train", settings, TrainConfig, without=("seed",)))
+
+
+def _own(name: str, table: Mapping[str, Any], base: Learner) -> Entrant:
+    where = f"learner.{name}"
+    fields = [field.name for field in dataclasses.fields(Learner)]
+    _demand_known(where, table, [*fields, "train"])
+    learner = dataclasses.replace(base, **{key: value for key, value in table.items() if key != "train"})
+    return Trained(learner, _fields("train", table, TrainConfig, without=("seed", "device", "workers")))
+
+
+def _fields(key: str, table: Mapping[str, Any], kind: type, without: Sequence[str] = ()) -> dict[str, Any]:
+    """A table whose keys are fields of a dataclass."""
+    known = [field.name for field in dataclasses.fields(kind) if field.name not in without]
+    _demand_known(key, table.get(key, {}), known)
+    return dict(table.get(key, {}))
+
+
+def _demand_known(where: str, table: Any, known: Sequence[str]) -> None:
+    if not isinstance(table, Mapping):
+        raise SamAdaptError(f"{where} is {table!r}; expected a table with keys of {', '.join(known)}")
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise SamAdaptError(f"{where} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+
+
+def _list(settings: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
+    value = settings.get(key, default)
+    if not isinstance(value, list | tuple):
+        raise SamAdaptError(
+            f"{key} is {value!r}; expected a list, e.g. {key} = {default or ['cnn', 'unet']!r}"
+        )
+    return list(value)

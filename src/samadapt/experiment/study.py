@@ -1,0 +1,194 @@
+"""Run the grid: encode once, then cell by cell or several side by side; resumable; a failure stops only itself."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samadapt.datasets import Dataset
+from samadapt.experiment.cells import Study, check_scores, run_cell
+from samadapt.experiment.entrants import Encode
+from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
+from samadapt.features import EncodeReport, FeatureStore
+from samadapt.runs import pick_device, write_json
+from samadapt.training import TrainConfig
+from samadapt.types import SamAdaptError
+
+Progress = Callable[[str], None]
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass
+class Outcome:
+    """What became of the cells."""
+
+    out: Path
+    found: int = 0  # done before
+    done: int = 0  # done now
+    failed: dict[str, str] = field(default_factory=dict)  # cell, in words -> message
+
+
+def run_experiment(
+    data: Dataset,
+    grid: Grid,
+    config: TrainConfig,
+    out: str | Path,
+    store: FeatureStore,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Fill the grid in a folder. Running it again does what is missing, and what failed.
+
+    Every number depends on the cell alone: not on the order, on `jobs`, or on what was resumed. The number of
+    threads of a cell can change the last digits, so `experiment.json` keeps it.
+
+    Args:
+        config: of all learners; a cell's seed is the grid's.
+        store: where the frozen encoders' maps lie; what is missing is encoded first, once.
+        jobs: cells side by side, each in a process of its own.
+        progress: called with a line of text after each step.
+    """
+    if jobs < 1:
+        raise SamAdaptError(f"jobs is {jobs}; expected at least 1")
+    say, out = progress or (lambda text: None), Path(out)
+    cells = make_cells(data, grid, config)
+    threads = open_experiment(out, data, grid, config, cells, jobs)
+    study = Study(data, out, store, threads)
+    missing = [cell for cell in cells if not (out / cell.digest / "scores.csv").is_file()]
+    for cell in cells:
+        if cell not in missing:
+            check_scores(out / cell.digest)
+    outcome = Outcome(out, found=len(cells) - len(missing))
+    say(f"{len(cells)} cells, {outcome.found} done before; {jobs} at a time, {threads} threads each")
+    if missing:
+        _encode(study, missing, config.device, say)
+    start = time.monotonic()
+    for number, (cell, result) in enumerate(_results(study, missing, jobs), start=1):
+        if result == "done":
+            outcome.done += 1
+        else:
+            outcome.failed[str(cell)] = result
+        left = (time.monotonic() - start) / number * (len(missing) - number)
+        what = "done" if result == "done" else f"FAILED: {result}"
+        say(f"[{number}/{len(missing)}] {cell}: {what}; {_clock(left)} left")
+    return outcome
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{round(seconds)} s" if seconds < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# ---------------------------------------------------------------- encode once
+
+
+def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None:
+    """All maps that the cells will read: each encoder runs once over each image and view."""
+    report = EncodeReport()
+    training = {i for cell in cells for i in (*cell.split.train, *cell.split.select)}
+    trained = tuple(i for i in study.data.ids if i in training)
+    for encode in _merged(study, cells, say):
+        encoder, _ = encode.learner.build(len(study.data.classes), encode.seed)
+        cases = study.data[cells[0].split.val if encode.scored else trained].cases
+        one = study.store.encode(cases, encoder.to(pick_device(device)), encode.reads, encode.recipe)
+        for name in ("written", "bytes", "slices", "seconds"):
+            setattr(report, name, getattr(report, name) + getattr(one, name))
+    if report.written:
+        path = study.out / "encoding.json"
+        before = json.loads(path.read_text()) if path.is_file() else {"slices": 0, "bytes": 0, "seconds": 0.0}
+        write_json(path, {key: round(value + getattr(report, key), 2) for key, value in before.items()})
+        say(f"encoded {report.slices} slices, {report.bytes / 2**20:.0f} MiB, in {_clock(report.seconds)}")
+
+
+def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
+    """What the learners of one encoder read, together, so that it runs once for all of them."""
+    merged: dict[object, Encode] = {}
+    seen: set[tuple[str, int]] = set()
+    for cell in cells:
+        key = (cell.learner, cell.seed if cell.entrant.seeded_encoder else 0)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            wanted = cell.entrant.encode(study.data, key[1])
+        except SamAdaptError as error:  # its cells will fail with it, each recorded; the others go on
+            say(f"{cell.learner} cannot be encoded for: {error}")
+            continue
+        for encode in wanted:
+            _merge(merged, encode)
+    return list(merged.values())
+
+
+def _merge(merged: dict[object, Encode], encode: Encode) -> None:
+    x = encode.learner
+    place = (x.encoder, x.checkpoint, x.side, x.prepare, encode.seed, encode.recipe, encode.scored)
+    turn = 0  # two heads that want one tap at two pooling windows take two turns
+    while (known := merged.get((place, turn))) is not None:
+        if all(known.reads.get(tap, window) == window for tap, window in encode.reads.items()):
+            break
+        turn += 1
+    reads = {**(known.reads if known else {}), **encode.reads}
+    merged[place, turn] = Encode(x, encode.seed, reads, encode.recipe, encode.scored)
+
+
+# ---------------------------------------------------------------- one after the other, or side by side
+
+
+def _results(study: Study, cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, str]]:
+    if jobs == 1:
+        for cell in cells:
+            yield cell, run_cell(study, cell)
+        return
+    waiting = list(cells)
+    while waiting:
+        with _few_threads(study.threads), _pool(min(jobs, len(waiting))) as pool:
+            running: dict[Future[str], Cell] = {}
+            broken = False
+            while (waiting and not broken) or running:
+                while waiting and not broken and len(running) < jobs:
+                    cell = waiting.pop(0)
+                    running[pool.submit(run_cell, study, cell)] = cell
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    try:
+                        yield cell, future.result()
+                    except BrokenProcessPool:
+                        # Which of the cells killed it cannot be told; the others run again with the next call.
+                        broken = True
+                        yield cell, _record_death(study, cell)
+
+
+def _record_death(study: Study, cell: Cell) -> str:
+    message = "its process died (out of memory?); run the experiment again, with fewer --jobs if it stays so"
+    folder = study.out / cell.digest
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "failed.json", {"message": message, "traceback": ""})
+    return message
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    # Not fork: a forked child of a process that has used OpenMP can hang.
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+@contextmanager
+def _few_threads(threads: int) -> Iterator[None]:
+    """Children inherit the number of threads, so that cells side by side do not fight over the cores."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,327 @@
+"""The study: cells, resuming, failures, refusals, and numbers that depend on the cell alone."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fakes import TinyEncoder
+from samadapt import encoders, experiment
+from samadapt.datasets import open_dataset
+from samadapt.experiment import (
+    Entrant,
+    Grid,
+    Trained,
+    build_entrants,
+    make_study,
+    preset_names,
+    read_settings,
+    results_table,
+    run_experiment,
+)
+from samadapt.experiment import cells as cells_module
+from samadapt.experiment.entrants import Fitted
+from samadapt.features import FeatureStore
+from samadapt.learner import Learner
+from samadapt.metrics import read_scores
+from samadapt.phantom import make_phantom
+from samadapt.training import TrainConfig
+from samadapt.types import SamAdaptError
+
+CONFIG = TrainConfig(steps=3, batch_size=2, check_every=3, device="cpu", precision="32")
+SMALL_UNET = Trained(Learner("unet", "pixels", side=32, options={"width": 2}))
+PROBE = Trained(Learner("probe", "tiny", views=2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Entrant):
+    """Answers the truth, shifted; or fails."""
+
+    shift: int = 0
+    fails: bool = False
+    learns = False
+    uses_truth = True
+
+    @property
+    def spec(self):
+        return {"kind": "constant", **dataclasses.asdict(self)}
+
+    def fit(self, job):
+        if self.fails:
+            raise RuntimeError("no such luck")
+        return Fitted(lambda case: np.roll(case.label.numpy(), self.shift, axis=2), 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("phantom") / "data"
+    make_phantom(path, patients=5, size=48, slices=3)
+    return path
+
+
+@pytest.fixture
+def data(folder):
+    return open_dataset(folder)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """An encoder of one convolution in the table, and how often it was run."""
+    made = []
+
+    def build(checkpoint=None, side=None, prepare=None, seed=0):
+        encoder = TinyEncoder(seed if checkpoint == "random" else 0)
+        made.append(encoder)
+        return encoder
+
+    fixed = property(TinyEncoder.fingerprint.fget, lambda self, value: None)
+    monkeypatch.setattr(TinyEncoder, "fingerprint", fixed)
+    monkeypatch.setitem(encoders.ENCODERS, "tiny", build)
+    return made
+
+
+def study(data, out, learners, labels=(1,), seeds=(0,), config=CONFIG, jobs=1, **options):
+    grid = Grid(learners, labels, seeds, threads=1, **options)
+    lines = []
+    outcome = run_experiment(data, grid, config, out, FeatureStore(out.parent / "store"), jobs, lines.append)
+    return outcome, lines
+
+
+def scores_of(out):
+    """{(learner, labels, seed): text of scores.csv}."""
+    cells = json.loads((out / "experiment.json").read_text())["cells"]
+    return {
+        (c["learner"], c["labels"], c["seed"]): (out / digest / "scores.csv").read_text()
+        for digest, c in cells.items()
+        if (out / digest / "scores.csv").is_file()
+    }
+
+
+def test_a_grid_becomes_cells_with_scores_and_costs(data, tmp_path, tiny):
+    outcome, _ = study(
+        data, tmp_path / "e", {"probe": PROBE, "unet": SMALL_UNET, "truth": Constant()}, (1, 2), (0, 1)
+    )
+    assert (outcome.done, outcome.failed) == (9, {})  # 2 learners x 2 x 2, and one that learns nothing
+    note = json.loads((tmp_path / "e/experiment.json").read_text())
+    cases = {
+        tuple(line.split(",")[0] for line in text.splitlines()[1:])
+        for text in scores_of(tmp_path / "e").values()
+    }
+    assert len(cases) == 1 and set(cases.pop()) == set(note["scored"])
+    for digest, cell in note["cells"].items():
+        cost = json.loads((tmp_path / "e" / digest / "cost.json").read_text())
+        assert cost["learner"] == cell["learner"] and cost["training"]["wall_s"] >= 0
+        assert cost["training"]["peak_rss_mib"] > 50
+        if cell["learner"] == "probe":
+            assert cost["parameters"] == 8 * 4 + 4 and cost["steps"] == 3
+            assert len(cell["patients"]) == cell["labels"]
+        with np.load(tmp_path / "e" / digest / "slices.npz") as slices:
+            assert set(slices.files) == set(note["scored"])
+    perfect = [s.value for s in read_scores_of(tmp_path / "e", "truth") if s.metric == "dsc"]
+    assert np.nanmin(perfect) == 1.0
+
+
+def read_scores_of(out, learner):
+    cells = json.loads((out / "experiment.json").read_text())["cells"]
+    return [
+        s for d, c in cells.items() if c["learner"] == learner for s in read_scores(out / d / "scores.csv")
+    ]
+
+
+def test_the_encoder_runs_once_over_each_image_and_view(data, tmp_path, tiny):
+    study(data, tmp_path / "a", {"probe": PROBE}, (1, 2), (0, 1))
+    calls = sum(encoder.calls for encoder in tiny)
+    trained = {i for n in (1, 2) for s in (0, 1) for i in data.split(n, s).train}
+    passes = [(i, 2) for i in trained] + [(i, 1) for i in data.split(1).val]  # two views of training cases
+    assert calls == sum(-(-views * data[i].image.shape[1] // 4) for i, views in passes)  # batches of four
+    study(data, tmp_path / "b", {"probe": PROBE}, (1, 2), (0, 1))
+    assert sum(encoder.calls for encoder in tiny) == calls  # the store is reused by another study
+
+
+def test_rerunning_does_only_what_is_missing(data, tmp_path, monkeypatch):
+    study(data, tmp_path / "e", {"unet": SMALL_UNET}, (1,), (0, 1))
+    before = scores_of(tmp_path / "e")
+    gone = next(iter(tmp_path.glob("e/*/scores.csv")))
+    gone.unlink()
+    ran = []
+    original = cells_module._run
+    monkeypatch.setattr(
+        cells_module, "_run", lambda s, cell, out: (ran.append(str(cell)), original(s, cell, out))
+    )
+    outcome, _ = study(data, tmp_path / "e", {"unet": SMALL_UNET}, (1,), (0, 1))
+    assert (outcome.found, outcome.done, len(ran)) == (1, 1, 1)
+    assert scores_of(tmp_path / "e") == before
+
+
+def test_order_and_company_change_no_digit(data, tmp_path):
+    study(data, tmp_path / "a", {"unet": SMALL_UNET, "truth": Constant()}, (1, 2), (0,))
+    study(data, tmp_path / "b", {"unet": SMALL_UNET}, (2, 1), (1, 0))
+    a, b = scores_of(tmp_path / "a"), scores_of(tmp_path / "b")
+    for labels in (1, 2):
+        assert a["unet", labels, 0] == b["unet", labels, 0]
+    assert b["unet", 1, 0] != b["unet", 1, 1]
+
+
+def test_a_failed_cell_is_recorded_and_tried_again(data, tmp_path):
+    outcome, lines = study(data, tmp_path / "e", {"bad": Constant(fails=True), "truth": Constant()})
+    assert outcome.failed == {"bad": "RuntimeError: no such luck"} and outcome.done == 1
+    assert any("FAILED: RuntimeError: no such luck" in line for line in lines)
+    (failed,) = tmp_path.glob("e/*/failed.json")
+    assert "no such luck" in json.loads(failed.read_text())["traceback"]
+    again, _ = study(data, tmp_path / "e", {"bad": Constant(fails=True), "truth": Constant()})
+    assert (again.found, again.failed) == (1, outcome.failed)
+
+
+def test_weights_that_are_not_numbers_are_a_failure(data, tmp_path, monkeypatch):
+    from samadapt.experiment import entrants
+
+    def spoil(run, device):
+        model = original(run, device)
+        next(model.head.parameters()).data.fill_(float("nan"))
+        return model
+
+    original = entrants.load_run
+    monkeypatch.setattr(entrants, "load_run", spoil)
+    outcome, _ = study(data, tmp_path / "e", {"unet": SMALL_UNET})
+    assert "not finite" in next(iter(outcome.failed.values()))
+
+
+def test_stacked_scores_are_by_patient(data, tmp_path):
+    study(data, tmp_path / "e", {"shifted": Constant(shift=1)}, stacked=True)
+    rows = read_scores_of(tmp_path / "e", "shifted")
+    assert {s.metric for s in rows} == {"dsc"}
+    assert {s.case for s in rows} == {data.groups[i] for i in data.split(1).val}
+    patient = rows[0].case
+    ids = [i for i in data.split(1).val if data.groups[i] == patient]
+    truth = np.concatenate([data[i].label.numpy().ravel() for i in ids])
+    moved = np.concatenate([np.roll(data[i].label.numpy(), 1, axis=2).ravel() for i in ids])
+    value = list(data.classes).index(rows[0].target)
+    expected = (
+        2 * np.sum((truth == value) & (moved == value)) / (np.sum(truth == value) + np.sum(moved == value))
+    )
+    assert rows[0].value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": dataclasses.replace(CONFIG, steps=4)}, "another steps: 3 there, 4 now"),
+        ({"stacked": True}, "another stacked: false there, true now"),
+        ({"learners": {"truth": Constant(shift=2)}}, "another learner 'truth'"),
+    ],
+)
+def test_another_study_in_the_folder_is_refused(data, tmp_path, change, words):
+    study(data, tmp_path / "e", {"truth": Constant()})
+    with pytest.raises(SamAdaptError, match=words):
+        study(**{"data": data, "out": tmp_path / "e", "learners": {"truth": Constant()}, **change})
+
+
+def test_another_data_set_or_version_is_refused(data, tmp_path, monkeypatch):
+    study(data, tmp_path / "e", {"truth": Constant()})
+    other = dataclasses.replace(data, entries=data.entries[2:], folds=())
+    with pytest.raises(SamAdaptError, match="another data hash"):
+        study(other, tmp_path / "e", {"truth": Constant()})
+    monkeypatch.setattr(experiment.grid, "version", lambda name: "9.9")
+    with pytest.raises(SamAdaptError, match=r"another version: .* there, \"9.9\" now"):
+        study(data, tmp_path / "e", {"truth": Constant()})
+
+
+def test_more_of_the_same_study_is_added(data, tmp_path):
+    study(data, tmp_path / "e", {"truth": Constant()})
+    outcome, _ = study(data, tmp_path / "e", {"unet": SMALL_UNET}, (2,))
+    note = json.loads((tmp_path / "e/experiment.json").read_text())
+    assert outcome.done == 1 and set(note["learners"]) == {"truth", "unet"} and len(note["cells"]) == 2
+
+
+def test_edited_scores_are_refused(data, tmp_path):
+    study(data, tmp_path / "e", {"truth": Constant()})
+    (scores,) = tmp_path.glob("e/*/scores.csv")
+    scores.write_text(scores.read_text().replace("1.0", "0.9", 1))
+    with pytest.raises(SamAdaptError, match="cut short or edited"):
+        study(data, tmp_path / "e", {"truth": Constant()})
+
+
+def test_bad_grids_are_refused_before_anything_runs(data, tmp_path):
+    with pytest.raises(SamAdaptError, match="99 labelled patients were asked for"):
+        study(data, tmp_path / "e", {"unet": SMALL_UNET}, (1, 99))
+    assert not (tmp_path / "e").exists()
+    with pytest.raises(SamAdaptError, match="unknown learner 'unett' for segmentation; known: autosam"):
+        build_entrants(["unett"], "segmentation")
+    with pytest.raises(SamAdaptError, match="each once"):
+        Grid({"u": SMALL_UNET}, (1, 1))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("mine")
+    with pytest.raises(SamAdaptError, match="not empty and not an experiment"):
+        study(data, tmp_path / "full", {"truth": Constant()})
+
+
+def test_names_become_entrants_on_the_users_encoder():
+    made = build_entrants(
+        ["cnn", "unet", "autosam_faithful", "scratch"],
+        "segmentation",
+        Learner("fused", "sam_vit_b", side=512),
+    )
+    assert made["cnn"].learner.encoder == "sam_vit_b" and made["cnn"].learner.head == "cnn"
+    assert made["unet"].learner.encoder == "pixels"
+    assert made["autosam_faithful"].learner.prepare == "autosam"
+    assert made["scratch"].train == {"tune": "all"} and made["scratch"].learner.checkpoint == "random"
+
+
+@pytest.mark.slow
+def test_cells_side_by_side_give_the_same_numbers(data, tmp_path):
+    learners = {"unet": SMALL_UNET, "truth": Constant()}
+    study(data, tmp_path / "one", learners, (1, 2))
+    outcome, _ = study(data, tmp_path / "two", learners, (1, 2), jobs=2)
+    assert outcome.failed == {} and scores_of(tmp_path / "one") == scores_of(tmp_path / "two")
+
+
+def test_settings_make_a_study():
+    grid, config = make_study(
+        {
+            "learners": ["cnn", "mine"],
+            "labels": [1, 0.5, "all"],
+            "seeds": [3, 4],
+            "encoder": {"encoder": "sam_vit_b", "side": 256},
+            "train": {"steps": 7},
+            "learner": {"mine": {"head": "fused", "views": 2, "train": {"tune": "all"}}},
+        },
+        "segmentation",
+    )
+    assert (grid.labels, grid.seeds, config.steps) == ((1, 0.5, None), (3, 4), 7)
+    assert grid.learners["mine"] == Trained(Learner("fused", "sam_vit_b", side=256, views=2), {"tune": "all"})
+    for name in preset_names():
+        make_study(read_settings(name), "segmentation")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learnerz": ["cnn"]}, "the study has no setting 'learnerz'"),
+        ({"learners": ["cnn"], "train": {"stepz": 1}}, "train has no setting 'stepz'"),
+        ({"learners": ["cnn"], "encoder": {"name": "x"}}, "encoder has no setting 'name'"),
+        ({"learners": ["a"], "learner": {"a": {"heads": "cnn"}}}, "learner.a has no setting 'heads'"),
+        ({"learners": "cnn"}, "learners is 'cnn'; expected a list"),
+        ({"learners": ["cnn"], "labels": ["few"]}, "labels holds 'few'"),
+    ],
+)
+def test_unknown_settings_are_errors(settings, words):
+    with pytest.raises(SamAdaptError, match=words):
+        make_study(settings, "segmentation")
+
+
+def test_files_that_are_not_settings(tmp_path):
+    (tmp_path / "a.toml").write_text("labels = [1")
+    with pytest.raises(SamAdaptError, match="is not TOML"):
+        read_settings(tmp_path / "a.toml")
+    with pytest.raises(SamAdaptError, match="acdc_authors"):
+        read_settings("acdc_auhors")
+
+
+def test_the_table_for_the_terminal(data, tmp_path):
+    study(data, tmp_path / "e", {"unet": SMALL_UNET, "truth": Constant()}, (2, 1), (0, 1))
+    head, unet, truth = results_table(tmp_path / "e").splitlines()
+    assert head.split() == ["mean", "dsc", "-", "1", "2"]
+    assert unet.split()[0] == "unet" and unet.count("-") == 2 and truth.split() == ["truth", "1.000"]
+    with pytest.raises(SamAdaptError, match="not an experiment"):
+        results_table(tmp_path)
