@@ -247,6 +247,13 @@ def test_names_of_cases_and_channels(tmp_path: Path) -> None:
         io.group_channels(files[:3])
     years = [Path("scan_2021.png"), Path("scan_2022.png")]  # four digits that are not channels
     assert set(io.group_channels(years)) == {"scan_2021", "scan_2022"}
+    photographs = [Path(f"IMG_{n:04d}.png") for n in range(3)]
+    assert len(io.group_channels(photographs)) == 3
+    frames = [Path(f"cine_{n:04d}.nii.gz") for n in range(30)]
+    assert len(io.group_channels(frames)) == 30
+    assert io.group_channels([]) == {}
+    with pytest.raises(SamAdaptError, match="same channel of a case"):
+        io.group_channels([Path("a_0000.nii"), Path("a_0000.nii.gz")])
     with pytest.raises(SamAdaptError, match="same name"):
         io.group_channels([Path("a.png"), Path("a.jpg")])
 

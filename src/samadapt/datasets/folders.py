@@ -58,10 +58,12 @@ def _channel_names(entry: Entry) -> tuple[str, ...]:
 
 
 def _pairs(folder: Path, part: Part | None) -> list[Entry]:
-    cases = io.group_channels(io.find_files(folder / "images"))
-    masks: dict[str, Path] = {}
     mask_folder = _mask_folder(folder)
-    for file in io.find_files(mask_folder) if mask_folder else []:
+    mask_files = io.find_files(mask_folder) if mask_folder else []
+    images = io.find_files(folder / "images")
+    cases = io.each_file(images) if _same_names(images, mask_files) else io.group_channels(images)
+    masks: dict[str, Path] = {}
+    for file in mask_files:
         name = io.case_name(file)
         if name not in cases:
             name = _MASK_WORDS.sub("", name)
@@ -75,6 +77,13 @@ def _pairs(folder: Path, part: Part | None) -> list[Entry]:
             )
         masks[name] = file
     return [Entry(name, files, masks.get(name), part=part) for name, files in sorted(cases.items())]
+
+
+def _same_names(images: Sequence[Path], masks: Sequence[Path]) -> bool:
+    """Whether a mask is called as a whole image file: then a number at its end is not a channel's."""
+    names = {io.case_name(mask) for mask in masks}
+    names |= {_MASK_WORDS.sub("", name) for name in names}
+    return any(io.case_name(image) in names for image in images)
 
 
 def told_classes(masks: Sequence[Path], root: Path) -> tuple[tuple[str, ...], dict[int, int]]:

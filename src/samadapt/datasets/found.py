@@ -23,6 +23,7 @@ PARTS: dict[str, Part] = {
     "test": "test",
     "testing": "test",
 }
+ORDER: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ def window_of(first: Path, channel_names: Sequence[str]) -> str:
 
 
 def part_folders(path: Path) -> dict[Part, Path]:
-    """The folders called train, val, test (or alike) in a folder."""
-    return {
-        PARTS[f.name.lower()]: f for f in sorted(path.iterdir()) if f.is_dir() and f.name.lower() in PARTS
-    }
+    """The folders called train, val, test (or alike) in a folder, in this order."""
+    found: dict[Part, Path] = {}
+    for folder in sorted(f for f in path.iterdir() if f.is_dir() and f.name.lower() in PARTS):
+        part = PARTS[folder.name.lower()]
+        if part in found:
+            raise SamAdaptError(
+                f"{found[part]} and {folder} are both the {part} part; expected one: rename one"
+            )
+        found[part] = folder
+    return {part: found[part] for part in ORDER if part in found}

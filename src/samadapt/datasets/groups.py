@@ -15,7 +15,7 @@ from samadapt.types import SamAdaptError
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 # A number, then words that say "the same patient at another moment or place".
 _REPEATED = re.compile(
-    r"^(.*\d[^_-]*?)"
+    r"^(.*?\d[^_-]*?)"
     r"(?:[_-](?:(?:frame|slice|visit|timepoint|time|phase|session|ses|scan|view|volume)[_-]?\d+|ED|ES))+$",
     re.IGNORECASE,
 )

@@ -34,8 +34,6 @@ def read_nnunet(path: Path, label_column: str | None) -> Found:
     names = tuple(str(about["channel_names"][key]) for key in sorted(about["channel_names"], key=int))
     classes, values = _classes(about.get("labels"), file)
     entries = _entries(path, suffix, len(names), "Tr") + _entries(path, suffix, len(names), "Ts")
-    if not entries:
-        raise SamAdaptError(f"{path / 'imagesTr'} holds no CASE_0000{suffix}; see file_ending in {file}")
     return Found(
         entries=entries,
         classes=classes,
@@ -49,10 +47,18 @@ def read_nnunet(path: Path, label_column: str | None) -> Found:
 
 def _entries(path: Path, suffix: str, n_channels: int, end: str) -> list[Entry]:
     images, labels = path / f"images{end}", path / f"labels{end}"
-    if not images.is_dir():
+    if not images.is_dir() and end == "Ts":
         return []
-    files = [f for f in io.find_files(images) if io.suffix_of(f) == suffix]
+    files = [f for f in io.find_files(images) if io.suffix_of(f) == suffix] if images.is_dir() else []
+    if not files and end == "Tr":
+        raise SamAdaptError(
+            f"{images} holds no CASE_0000{suffix}; see file_ending in {path / 'dataset.json'}"
+        )
     cases = io.group_channels(files, n_channels)
+    if n_channels > 1 and any(len(found) != n_channels for found in cases.values()):
+        raise SamAdaptError(
+            f"{files[0]} is not called CASE_0000{suffix}; the data set has {n_channels} channels, a file for each"
+        )
     masks = {io.case_name(f): f for f in io.find_files(labels)} if labels.is_dir() else {}
     alone = sorted(set(masks) - set(cases))
     if alone:

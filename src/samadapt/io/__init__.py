@@ -19,7 +19,7 @@ from samadapt.io.cases import (
 )
 from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, orientation, write_volume
 from samadapt.io.pictures import PICTURE_SUFFIXES
-from samadapt.io.scans import IMAGE_SUFFIXES, case_name, find_files, group_channels, suffix_of
+from samadapt.io.scans import IMAGE_SUFFIXES, case_name, each_file, find_files, group_channels, suffix_of
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -28,6 +28,7 @@ __all__ = [
     "Geometry",
     "NpzArrays",
     "case_name",
+    "each_file",
     "find_files",
     "group_channels",
     "label_values",

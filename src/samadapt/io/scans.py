@@ -12,6 +12,7 @@ from samadapt.types import SamAdaptError
 
 IMAGE_SUFFIXES = (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES)
 
+_MANY_CHANNELS = 8  # more files of one name are frames of a series
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 
@@ -37,32 +38,15 @@ def find_files(folder: Path, recursive: bool = False) -> list[Path]:
 def group_channels(files: Iterable[Path], n_channels: int | None = None) -> dict[str, tuple[Path, ...]]:
     """Files -> {case: its channel files in order}, by nnU-Net's `CASE_0000.nii.gz`, `CASE_0001.nii.gz`.
 
-    The number is a channel's only where every file has one and every case has a `_0000`; otherwise each file
-    is a case of its own.
-
     Args:
-        n_channels: how many each case must have; None takes what is there, the same for all.
+        n_channels: how many each case must have, where a description says so. None: the number is a channel's
+            only where every file has one, every case has a `_0000` and it cannot be a frame's or a
+            photograph's number; otherwise each file is a case of its own.
     """
     files = list(files)
-    matches = [_CHANNEL.match(case_name(file)) for file in files]
-    grouped: dict[str, dict[int, Path]] = {}
-    for file, match in zip(files, matches, strict=True):
-        if match is None:
-            break
-        channels = grouped.setdefault(match.group(1), {})
-        number = int(match.group(2))
-        if number in channels:
-            raise SamAdaptError(f"{channels[number]} and {file} are the same channel of a case; remove one")
-        channels[number] = file
-    if any(match is None for match in matches) or any(0 not in c for c in grouped.values()):
-        named: dict[str, tuple[Path, ...]] = {}
-        for file in files:
-            if case_name(file) in named:
-                raise SamAdaptError(
-                    f"{named[case_name(file)][0]} and {file} have the same name; a case is one file: remove one"
-                )
-            named[case_name(file)] = (file,)
-        return named
+    grouped = _by_channel(files)
+    if not grouped or (n_channels is None and not _plausible(grouped)):
+        return each_file(files)
     wanted = n_channels or max(len(c) for c in grouped.values())
     for name, channels in grouped.items():
         missing = sorted(set(range(wanted)) - set(channels))
@@ -72,3 +56,40 @@ def group_channels(files: Iterable[Path], n_channels: int | None = None) -> dict
                 + (f"add {name}_{missing[0]:04d}" if missing else "remove the others or declare them")
             )
     return {name: tuple(c[n] for n in range(wanted)) for name, c in grouped.items()}
+
+
+def each_file(files: Iterable[Path]) -> dict[str, tuple[Path, ...]]:
+    """Every file is a case, called by its name without the suffix."""
+    named: dict[str, tuple[Path, ...]] = {}
+    for file in files:
+        name = case_name(file)
+        if name in named:
+            raise SamAdaptError(
+                f"{named[name][0]} and {file} have the same name; a case is one file: remove one"
+            )
+        named[name] = (file,)
+    return named
+
+
+def _by_channel(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
+    """Case -> number -> file; empty where a file has no number."""
+    grouped: dict[str, dict[int, Path]] = {}
+    for file in files:
+        match = _CHANNEL.match(case_name(file))
+        if match is None:
+            return {}
+        channels = grouped.setdefault(match.group(1), {})
+        number = int(match.group(2))
+        if number in channels:
+            raise SamAdaptError(f"{channels[number]} and {file} are the same channel of a case; remove one")
+        channels[number] = file
+    return grouped
+
+
+def _plausible(grouped: dict[str, dict[int, Path]]) -> bool:
+    """IMG_0000.png, IMG_0001.png are photographs; a_0000.nii, a_0001.nii, b_0000.nii, ... are channels."""
+    most = max(len(channels) for channels in grouped.values())
+    pictures = any(
+        suffix_of(f) in PICTURE_SUFFIXES for channels in grouped.values() for f in channels.values()
+    )
+    return all(0 in channels for channels in grouped.values()) and most <= (1 if pictures else _MANY_CHANNELS)

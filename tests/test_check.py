@@ -1,0 +1,171 @@
+"""The data doctor finds what was put there, and nothing in a sound data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from samadapt.check import Finding, check, summary
+from samadapt.datasets import Dataset, open_dataset
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 5.0, 1.0]) if affine is None else affine), path)
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Four sound cases in nnU-Net raw layout."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        write(tmp_path / f"imagesTr/p{number}_0000.nii.gz", rng.normal(size=(8, 8, 3)).astype(np.float32))
+        label = np.zeros((8, 8, 3), np.uint8)
+        label[2:5, 2:5], label[5:7] = 1, 2
+        write(tmp_path / f"labelsTr/p{number}.nii.gz", label)
+    about = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    return tmp_path
+
+
+def found(path: Path | Dataset, level: str) -> list[str]:
+    data = open_dataset(path) if isinstance(path, Path) else path
+    return [f"{f.case}: {f.message}" for f in check(data) if f.level == level]
+
+
+def test_a_sound_data_set(scans: Path) -> None:
+    seen: list[int] = []
+    assert check(open_dataset(scans), seen.append) == []
+    assert seen == [1, 2, 3, 4]
+
+
+def test_unreadable_case_is_one_finding(scans: Path) -> None:
+    (scans / "imagesTr/p1_0000.nii.gz").write_bytes(b"")
+    (error,) = found(scans, "error")
+    assert error.startswith("p1: ") and "is empty" in error
+
+
+def test_odd_labels(scans: Path) -> None:
+    write(scans / "labelsTr/p0.nii.gz", np.zeros((8, 8, 3), np.uint8))
+    write(scans / "labelsTr/p1.nii.gz", np.full((8, 8, 3), 7, np.uint8))
+    (scans / "labelsTr/p2.nii.gz").unlink()
+    assert any("p1: " in e and "has the value 7" in e for e in found(scans, "error"))
+    assert any(w.startswith("p0: the label is empty") for w in found(scans, "warning"))
+    assert ": 1 of 4 cases have no label" in found(scans, "note")
+
+
+def test_a_class_that_nobody_has(scans: Path) -> None:
+    about = json.loads((scans / "dataset.json").read_text())
+    about["labels"]["ghost"] = 3
+    (scans / "dataset.json").write_text(json.dumps(about))
+    assert found(scans, "warning") == [": class 'ghost' is declared, but no case has it"]
+
+
+def test_constant_slices_and_near_constant_images(scans: Path) -> None:
+    image = np.random.default_rng(1).normal(size=(8, 8, 3)).astype(np.float32)
+    image[..., 1] = 4.0
+    write(scans / "imagesTr/p0_0000.nii.gz", image)
+    dull = np.zeros((20, 20, 3), np.float32)
+    dull[0, 0, 0] = 1.0
+    write(scans / "imagesTr/p1_0000.nii.gz", dull)
+    (scans / "labelsTr/p1.nii.gz").unlink()
+    warnings = found(scans, "warning")
+    assert "p0: 1 of 3 slices are constant: 1" in warnings
+    assert any(w.startswith("p1: 99.9% of the voxels have the same value") for w in warnings)
+
+
+def test_duplicates(scans: Path) -> None:
+    image = (scans / "imagesTr/p0_0000.nii.gz").read_bytes()
+    (scans / "imagesTr/p1_0000.nii.gz").write_bytes(image)
+    assert any("the same image as 'p0' under another patient" in w for w in found(scans, "warning"))
+    write(scans / "labelsTr/p1.nii.gz", np.ones((8, 8, 3), np.uint8))
+    assert any("p1: the same image as 'p0' with another label" in e for e in found(scans, "error"))
+
+
+def test_duplicates_across_an_official_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            for number in range(5):
+                path = tmp_path / part / kind / f"{part}{kind}{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 255, (9, 9), dtype=np.uint8)).save(path)
+    assert check(open_dataset(tmp_path)) == []
+    copy = tmp_path / "test/cat/testcat0.png"
+    copy.write_bytes((tmp_path / "train/cat/traincat0.png").read_bytes())
+    (error,) = found(tmp_path, "error")
+    assert (
+        error.startswith("testcat0: the same image as 'traincat0'") and "in test, that one in train" in error
+    )
+    copy.unlink()
+    assert found(tmp_path, "warning") == []
+    for number in (1, 2, 3):
+        (tmp_path / f"test/cat/testcat{number}.png").unlink()
+        (tmp_path / f"train/cat/traincat{number}.png").unlink()
+    assert any("class 'cat' has only 3 cases" in w for w in found(tmp_path, "warning"))
+
+
+def test_a_split_that_cuts_a_patient(scans: Path) -> None:
+    (scans / "splits_final.json").write_text(json.dumps([{"train": ["p0", "p1"], "val": ["p2", "p3"]}]))
+    assert found(scans, "error") == []
+    data = open_dataset(scans, group="^(p)")  # all of them are one patient
+    (error,) = found(data, "error")
+    assert "fold 0 of splits_final.json cuts through patient 'p'" in error
+
+
+def test_mixed_files(scans: Path) -> None:
+    rng = np.random.default_rng(5)
+    image = rng.normal(size=(8, 8, 3)).astype(np.float32)
+    for name in ("imagesTr/p0_0000.nii.gz", "labelsTr/p0.nii.gz"):
+        array = image if "images" in name else (image > 0).astype(np.uint8)
+        write(scans / name, array, np.diag([-4.0, 1.0, 1.0, 1.0]))
+    nib.save(nib.Nifti1Image(image, None), scans / "imagesTr/p1_0000.nii.gz")
+    (scans / "labelsTr/p1.nii.gz").unlink()
+    assert any(
+        "sliced along different axes (3 along axis 2, 1 along axis 0)" in w for w in found(scans, "warning")
+    )
+    notes = found(scans, "note")
+    assert any("different orientations" in n and "LAS" in n and "RAS" in n for n in notes)
+    assert any("1 files do not say their spacing (the first is 'p1')" in n for n in notes)
+
+
+def test_no_labels_at_all(scans: Path) -> None:
+    for file in (scans / "labelsTr").iterdir():
+        file.unlink()
+    assert ": no case has a label: nothing can be trained or scored" in found(scans, "error")
+
+
+def test_constant_channel(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        for number in range(5):
+            colour = rng.integers(0, 255, (9, 9, 3), dtype=np.uint8)
+            colour[..., 1] = 7 if (kind, number) == ("a", 0) else colour[..., 1]
+            (tmp_path / kind).mkdir(exist_ok=True)
+            Image.fromarray(colour).save(tmp_path / kind / f"{kind}{number}.png")
+    assert found(tmp_path, "warning") == ["a0: channel 1 is constant (7)"]
+
+
+def test_summary() -> None:
+    findings = [Finding("error", "p1", "bad"), Finding("note", "", "odd")]
+    assert summary(findings, 3).splitlines() == [
+        "error   p1: bad",
+        "note    odd",
+        "3 cases read: 1 error, 0 warnings, 1 note",
+    ]
+
+
+@pytest.mark.data
+def test_leak_in_a_published_data_set(shared_data: Path) -> None:
+    """One image of BreastMNIST is in train and in test."""
+    errors = found(shared_data / "medmnist/breastmnist.npz", "error")
+    assert len(errors) == 1 and errors[0].startswith("test_00076: the same image as 'train_00115'")

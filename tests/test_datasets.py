@@ -1,0 +1,433 @@
+"""Segmentation layouts told by content, patients, and the data set's own behaviour."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from samadapt.datasets import Dataset, open_dataset
+from samadapt.types import SamAdaptError
+
+LABELS = {"background": 0, "a": 1, "b": 2}
+
+
+def scan(path: Path, shape: tuple[int, ...] = (6, 5, 3), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 5.0, 1.0])), path)
+    return path
+
+
+def mask(path: Path, values: tuple[int, ...] = (0, 1, 2), shape: tuple[int, ...] = (6, 5, 3)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.resize(np.array(values, np.uint8), shape)
+    nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 5.0, 1.0])), path)
+    return path
+
+
+def picture(path: Path, values: tuple[int, ...] | None = None, mode: str = "L") -> Path:
+    """Noise, or the given values over and over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if values is None:
+        shape = (6, 8, 3) if mode == "RGB" else (6, 8)
+        array = np.random.default_rng(len(path.name)).integers(0, 255, shape, dtype=np.uint8)
+    else:
+        array = np.resize(np.array(values, np.uint8), (6, 8))
+    Image.fromarray(array).save(path)
+    return path
+
+
+def nnunet(root: Path, names: tuple[str, ...] = ("x1", "x2", "x3"), **about: Any) -> Path:
+    for number, name in enumerate(names):
+        scan(root / f"imagesTr/{name}_0000.nii.gz", seed=number)
+        mask(root / f"labelsTr/{name}.nii.gz")
+    content = {"channel_names": {"0": "MRI"}, "labels": LABELS, "file_ending": ".nii.gz", **about}
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+# ---------------------------------------------------------------- nnU-Net and MSD
+
+
+def test_nnunet(tmp_path: Path) -> None:
+    data = open_dataset(nnunet(tmp_path, name="Heart"))
+    assert (data.name, data.task, data.layout) == ("Heart", "segmentation", "nnU-Net raw")
+    assert data.classes == ("background", "a", "b") and data.ids == ("x1", "x2", "x3") == data.labelled_ids
+    assert data.window == "percentile" and data.channel_names == ("MRI",) and data.channels is None
+    case = data.case("x2")
+    assert case.image.shape == (1, 3, 5, 6) and case.label is not None and case.group == "x2"
+    assert case.label.unique().tolist() == [0, 1, 2]
+
+
+def test_nnunet_test_part_and_unlabelled(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    (tmp_path / "labelsTr/x3.nii.gz").unlink()
+    scan(tmp_path / "imagesTs/y1_0000.nii.gz")
+    data = open_dataset(tmp_path)
+    assert data.labelled_ids == ("x1", "x2") and data.parts["y1"] == "test" and data["x3"].label is None
+    split = data.split(val_fraction=0.5)
+    assert set(split.train + split.val) == {"x1", "x2"} and "y1" not in split.pool + split.val
+    assert "x3" in split.pool  # an image to pre-train on
+    mask(tmp_path / "labelsTs/y1.nii.gz")
+    split = open_dataset(tmp_path).split()
+    assert split.val == ("y1",) and set(split.train) == {"x1", "x2"}
+
+
+def test_nnunet_ct_and_ignore(tmp_path: Path) -> None:
+    nnunet(tmp_path, channel_names={"0": "CT"}, labels={**LABELS, "ignore": 3})
+    mask(tmp_path / "labelsTr/x1.nii.gz", (0, 1, 2, 3))
+    data = open_dataset(tmp_path)
+    assert data.window == "ct" and data.classes == ("background", "a", "b")
+    assert data.case("x1").label.unique().tolist() == [0, 1, 2, 255]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({**LABELS, "whole": [1, 2]}, r"label 'whole' is a region \[1, 2\].*not supported"),
+        ({"background": 0, "a": 2}, r"label values are \[0, 2\]; expected 0 \(background\), 1"),
+        ({"background": 0, "a": 0}, "label 'a' has the value 0; expected a number of its own"),
+        ({"background": 0, "a": "one"}, "label 'a' has the value 'one'"),
+        ([], r"labels is \[\]"),
+    ],
+)
+def test_nnunet_labels_that_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
+    with pytest.raises(SamAdaptError, match=message):
+        open_dataset(nnunet(tmp_path, labels=labels))
+
+
+def test_nnunet_files_that_do_not_fit(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    mask(tmp_path / "labelsTr/ghost.nii.gz")
+    with pytest.raises(SamAdaptError, match=r"ghost\.nii\.gz has no image; expected .*ghost_0000\.nii\.gz"):
+        open_dataset(tmp_path)
+    (tmp_path / "labelsTr/ghost.nii.gz").unlink()
+    nnunet(tmp_path, channel_names={"0": "T1", "1": "T2"})
+    with pytest.raises(SamAdaptError, match=r"'x1' has the channels \[0\]; expected 2 .*add x1_0001"):
+        open_dataset(tmp_path)
+    (tmp_path / "imagesTr/x1_0000.nii.gz").rename(tmp_path / "imagesTr/x1.nii.gz")
+    with pytest.raises(SamAdaptError, match=r"is not called CASE_0000\.nii\.gz; the data set has 2 channels"):
+        open_dataset(tmp_path)
+    nnunet(tmp_path, file_ending=".nrrd")
+    with pytest.raises(SamAdaptError, match=r"file_ending is '\.nrrd'; known: \.nii"):
+        open_dataset(tmp_path)
+    nnunet(tmp_path, file_ending=".png")
+    with pytest.raises(SamAdaptError, match=r"imagesTr holds no CASE_0000\.png"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(SamAdaptError, match=r"dataset\.json cannot be read as JSON"):
+        open_dataset(tmp_path)
+
+
+def test_undeclared_class_names_the_file(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    path = mask(tmp_path / "labelsTr/x2.nii.gz", (0, 1, 6))
+    data = open_dataset(tmp_path)
+    with pytest.raises(SamAdaptError, match=rf"{path.name} has the value 6 .*\[0, 1, 2\] = background, a, b"):
+        data.case("x2")
+
+
+def test_channels_are_chosen(tmp_path: Path) -> None:
+    names = {str(n): name for n, name in enumerate(("T1", "T2", "FLAIR", "ADC"))}
+    nnunet(tmp_path, channel_names=names)
+    for name in ("x1", "x2", "x3"):
+        for channel in range(1, 4):
+            scan(tmp_path / f"imagesTr/{name}_{channel:04d}.nii.gz", seed=channel)
+    with pytest.raises(SamAdaptError, match=r"4 channels \(T1, T2, FLAIR, ADC\); an encoder sees one"):
+        open_dataset(tmp_path)
+    one = open_dataset(tmp_path, channels=["FLAIR"])
+    assert one.channels == (2,) and one.case("x1").image.shape[0] == 1
+    three = open_dataset(tmp_path, channels=[3, "T2", "0"])
+    assert three.channels == (3, 1, 0)
+    assert torch.equal(three.case("x1").image[1], open_dataset(tmp_path, channels=[1]).case("x1").image[0])
+    for wrong in ("PD", 4, -1):
+        with pytest.raises(SamAdaptError, match=f"no channel {wrong!r}; the data set has 0 T1"):
+            open_dataset(tmp_path, channels=[wrong])
+
+
+def test_msd(tmp_path: Path) -> None:
+    for number in (1, 2):
+        scan(tmp_path / f"imagesTr/la_{number:03d}.nii.gz")
+        mask(tmp_path / f"labelsTr/la_{number:03d}.nii.gz")
+    scan(tmp_path / "imagesTs/la_009.nii.gz")
+    pairs = [
+        {"image": f"./imagesTr/la_{n:03d}.nii.gz", "label": f"./labelsTr/la_{n:03d}.nii.gz"} for n in (1, 2)
+    ]
+    about = {
+        "name": "Heart",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "training": pairs,
+        "test": ["./imagesTs/la_009.nii.gz"],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    data = open_dataset(tmp_path)
+    assert data.layout == "MSD" and data.classes == ("background", "a", "b") and data.window == "ct"
+    assert data.ids == ("la_001", "la_002", "la_009") and data.labelled_ids == ("la_001", "la_002")
+    assert set(data.groups.values()) == set(data.ids)  # la_001 is not a frame of "la"
+    # nnU-Net's first version stored the channel's number and did not list it
+    (tmp_path / "imagesTr/la_001.nii.gz").rename(tmp_path / "imagesTr/la_001_0000.nii.gz")
+    assert open_dataset(tmp_path).case("la_001").label is not None
+    (tmp_path / "labelsTr/la_002.nii.gz").unlink()
+    with pytest.raises(SamAdaptError, match=r"lists .*la_002\.nii\.gz, which does not exist"):
+        open_dataset(tmp_path)
+
+
+def test_msd_with_channels_in_the_file(tmp_path: Path) -> None:
+    scan(tmp_path / "imagesTr/p1.nii.gz", (6, 5, 3, 2))
+    mask(tmp_path / "labelsTr/p1.nii.gz")
+    about = {
+        "modality": {"0": "T2", "1": "ADC"},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "training": [{"image": "imagesTr/p1.nii.gz", "label": "labelsTr/p1.nii.gz"}],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    assert open_dataset(tmp_path, channels=["ADC"]).case("p1").image.shape == (1, 3, 5, 6)
+
+
+# ---------------------------------------------------------------- images and masks
+
+
+@pytest.mark.parametrize("folder", ["masks", "labels"])
+def test_images_and_binary_masks(tmp_path: Path, folder: str) -> None:
+    picture(tmp_path / "images/a.jpg", mode="RGB")
+    picture(tmp_path / "images/b.jpg", mode="RGB")
+    picture(tmp_path / "images/c.jpg", mode="RGB")
+    picture(tmp_path / f"{folder}/a.png", (0, 255))
+    picture(tmp_path / f"{folder}/b_segmentation.png", (0, 0, 255))
+    data = open_dataset(tmp_path)
+    assert data.task == "segmentation" and data.classes == ("background", "foreground")
+    assert data.window == "none" and data.channel_names == ("red", "green", "blue")
+    assert data.labelled_ids == ("a", "b") and data.ids == ("a", "b", "c")
+    assert data.case("b").label.float().mean() == pytest.approx(1 / 3)  # type: ignore[union-attr]
+    assert open_dataset(tmp_path, classes=["skin", "lesion"]).classes == ("skin", "lesion")
+    with pytest.raises(SamAdaptError, match="3 class names were given; the data set has 2"):
+        open_dataset(tmp_path, classes=["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "label"),
+    [
+        ((0, 1), ("background", "class 1"), [0, 1]),
+        ((0, 1, 3), ("background", "class 1", "class 2", "class 3"), [0, 1, 3]),
+        ((0, 1, 2, 255), ("background", "class 1", "class 2"), [0, 1, 2, 255]),
+        ((0, 128, 255), ("background", "value 128", "value 255"), [0, 1, 2]),
+    ],
+)
+def test_classes_from_mask_values(
+    tmp_path: Path, values: tuple[int, ...], classes: tuple[str, ...], label: list[int]
+) -> None:
+    picture(tmp_path / "images/a.png")
+    picture(tmp_path / "masks/a.png", values)
+    data = open_dataset(tmp_path)
+    assert data.classes == classes and data.case("a").label.unique().tolist() == label  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("values", "suffix"), [((0, 60, 130, 200, 255, 254), ".png"), ((0, 255), ".jpg")])
+def test_softened_masks_are_refused(tmp_path: Path, values: tuple[int, ...], suffix: str) -> None:
+    picture(tmp_path / "images/a.png")
+    rng = np.random.default_rng(0)
+    (tmp_path / "masks").mkdir()
+    if suffix == ".jpg":  # what JPEG makes of a mask
+        Image.fromarray((rng.random((40, 40)) > 0.5).astype(np.uint8) * 255).save(
+            tmp_path / "masks/a.jpg", quality=60
+        )
+    else:
+        picture(tmp_path / "masks/a.png", values)
+    with pytest.raises(SamAdaptError, match=r"grey values .*masks.*threshold them and save them as PNG"):
+        open_dataset(tmp_path)
+
+
+def test_numbers_of_photographs_are_not_channels(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / f"images/IMG_{number:04d}.png")
+        picture(tmp_path / f"masks/IMG_{number:04d}.png", (0, 255))
+    assert open_dataset(tmp_path).labelled_ids == ("IMG_0000", "IMG_0001", "IMG_0002")
+    for number in range(3):
+        (tmp_path / f"images/IMG_{number:04d}.png").rename(tmp_path / f"images/x{number}_0000.png")
+        (tmp_path / f"masks/IMG_{number:04d}.png").rename(tmp_path / f"masks/x{number}.png")
+    assert open_dataset(tmp_path).labelled_ids == ("x0", "x1", "x2")
+
+
+def test_masks_that_do_not_fit(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png")
+    picture(tmp_path / "masks/b.png", (0, 255))
+    with pytest.raises(SamAdaptError, match=r"masks/b\.png has no image; expected .*images/b\."):
+        open_dataset(tmp_path)
+    (tmp_path / "masks/b.png").unlink()
+    picture(tmp_path / "masks/a.png", (0, 255))
+    picture(tmp_path / "masks/a_mask.png", (0, 255))
+    with pytest.raises(SamAdaptError, match="are masks of the same image"):
+        open_dataset(tmp_path)
+
+
+def test_nested_parts(tmp_path: Path) -> None:
+    for part, names in (("train", "abcd"), ("val", "ef")):
+        for name in names:
+            picture(tmp_path / part / "images" / f"{name}.png")
+            picture(tmp_path / part / "masks" / f"{name}.png", (0, 255))
+    data = open_dataset(tmp_path)
+    assert data.ids == tuple("abcdef") and [data.parts[i] for i in "aef"] == ["train", "val", "val"]
+    split = data.split(labels=2)
+    assert split.val == ("e", "f") and len(split.train) == 2 and set(split.train) <= set("abcd")
+    assert split.rule.endswith("scored on the official val part")
+    (tmp_path / "valid/images").mkdir(parents=True)
+    with pytest.raises(SamAdaptError, match="are both the val part"):
+        open_dataset(tmp_path)
+
+
+def test_16_bit_pictures(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8) * 900).save(
+            tmp_path / f"images/{name}.png"
+        )
+        picture(tmp_path / f"masks/{name}.png", (0, 1))
+    data = open_dataset(tmp_path)
+    assert data.window == "percentile" and data.case("a").image.max() == 47 * 900
+    picture(tmp_path / "images/a.png")  # the first has 8 bits now
+    with pytest.raises(SamAdaptError, match=r"b\.png is uint16; the first picture .* has 8 bits"):
+        open_dataset(tmp_path).case("b")
+
+
+def test_acdc_as_published(tmp_path: Path) -> None:
+    for part, patient in (("training", 1), ("training", 2), ("testing", 101)):
+        for frame in (1, 12):
+            name = tmp_path / part / f"patient{patient:03d}" / f"patient{patient:03d}_frame{frame:02d}"
+            scan(Path(f"{name}.nii.gz"))
+            mask(Path(f"{name}_gt.nii.gz"), (0, 1, 2, 3))
+        scan(name.parent / f"patient{patient:03d}_4d.nii.gz", (6, 5, 3, 4))
+    data = open_dataset(tmp_path)
+    assert data.layout == "ACDC" and data.classes == ("background", "RV", "MYO", "LV") and len(data) == 6
+    assert data.groups["patient101_frame12"] == "patient101" and data.group_rule == "the patient's folder"
+    assert set(data.split().val) == {"patient101_frame01", "patient101_frame12"}
+
+
+# ---------------------------------------------------------------- patients
+
+
+def groups(root: Path, names: tuple[str, ...], **options: Any) -> Dataset:
+    return open_dataset(nnunet(root, names), **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "patients"),
+    [
+        (("patient002_frame01", "patient002_frame12"), ["patient002", "patient002"]),
+        (("sub-01_ses-1_T1w", "sub-02_ses-1_T1w"), ["sub-01", "sub-02"]),
+        (("p7_visit1_slice_003", "p7_visit2_slice_001"), ["p7", "p7"]),
+        (("case1_ED", "case1_ES", "case2_ED"), ["case1", "case1", "case2"]),
+        (("hippocampus_001", "hippocampus_003"), ["hippocampus_001", "hippocampus_003"]),
+        (("prostate_scan1", "prostate_scan2"), ["prostate_scan1", "prostate_scan2"]),  # no patient's number
+    ],
+)
+def test_patients_from_names(tmp_path: Path, names: tuple[str, ...], patients: list[str]) -> None:
+    data = groups(tmp_path, names)
+    assert list(data.groups.values()) == patients
+    assert ("each case" in data.group_rule) == (len(set(patients)) == len(names) and "sub-" not in names[0])
+
+
+def test_patients_as_told(tmp_path: Path) -> None:
+    names = ("ab1", "ab2", "cd1")
+    data = groups(tmp_path, names, group="^([a-z]+)")
+    assert list(data.groups.values()) == ["ab", "ab", "cd"] and data.group_rule == "the pattern '^([a-z]+)'"
+    table = tmp_path / "patients.csv"
+    table.write_text("case,patient\nab1,P\nab2,P\ncd1,Q\n")
+    assert list(groups(tmp_path, names, group=table).groups.values()) == ["P", "P", "Q"]
+    table.write_text("case,patient\nab1,P\n")
+    with pytest.raises(
+        SamAdaptError, match=r"patients\.csv gives no patient for 2 of 3 cases, the first is 'ab2'"
+    ):
+        groups(tmp_path, names, group=table)
+    for wrong, message in (
+        ("patient", "expected a regular expression with one group"),
+        ("(a)(b)", "has 2 groups; expected one"),
+        ("(a", "is not a regular expression"),
+        ("(x\\d)", "gives no patient for 3 of 3"),
+        (str(tmp_path / "none.csv"), "cannot be read"),
+    ):
+        with pytest.raises(SamAdaptError, match=message):
+            groups(tmp_path, names, group=wrong)
+
+
+# ---------------------------------------------------------------- the data set itself
+
+
+def test_subsets_and_views(tmp_path: Path) -> None:
+    data = open_dataset(nnunet(tmp_path))
+    some = data[["x3", "x1"]]
+    assert some.ids == ("x3", "x1") and len(some) == 2 and some.classes == data.classes
+    assert [case.id for case in data] == ["x1", "x2", "x3"] and data[1].id == "x2" and data["x3"].id == "x3"
+    assert [case.id for case in some.cases] == ["x3", "x1"] and len(data.cases[1:]) == 2
+    assert data[1:].ids == ("x2", "x3") and data.cases[-1].id == "x3"
+    assert torch.equal(data.label("x1"), data.case("x1").label)  # type: ignore[arg-type]
+    with pytest.raises(SamAdaptError, match=r"no case 'x9'; it has x"):
+        data["x9"]
+    with pytest.raises(SamAdaptError, match="no cases"):
+        data[[]]
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    (tmp_path / "imagesTr/x2_0000.nii.gz").write_bytes(b"")
+    data = open_dataset(tmp_path)
+    assert data.case("x1").id == "x1"
+    with pytest.raises(SamAdaptError, match=r"x2_0000\.nii\.gz is empty"):
+        data.case("x2")
+
+
+def test_hash_follows_the_content(tmp_path: Path) -> None:
+    data = open_dataset(nnunet(tmp_path / "here"))
+    same = open_dataset(nnunet(tmp_path / "there"))
+    assert data.hash == same.hash and data[["x1"]].hash != data.hash
+    assert data[["x2", "x1"]].hash == data[["x1", "x2"]].hash
+    scan(tmp_path / "there/imagesTr/x2_0000.nii.gz", seed=99)
+    changed_image = open_dataset(tmp_path / "there").hash
+    mask(tmp_path / "here/labelsTr/x2.nii.gz", (0, 2, 1))
+    changed_label = open_dataset(tmp_path / "here").hash
+    regrouped = open_dataset(tmp_path / "here", group="(x)").hash
+    assert len({data.hash, changed_image, changed_label, regrouped}) == 4
+
+
+def test_slice_axis_is_told(tmp_path: Path) -> None:
+    data = open_dataset(nnunet(tmp_path), slice_axis=0)
+    assert data.slice_axis == 0 and data.case("x1").image.shape == (1, 6, 3, 5)
+
+
+def test_what_is_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(SamAdaptError, match=r"nowhere does not exist"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(
+        SamAdaptError, match=r"has no layout that is known\. Known are .*nnU-Net raw: dataset\.json"
+    ):
+        open_dataset(tmp_path)
+    with pytest.raises(SamAdaptError, match="has no layout that is known for classification"):
+        open_dataset(nnunet(tmp_path), task="classification")
+    empty = tmp_path / "empty"
+    (empty / "images").mkdir(parents=True)
+    (empty / "masks").mkdir()
+    with pytest.raises(SamAdaptError, match="the images folder is empty"):
+        open_dataset(empty)
+
+
+# ---------------------------------------------------------------- real data
+
+
+@pytest.mark.data
+def test_real_segmentation_sets(shared_data: Path) -> None:
+    acdc = open_dataset(shared_data / "Dataset027_ACDC")
+    assert len(acdc) == 100 and len(set(acdc.groups.values())) == 50
+    split = acdc.split(labels=5)
+    assert len(split.train) == 10 and len(split.patients) == 5 and len(split.val) == 20 and not split.select
+    hippocampus = open_dataset(shared_data / "Task04_Hippocampus")
+    assert len(hippocampus) == 160 and hippocampus.classes == ("background", "Anterior", "Posterior")
+    assert hippocampus.case("hippocampus_003").label.max() == 2  # type: ignore[union-attr]
+    isic = open_dataset(shared_data / "ISIC2017")
+    assert isic.task == "segmentation" and len(isic) == 2150
