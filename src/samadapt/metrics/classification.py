@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from samadapt.metrics.intervals import percentile_interval, resample_weights
-from samadapt.metrics.summaries import Summary
+from samadapt.metrics.summaries import Summary, clip_interval
 from samadapt.types import SamAdaptError, Score
 
 #: The target of the metrics over all classes.
@@ -236,7 +236,9 @@ def bootstrap_classification(
     summaries = []
     for (target, metric), value in point.items():
         replicates = np.concatenate([part[target, metric] for part in parts])
-        low, high = percentile_interval(replicates, len(patients), confidence)
+        if metric == "ece":  # drawing with repetition alone makes bins less calibrated: take that bias out
+            replicates = replicates - np.nanmean(replicates) + value
+        low, high = clip_interval(percentile_interval(replicates, len(patients), confidence), metric)
         note = _note(x, names, target, metric)
         undefined = int(np.isnan(value))
         counts = (len(x.truth), len(patients), undefined)

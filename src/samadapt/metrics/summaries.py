@@ -91,7 +91,7 @@ def summarise(
     for metric, targets in _rows(table):
         values = _by_patient({t: table[metric][t] for t in targets}, groups)
         interval = studentised_interval(values.sums, values.counts, confidence, resamples, seed)
-        low, high = _clip(interval, metric)
+        low, high = clip_interval(interval, metric)
         misses = sum(len(_missed(table, metric, target)) for target in targets)
         note = f"no value for {', '.join(values.left_out)}" if values.left_out and values.n else ""
         rows.append(
@@ -201,7 +201,7 @@ def _missed(table: _Table, metric: str, target: str) -> list[str]:
     return [case for case, v in values.items() if math.isnan(v) and not math.isnan(dice.get(case, math.nan))]
 
 
-def _clip(interval: tuple[float, float], metric: str) -> tuple[float, float]:
+def clip_interval(interval: tuple[float, float], metric: str) -> tuple[float, float]:
     """Within what the metric can be; an unbounded end of an unbounded metric leaves no interval."""
     info = metric_info(metric)
     low, high = max(interval[0], info.low), min(interval[1], info.high)
