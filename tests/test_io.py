@@ -461,6 +461,8 @@ def test_pictures_that_are_refused(tmp_path: Path) -> None:
     exif[0x0112] = 6
     with pytest.raises(SamAdaptError, match=r"turned\.jpg is turned .*orientation 6"):
         io.read_case(picture(tmp_path / "turned.jpg", exif=exif))
+    with pytest.raises(SamAdaptError, match=r"turned\.png is turned"):
+        io.read_case(picture(tmp_path / "turned.png", exif=exif))
     whole = picture(tmp_path / "whole.jpg", size=(200, 200)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(SamAdaptError, match=r"cut\.jpg is damaged or cut off"):

@@ -38,11 +38,12 @@ def picture_geometry(path: Path) -> Geometry:
 
 def read_picture(path: Path) -> np.ndarray:
     """(C, rows, columns, 1) float32 as stored; black-and-white becomes 0 and 255, a palette its colours."""
-    with _open(path) as image:
+    with _open(path) as file:
+        image = _loaded(file, path)
         _refuse(image, path)
         if image.mode in ("1", "P"):
-            image = _loaded(image, path).convert("L" if image.mode == "1" else "RGB")
-        array = np.asarray(_loaded(image, path), dtype=np.float32)
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        array = np.asarray(image, dtype=np.float32)
     return array[None, :, :, None] if array.ndim == 2 else array.transpose(2, 0, 1)[..., None].copy()
 
 
@@ -131,7 +132,9 @@ def _refuse(image: Image.Image, path: Path) -> None:
     frames = getattr(image, "n_frames", 1)  # only the formats that can hold several have it
     if frames > 1:
         raise SamAdaptError(f"{path} holds {frames} pictures; expected one: save each as a file of its own")
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    # Asked for its EXIF, a PNG without any would be decoded to its end; after `load` it stands in `info`.
+    plain = image.format == "PNG" and "exif" not in image.info
+    turned = 1 if plain else image.getexif().get(ExifTags.Base.Orientation, 1)
     if turned not in (0, 1):
         raise SamAdaptError(
             f"{path} is turned or mirrored by its EXIF tag (orientation {turned}), a mask made from it may be or not; "
