@@ -1,0 +1,212 @@
+"""`sam_nano`: a small residual network with a feature pyramid, pre-trained on synthetic pictures only.
+
+It has SAM's contract (a neck, a prompt encoder and a mask decoder behind it) at a thousandth of the cost, and its
+weights travel with the package. How they were made: `pretraining/README.md`; what they can do: `weights/MODEL_CARD.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from samadapt.encoders.prepare import rgb
+from samadapt.transforms import resize_and_pad
+from samadapt.types import Encoder, Frame, SamAdaptError
+
+WEIGHTS = Path(__file__).parent / "weights" / "sam_nano.safetensors"
+VERSION = 1  # of the architecture and of `prepare`; part of the fingerprint
+DEFAULT_SIDE = 256
+COARSEST = 32  # sides are multiples of this stride
+BACKBONE_KEY = "image_encoder"
+MEAN, STD = 114.0, 62.0  # of 0..255, one for the three channels: grey must stay grey
+
+NECK_WIDTH = 128
+#: The decoder trained with the network; the arguments of `heads.mask_decoder.PromptedDecoder`.
+DECODER = {"dim": NECK_WIDTH, "num_heads": 8, "mlp_dim": 256, "depth": 2}
+#: tap -> (channels, stride)
+TAPS = {
+    "stride4": (48, 4),
+    "neck": (NECK_WIDTH, 8),
+    "stride16": (NECK_WIDTH, 16),
+    "stride32": (NECK_WIDTH, 32),
+}
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Normalisation without batch statistics: the same numbers alone and in a batch, frozen or tuned."""
+    return nn.GroupNorm(8, channels)
+
+
+def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = _conv(inputs, outputs, stride=stride), _norm(outputs)
+        self.conv2, self.norm2 = _conv(outputs, outputs), _norm(outputs)
+        nn.init.zeros_(self.norm2.weight)  # starts as its shortcut: deep stacks train from the first step
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else _conv(inputs, outputs, size=1)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)), inplace=True)))
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride)
+        return F.relu(y + self.shortcut(x))
+
+
+class GlobalContext(nn.Module):
+    """Adds to every cell what the whole picture's mean says."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
+        nn.init.zeros_(self.mix[2].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(x.mean((-2, -1)))[:, :, None, None]
+
+
+class NanoBackbone(nn.Module):
+    """(B, 3, S, S) -> {tap: (B, C, h, w)} for the taps of `TAPS`; S a multiple of 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, 32, stride=2), _norm(32), nn.ReLU(inplace=True))
+        self.stage4 = Residual(32, 64, stride=2)
+        self.stage8 = nn.Sequential(Residual(64, 128, stride=2), Residual(128, 128))
+        # Two more channels say where in the square a cell lies: anatomy has a place.
+        self.stage16 = nn.Sequential(Residual(130, 160, stride=2), Residual(160, 160), Residual(160, 160))
+        self.stage32 = nn.Sequential(Residual(160, 192, stride=2), GlobalContext(192), Residual(192, 192))
+        self.side4, self.side8 = _conv(64, 48, 1), _conv(128, NECK_WIDTH, 1)
+        self.side16, self.side32 = _conv(160, NECK_WIDTH, 1), _conv(192, NECK_WIDTH, 1)
+        self.narrow = _conv(NECK_WIDTH, 48, 1)
+        self.out4, self.out8 = self._smooth(48), self._smooth(NECK_WIDTH)
+        self.out16, self.out32 = self._smooth(NECK_WIDTH), self._smooth(NECK_WIDTH)
+
+    @staticmethod
+    def _smooth(channels: int) -> nn.Sequential:
+        # A pyramid level ends without an activation, normalised over its channels in one group, as SAM's neck.
+        return nn.Sequential(_conv(channels, channels), nn.GroupNorm(1, channels))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        c4 = self.stage4(self.stem(x))
+        c8 = self.stage8(c4)
+        c16 = self.stage16(torch.cat([c8, _position(c8)], dim=1))
+        c32 = self.stage32(c16)
+        p32 = self.out32(self.side32(c32))
+        p16 = self.out16(self.side16(c16) + _twice(p32))
+        p8 = self.out8(self.side8(c8) + _twice(F.relu(p16)))
+        p4 = self.out4(self.side4(c4) + _twice(self.narrow(F.relu(p8))))
+        return {"stride4": p4, "neck": p8, "stride16": p16, "stride32": p32}
+
+
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _position(x: Tensor) -> Tensor:
+    """(B, 2, h, w): x and y of each cell, from -1 to 1 across the square."""
+    y, x_ = ((torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) * (2.0 / n) - 1.0 for n in x.shape[-2:])
+    grid = torch.stack(torch.meshgrid(x_, y, indexing="xy"))
+    return grid.expand(x.shape[0], -1, -1, -1)
+
+
+def normalise(image: Tensor) -> Tensor:
+    """0..255 -> the units in which the network was trained."""
+    return (image - MEAN) / STD
+
+
+@final
+class NanoEncoder(Encoder):
+    """The backbone with its preparation and the decoder weights that were trained behind it.
+
+    Args:
+        side: S, a multiple of 32.
+        decoder: weights of `prompt_encoder` and `mask_decoder`, keys as in SAM's `.pth`.
+    """
+
+    def __init__(self, side: int = DEFAULT_SIDE, decoder: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        if side < COARSEST or side % COARSEST:
+            raise SamAdaptError(
+                f"side {side} does not suit encoder 'sam_nano'; give a multiple of {COARSEST}, e.g. {DEFAULT_SIDE}"
+            )
+        self.side = side
+        self.taps = {"pixels": (3, side, side)} | {
+            tap: (channels, side // stride, side // stride) for tap, (channels, stride) in TAPS.items()
+        }
+        self.image_encoder = NanoBackbone()
+        self._decoder = decoder or {}
+        self._hashed: tuple[int, str] | None = None
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Of the weights as they are now, the side, the preparation and the type."""
+        changes = sum(parameter._version for parameter in self.image_encoder.parameters())
+        if self._hashed is None or self._hashed[0] != changes:
+            self._hashed = (changes, _digest(self.image_encoder))
+        return f"sam_nano-{VERSION} {self._hashed[1]} side={self.side} prepare=nano float32"
+
+    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
+        return resize_and_pad(normalise(rgb(image)), self.side)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"pixels": x, **self.image_encoder(x)}
+
+    def decoder_state(self) -> dict[str, Tensor]:
+        return dict(self._decoder)
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def build_sam_nano(
+    checkpoint: str | Path | None = None, side: int | None = None, seed: int = 0
+) -> NanoEncoder:
+    """`sam_nano` with the package's weights, those of a `.safetensors` file, or random ones.
+
+    Args:
+        checkpoint: None for the package's own; a file written by `python -m pretraining.export`; or "random".
+        side: S, a multiple of 32; None for the side that it is meant for.
+        seed: draws the weights when the checkpoint is "random".
+    """
+    if checkpoint == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return NanoEncoder(side or DEFAULT_SIDE)
+    path = Path(checkpoint) if checkpoint is not None else WEIGHTS
+    if not path.is_file():
+        raise SamAdaptError(
+            f"no weights of sam_nano at {str(path)!r}; give a .safetensors file written by "
+            '`python -m pretraining.export`, leave out the checkpoint for the package\'s own, or say "random"'
+        )
+    weights = {name: value.float() for name, value in load_file(path).items()}
+    own = f"{BACKBONE_KEY}."
+    backbone = {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
+    decoder = {name: value for name, value in weights.items() if not name.startswith(own)}
+    encoder = NanoEncoder(side or DEFAULT_SIDE, decoder)
+    try:
+        encoder.image_encoder.load_state_dict(backbone)
+    except RuntimeError as error:
+        raise SamAdaptError(
+            f"{str(path)!r} does not hold weights of this sam_nano (version {VERSION}): {error}. "
+            "Export them again with `python -m pretraining.export`"
+        ) from error
+    return encoder
