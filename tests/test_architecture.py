@@ -1,0 +1,225 @@
+"""The house rules that a machine can read: who may import whom, what importing may do, sizes."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "samadapt"
+
+#: A room is a module or a sub-package. Each may import `types` and itself, and what stands here.
+ROOMS: dict[str, set[str]] = {
+    "types": set(),
+    "io": set(),
+    "transforms": set(),
+    "losses": set(),
+    "metrics": set(),
+    "runs": set(),
+    "figures": set(),
+    "report": set(),
+    "backbones": set(),
+    "datasets": {"io"},
+    "check": {"io"},
+    "phantom": {"io"},
+    "encoders": {"transforms"},
+    "heads": {"losses", "backbones"},
+    "features": {"transforms"},
+    "training": {"metrics", "runs", "transforms"},
+    "simclr": {"transforms", "losses", "heads"},
+    "prediction": {"io", "transforms", "metrics", "encoders", "heads", "runs"},
+    "learner": {"datasets", "encoders", "heads", "features", "training", "runs"},
+    "folders": {"datasets", "io", "prediction", "runs", "figures"},
+    "experiment": {
+        "datasets",
+        "encoders",
+        "heads",
+        "features",
+        "training",
+        "simclr",
+        "prediction",
+        "learner",
+        "metrics",
+        "runs",
+        "transforms",
+        "figures",
+    },
+    "listing": {"encoders", "heads", "backbones", "metrics"},
+    "demo": {"datasets", "features", "figures", "folders", "io", "learner", "metrics", "phantom", "training"},
+}
+#: They may import everything; nobody imports them.
+DOORS = {"cli", "__init__"}
+
+MAX_FILE_LINES = 450
+MAX_FUNCTION_LINES = 70
+
+
+# ---------------------------------------------------------------- readers
+
+
+def sources(root: Path) -> Iterator[tuple[Path, str, ast.Module]]:
+    """(file, room, syntax tree) of every module."""
+    for path in sorted(root.rglob("*.py")):
+        room = path.relative_to(root).parts[0].removesuffix(".py")
+        yield path, room, ast.parse(path.read_text())
+
+
+def own_imports(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, room) of every import of the own package, also inside functions and `if TYPE_CHECKING`."""
+    for found in ast.walk(node):
+        if isinstance(found, ast.Import):
+            for alias in found.names:
+                if alias.name.split(".")[0] == "samadapt":
+                    yield found.lineno, (*alias.name.split("."), "__init__")[1]
+        elif isinstance(found, ast.ImportFrom) and found.level:
+            yield found.lineno, "a relative import"
+        elif isinstance(found, ast.ImportFrom) and (found.module or "").split(".")[0] == "samadapt":
+            parts = (found.module or "").split(".")
+            for alias in found.names:
+                yield found.lineno, parts[1] if len(parts) > 1 else alias.name
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+# ---------------------------------------------------------------- rules: each gives its violations
+
+
+def forbidden_imports(root: Path) -> list[str]:
+    found = []
+    for path, room, tree in sources(root):
+        if room in DOORS:
+            continue
+        if room not in ROOMS:
+            found.append(f"{path.name}: room {room!r} is not in the allow-list")
+            continue
+        allowed = ROOMS[room] | {"types", room}
+        found += [
+            f"{path.name}:{n}: {room} may not import {other}"
+            for n, other in own_imports(tree)
+            if other not in allowed
+        ]
+    return found
+
+
+def hidden_imports(root: Path) -> list[str]:
+    """Own modules imported inside functions hide cycles. Third-party extras may wait; so may all in cli.py."""
+    return [
+        f"{path.name}:{n}: {function.name} imports {other} inside"
+        for path, room, tree in sources(root)
+        if room != "cli"
+        for function in functions(tree)
+        for n, other in own_imports(function)
+    ]
+
+
+def duck_sniffing(root: Path) -> list[str]:
+    return [
+        f"{path.name}:{node.lineno}: hasattr"
+        for path, _, tree in sources(root)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "hasattr"
+    ]
+
+
+def busy_imports(root: Path) -> list[str]:
+    """A bare call at the top of a module acts when it is imported: logging, folders, devices, downloads."""
+    return [
+        f"{path.name}:{node.lineno}: importing calls {ast.unparse(node.value.func)}"
+        for path, _, tree in sources(root)
+        for node in tree.body
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    ]
+
+
+def halls(root: Path) -> list[str]:
+    found = []
+    for path, _, tree in sources(root):
+        lines = len(path.read_text().splitlines())
+        if lines > MAX_FILE_LINES:
+            found.append(f"{path.name}: {lines} lines, at most {MAX_FILE_LINES}")
+        for function in functions(tree):
+            length = (function.end_lineno or function.lineno) - function.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                found.append(f"{path.name}:{function.name}: {length} lines, at most {MAX_FUNCTION_LINES}")
+    return found
+
+
+RULES = [forbidden_imports, hidden_imports, duck_sniffing, busy_imports, halls]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_house_keeps_the_rule(rule):
+    assert rule(SRC) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "text"),
+    [
+        (forbidden_imports, "training.py", "from samadapt.encoders import load_encoder"),
+        (forbidden_imports, "training.py", "from samadapt import encoders"),
+        (forbidden_imports, "training.py", "import samadapt.encoders.sam"),
+        (forbidden_imports, "training.py", "import samadapt"),
+        (forbidden_imports, "training.py", "def f():\n    from samadapt.encoders import load_encoder"),
+        (forbidden_imports, "heads/unet.py", "from samadapt.encoders.sam import Sam"),
+        (forbidden_imports, "heads/unet.py", "from . import linear"),
+        (forbidden_imports, "report.py", "from samadapt.metrics import summarise"),
+        (forbidden_imports, "utils.py", ""),
+        (hidden_imports, "folders.py", "def f():\n    from samadapt.io import read_case"),
+        (duck_sniffing, "heads/unet.py", "x = hasattr(object, 'y')"),
+        (busy_imports, "features.py", "import logging\nlogging.basicConfig()"),
+        (halls, "io/nifti.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
+        (halls, "io/nifti.py", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
+    ],
+)
+def test_the_rule_sees_an_offender(tmp_path, rule, file, text):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    assert len(rule(tmp_path)) == 1
+
+
+def test_the_allow_list_has_no_cycle_and_no_unknown_room():
+    rooms = {room: allowed - {room} for room, allowed in ROOMS.items()}
+    assert set().union(*rooms.values()) <= set(rooms)
+    list(graphlib.TopologicalSorter(rooms).static_order())  # raises CycleError
+
+
+# ---------------------------------------------------------------- importing costs nothing
+
+HEAVY = ("torch", "numpy", "transformers", "monai", "lightning", "scipy", "sklearn", "matplotlib")
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which of the heavy packages a fresh interpreter has loaded after this code."""
+    program = f"import sys\n{code}\nprint('loaded', *[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_probe_sees_what_is_loaded():
+    assert "numpy" in loaded_by("import numpy")
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_by("import samadapt, samadapt.cli") == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    code = f"""
+from samadapt.cli import main
+sys.argv = ['samadapt', *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+    assert loaded_by(code) == set()
