@@ -73,6 +73,13 @@ def original_key(key: str) -> str:
     return key
 
 
+def original_layout(state: State) -> State:
+    """Rename the keys where they are those of transformers; the two layouts share some names for other weights."""
+    if not any(key.split(".")[0] == "vision_encoder" for key in state):
+        return state
+    return {original_key(key): value for key, value in state.items()}
+
+
 def read_pth(path: Path) -> State:
     """The tensors of a `.pth` file; refuses anything that is not only tensors."""
     _check_sha256(path)
@@ -171,4 +178,4 @@ def read_checkpoint(checkpoint: str | Path | None, hub: HubModel) -> State:
         )
     else:
         state = read_safetensors([path]) if path.suffix == ".safetensors" else read_pth(path)
-    return {original_key(key): value for key, value in state.items()}
+    return original_layout(state)
