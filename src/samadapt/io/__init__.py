@@ -18,7 +18,7 @@ from samadapt.io.cases import (
     write_probabilities,
 )
 from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, orientation, write_volume
-from samadapt.io.pictures import PICTURE_SUFFIXES
+from samadapt.io.pictures import PICTURE_SUFFIXES, write_photo
 from samadapt.io.scans import IMAGE_SUFFIXES, case_name, each_file, find_files, group_channels, suffix_of
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "suffix_of",
     "with_label",
     "write_label",
+    "write_photo",
     "write_probabilities",
     "write_volume",
 ]

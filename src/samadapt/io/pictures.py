@@ -72,6 +72,13 @@ def save_mask(path: Path, label: np.ndarray) -> None:
     replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
+def write_photo(path: str | Path, array: np.ndarray) -> Path:
+    """(H, W) or (H, W, 3) uint8 -> a PNG as it is."""
+    path = Path(path)
+    replace_file(path, lambda temporary: Image.fromarray(array).save(temporary, format="PNG"))
+    return path
+
+
 def _palette() -> list[int]:
     """The colours of PASCAL VOC, by the bits of the class number: any two classes differ."""
     colours = []
