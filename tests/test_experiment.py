@@ -22,6 +22,7 @@ from samadapt.experiment import (
 )
 from samadapt.experiment import cells as cells_module
 from samadapt.experiment.entrants import Fitted
+from samadapt.experiment.grid import make_cells
 from samadapt.features import FeatureStore
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
@@ -135,6 +136,8 @@ def test_the_encoder_runs_once_over_each_image_and_view(data, tmp_path, tiny):
     trained = {i for n in (1, 2) for s in (0, 1) for i in data.split(n, s).train}
     passes = [(i, 2) for i in trained] + [(i, 1) for i in data.split(1).val]  # two views of training cases
     assert calls == sum(-(-views * data[i].image.shape[1] // 4) for i, views in passes)  # batches of four
+    encoded = json.loads((tmp_path / "a/encoding.json").read_text())  # all of it before the first cell
+    assert encoded["slices"] == sum(views * data[i].image.shape[1] for i, views in passes)
     study(data, tmp_path / "b", {"probe": PROBE}, (1, 2), (0, 1))
     assert sum(encoder.calls for encoder in tiny) == calls  # the store is reused by another study
 
@@ -152,6 +155,15 @@ def test_rerunning_does_only_what_is_missing(data, tmp_path, monkeypatch):
     outcome, _ = study(data, tmp_path / "e", {"unet": SMALL_UNET}, (1,), (0, 1))
     assert (outcome.found, outcome.done, len(ran)) == (1, 1, 1)
     assert scores_of(tmp_path / "e") == before
+
+
+def test_a_finished_cell_is_not_run_again(data, tmp_path, monkeypatch):
+    grid = Grid({"truth": Constant()}, (1,), (0,))
+    (cell,) = make_cells(data, grid, CONFIG)
+    shared = cells_module.Study(data, tmp_path, FeatureStore(tmp_path / "store"))
+    assert cells_module.run_cell(shared, cell) == "done"
+    monkeypatch.setattr(cells_module, "_run", None)
+    assert cells_module.run_cell(shared, cell) == "done"
 
 
 def test_order_and_company_change_no_digit(data, tmp_path):

@@ -75,20 +75,21 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         fitted = cell.entrant.fit(Job(data, cell.split, cell.config, out, study.store))
     out.mkdir(parents=True, exist_ok=True)
     cases = (data.case(case_id) for case_id in cell.split.val)
+    timed = _Timed(fitted)
     with _metered() as prediction:
         if data.task == "segmentation":
             keeper = SliceKeeper(study.out / "cases", data.window)
-            scores = _score_segmentation(cell, fitted, cases, data, keeper)
+            scores = _score_segmentation(cell, timed, cases, data, keeper)
             keeper.save(out / "slices.npz")
         else:
-            scores = _score_classification(fitted, cases, data, out)
+            scores = _score_classification(timed, cases, data)
     cost = {
         "learner": cell.learner,
         "labels": cell.labels,
         "seed": cell.seed,
         "parameters": fitted.parameters,
         "training": training,
-        "prediction": prediction,
+        "prediction": prediction | timed.spent,  # without loading and scoring
         "threads": study.threads,
         **fitted.notes,
     }
@@ -122,9 +123,9 @@ def check_scores(out: Path) -> None:
 
 
 def _score_segmentation(
-    cell: Cell, fitted: Fitted, cases: Iterable[Case], data: Dataset, keeper: SliceKeeper
+    cell: Cell, timed: _Timed, cases: Iterable[Case], data: Dataset, keeper: SliceKeeper
 ) -> list[Score]:
-    answers = _answers(fitted, cases, keeper)
+    answers = _answers(timed, cases, keeper)
     if cell.stacked:
         return _score_stacked(answers, data.classes)
     return [
@@ -134,9 +135,9 @@ def _score_segmentation(
     ]
 
 
-def _answers(fitted: Fitted, cases: Iterable[Case], keeper: SliceKeeper) -> Iterator[tuple[Case, np.ndarray]]:
+def _answers(timed: _Timed, cases: Iterable[Case], keeper: SliceKeeper) -> Iterator[tuple[Case, np.ndarray]]:
     for case in cases:
-        label = fitted.predict(case)
+        label = timed.predict(case)
         if label.shape != _truth(case).shape:
             raise SamAdaptError(
                 f"the answer for {case.id!r} has shape {label.shape}; expected {_truth(case).shape}, as the label"
@@ -163,12 +164,12 @@ def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Iterable
     return scores
 
 
-def _score_classification(fitted: Fitted, cases: Iterable[Case], data: Dataset, out: Path) -> list[Score]:
+def _score_classification(timed: _Timed, cases: Iterable[Case], data: Dataset) -> list[Score]:
     ids, probabilities, truth = [], [], []
     for case in cases:
         assert case.label is not None
         ids.append(case.id)
-        probabilities.append(fitted.predict(case))
+        probabilities.append(timed.predict(case))
         truth.append(case.label.numpy())
     if not np.isfinite(probabilities).all():
         raise SamAdaptError("the learner answers with probabilities that are not numbers; lower --lr")
@@ -176,6 +177,24 @@ def _score_classification(fitted: Fitted, cases: Iterable[Case], data: Dataset, 
 
 
 # ---------------------------------------------------------------- cost
+
+
+class _Timed:
+    """An entrant's answers, and the time that they took."""
+
+    def __init__(self, fitted: Fitted) -> None:
+        self.fitted, self.wall, self.cpu, self.count = fitted, 0.0, 0.0, 0
+
+    def predict(self, case: Case) -> np.ndarray:
+        wall, cpu = time.monotonic(), sum(os.times()[:4])
+        answer = self.fitted.predict(case)
+        self.wall, self.cpu = self.wall + time.monotonic() - wall, self.cpu + sum(os.times()[:4]) - cpu
+        self.count += 1
+        return answer
+
+    @property
+    def spent(self) -> dict[str, float]:
+        return {"wall_s": round(self.wall, 3), "cpu_s": round(self.cpu, 3), "cases": self.count}
 
 
 @contextmanager
