@@ -1,0 +1,84 @@
+"""What the documents tell a user to type exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+import samadapt
+from samadapt.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Lines of code blocks that begin with `samadapt`, as words, without their comments."""
+    blocks = re.findall(r"```\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("samadapt ")]
+
+
+def problems(words: list[str]) -> list[str]:
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    if words[1] not in verbs:
+        return [f"no command {words[1]}"]
+    known = {option for parameter in verbs[words[1]].params for option in parameter.opts}
+    return [
+        f"{words[1]} has no option {word}" for word in words if word.startswith("--") and word not in known
+    ]
+
+
+def test_every_command_of_the_readme_exists():
+    found = commands((ROOT / "README.md").read_text())
+    assert len(found) > 5
+    assert [problem for words in found for problem in problems(words)] == []
+
+
+def test_the_check_sees_a_wrong_command():
+    assert problems(["samadapt", "fly"]) and problems(["samadapt", "train", "DATA", "--wings", "2"])
+    assert commands("```\nsamadapt train DATA --labels 5  # five\nls\n```") == [
+        ["samadapt", "train", "DATA", "--labels", "5"]
+    ]
+
+
+def test_every_name_of_the_readmes_python_exists():
+    names = set(re.findall(r"\bsa\.(\w+)", (ROOT / "README.md").read_text()))
+    assert len(names) > 3
+    assert names <= set(samadapt.__all__)
+
+
+def test_every_public_name_can_be_loaded():
+    for name in samadapt.__all__:
+        assert getattr(samadapt, name).__name__ == name
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = samadapt.nothing_like_it
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text())
+    assert [t for t in targets if not ((ROOT / page).parent / t).exists()] == []
+
+
+def test_every_target_of_the_readme_is_in_the_makefile():
+    targets = set(re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()))
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"demo", "test"} <= targets
+    assert [t for t in targets if f"\n{t}:" not in makefile] == []
+
+
+def test_rooms_of_the_architecture_page_are_those_of_the_source():
+    page = (ROOT / "docs/architecture.md").read_text().split("## Rooms")[1].split("## On disk")[0]
+    told = {
+        name
+        for row in re.findall(r"^\| (`[^|]*) \|", page, flags=re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    source = ROOT / "src" / "samadapt"
+    real = {p.stem for p in source.glob("*.py")} | {p.parent.name for p in source.glob("*/__init__.py")}
+    assert real - told == set()
