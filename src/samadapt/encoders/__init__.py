@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from samadapt.encoders.nano import build_sam_nano
 from samadapt.encoders.pixels import build_pixels
 from samadapt.encoders.sam import SAM_MODELS
 from samadapt.types import Encoder, SamAdaptError
@@ -17,6 +18,7 @@ Builder = Callable[..., Encoder]
 
 ENCODERS: dict[str, Builder] = {
     "pixels": build_pixels,
+    "sam_nano": build_sam_nano,
     **SAM_MODELS,
 }
 
