@@ -77,6 +77,14 @@ def stretch_to(weights: Tensor, size: torch.Size, mode: str) -> Tensor:
     return F.interpolate(weights, size=size, mode="bilinear", align_corners=False)
 
 
+def place_norm(tap: Tensor) -> Tensor:
+    """(B, S, h, w) -> zero mean and unit variance over the channels of every place.
+
+    As a ViT's own next layer reads it: taps differ in scale by orders of magnitude. No place sees another.
+    """
+    return F.layer_norm(tap.movedim(1, -1), tap.shape[1:2]).movedim(-1, 1)
+
+
 class Block(nn.Module, ABC):
     """The interface of everything between two stages."""
 
@@ -97,8 +105,7 @@ class ChannelWeights(nn.Module):
         inputs: S.
         outputs: C.
         hidden: channels between.
-        normalise: bring the input to zero mean and unit variance per image. A ViT's taps differ in scale by
-            orders of magnitude; a classifier's own maps do not.
+        normalise: see `place_norm`; a classifier's own maps need none.
     """
 
     def __init__(
@@ -114,7 +121,7 @@ class ChannelWeights(nn.Module):
 
     def forward(self, tap: Tensor) -> Tensor:
         if self.normalise:
-            tap = F.group_norm(tap, 1)
+            tap = place_norm(tap)
         return self.gate.call(self.excite(F.relu(self.squeeze(tap))))
 
 
@@ -182,7 +189,7 @@ class FeatureBlock(Block):
         """F * A on the tap's grid: (B, S, h', w')."""
         source = coarsen(pool_own(x, self.options.window) if self.own else _given(tap), x.shape[-2:])
         weights = self.weights(source)
-        return (source if self.own else F.group_norm(source, 1)) * weights
+        return (source if self.own else place_norm(source)) * weights
 
     def attention(self, x: Tensor, tap: Tensor | None) -> Tensor:
         """The size of what is added, as a length over the channels."""

@@ -95,7 +95,8 @@ class AttentiveProbe(Head):
         }
         self.tap, self.reads, self.heads = tap, {tap: window}, heads
         self.query = nn.Parameter(0.02 * torch.randn(channels))
-        self.keys, self.values = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.keys = nn.Linear(channels, channels, bias=False)  # a bias would raise all places alike
+        self.values = nn.Linear(channels, channels)
         self.classify = nn.Linear(channels, n_classes)
         weights = class_weight_tensor(self.name, n_classes, class_weights)
         self.register_buffer("class_weights", weights, persistent=False)

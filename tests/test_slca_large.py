@@ -1,0 +1,57 @@
+"""The published backbones with taps of a SAM ViT-H's shape: end to end, with what the gates cost."""
+
+import time
+
+import pytest
+import torch
+
+from samadapt.heads import build_head
+from samadapt.transforms import pool_taps
+
+VIT_H = {
+    "pixels": (3, 1024, 1024),
+    "patch": (1280, 64, 64),
+    **{f"block{i}": (1280, 64, 64) for i in range(32)},
+    "neck": (256, 64, 64),
+}
+# METHODS B.3 counts 0.60 M for the first two and 0.49 to 0.51 M for Swin V2, biases left out.
+EXPECTED = {"resnet152": 0.60e6, "senet154": 0.60e6, "swinv2_tiny": 0.49e6, "swinv2_base": 0.51e6}
+
+
+def timed(run, repeat=2):
+    run()
+    start = time.perf_counter()
+    for _ in range(repeat):
+        run()
+    return (time.perf_counter() - start) / repeat
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", sorted(EXPECTED))
+def test_runs_on_the_taps_of_a_vit_h(backbone, capsys):
+    torch.manual_seed(0)
+    head = build_head("slca", VIT_H, 2, backbone=backbone)
+    plain = build_head("plain", VIT_H, 2, backbone=backbone)
+    assert list(head.reads) == ["pixels", "patch", "block7", "block15", "block31", "neck"]
+    shapes = {tap: VIT_H[tap] for tap in head.reads}
+    maps = {tap: torch.randn(2, *shape) for tap, shape in shapes.items()}
+    features = pool_taps(maps, head.reads)
+    target = torch.tensor([0, 1])
+    optimizer = torch.optim.SGD(head.blocks.parameters(), lr=10.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        head.loss(features, target).backward()
+        optimizer.step()
+    assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert all(x.grad is None for x in maps.values())
+    assert head.added_parameters == pytest.approx(EXPECTED[backbone], rel=0.05)
+    head.eval(), plain.eval()
+    with torch.inference_mode():
+        assert head(features).shape == (2, 2)
+        gated, alone = timed(lambda: head(features)), timed(lambda: plain(features))
+    total = sum(p.numel() for p in plain.parameters())
+    with capsys.disabled():
+        print(
+            f"\n{backbone}: {total / 1e6:.1f} M parameters, gates add {head.added_parameters / 1e6:.2f} M "
+            f"({100 * head.added_parameters / total:.1f} %); two images {alone:.2f} s, gated {gated:.2f} s"
+        )
