@@ -246,6 +246,71 @@ def demo(
     run_demo(out, steps=steps, seed=seed, overwrite=overwrite)
 
 
+@app.command()
+def check(
+    data: Data,
+    slice_axis: SliceAxis = None,
+    group: Group = None,
+    task: Task = None,
+    label_column: LabelColumn = None,
+    channels: Channels = None,
+) -> None:
+    """Look for the mistakes that waste a week: pairs, labels, geometry, duplicates, leaks, constant slices."""
+    from samadapt import check as doctor
+
+    opened = _Sight(task, slice_axis, group, channels, label_column, None).open(data)
+    findings = doctor.check(opened)
+    print(doctor.summary(findings, len(opened)))
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def experiment(
+    data: Data,
+    out: Out,
+    grid: Annotated[str | None, typer.Option(help="A TOML file or a preset that holds the study.")] = None,
+    heads: Annotated[str | None, typer.Option(help="Learners on the encoder: linear,cnn,autosam.")] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help="Learners beside them: unet,simclr,zero_shot.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="See `samadapt list encoders`.")] = None,
+    checkpoint: Checkpoint = None,
+    labels: Annotated[str | None, typer.Option(help="Labelled patients: 1,2,5,all, or shares.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each training.")] = None,
+    jobs: Annotated[int, typer.Option(help="Cells side by side.")] = 1,
+    store: Store = Path("features"),
+    slice_axis: SliceAxis = None,
+    group: Group = None,
+    task: Task = None,
+    label_column: LabelColumn = None,
+    window: Window = None,
+    channels: Channels = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Compare learners at several label counts and seeds. Rerunning the same command resumes."""
+    from samadapt import experiment as study
+    from samadapt.features import FeatureStore
+
+    opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
+    settings = study.read_settings(grid) if grid else {}
+    names = [name for text in (heads, baselines) if text for name in text.split(",")]
+    counts = (
+        None if labels is None else [n if n == "all" else _number(n, "labels") for n in labels.split(",")]
+    )
+    _merge(settings, {"learners": names or None, "labels": counts, "seeds": seeds})
+    _merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint})
+    _merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
+    chosen, config = study.make_study(settings, opened.task)
+    say = None if quiet else print
+    outcome = study.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, say)
+    print(study.results_table(out))
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_names(what: Annotated[str, typer.Argument(help="encoders, heads or metrics.")]) -> None:
     """What there is to choose from."""
@@ -279,6 +344,11 @@ def _number(text: str | None, option: str, *words: str) -> Any:
     except ValueError:
         known = "".join(f", or {word}" for word in words)
         raise SamAdaptError(f"--{option} is {text!r}; expected a number{known}") from None
+
+
+def _merge(settings: dict[str, Any], options: dict[str, Any]) -> None:
+    """What was typed goes before what the file says."""
+    settings |= {key: value for key, value in options.items() if value is not None}
 
 
 def _split_summary(data: Dataset, split: Split) -> str:

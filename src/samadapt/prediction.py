@@ -62,6 +62,11 @@ class Model:
                 stored = {t: np.asarray(m[0, begin : indices.stop], np.float32) for t, m in maps.items()}
                 features = {t: torch.from_numpy(m).to(device) for t, m in stored.items()} | {"pixels": pixels}
             answers = self.head(features).float().cpu()
+            if not torch.isfinite(answers).all():
+                raise SamAdaptError(
+                    f"the head's answer for case {case.id!r} is not finite in slices {begin}..{indices.stop - 1}; "
+                    "check the image, the checkpoint and the training's loss (metrics.csv)"
+                )
             yield from zip(answers, (frame for _, frame in prepared), strict=True)
 
     def _taps(self, pixels: Tensor) -> dict[str, Tensor]:

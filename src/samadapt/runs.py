@@ -43,11 +43,13 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
             )
         if (out / "head.safetensors").is_file():
             return None
+        if not (out / "environment.json").is_file():
+            write_json(out / "environment.json", environment())
         return _steps_done(out / "last.ckpt")
-    if any(out.iterdir()):
+    if any(path.name != "config.json.tmp" for path in out.iterdir()):  # what a kill may have left
         raise SamAdaptError(f"{out} is not empty and not a run folder; choose another --out")
-    write_json(out / "environment.json", environment())
     write_json(out / "config.json", settings)
+    write_json(out / "environment.json", environment())
     return 0
 
 
