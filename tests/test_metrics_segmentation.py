@@ -226,6 +226,7 @@ def test_every_class_but_the_background_is_scored():
     label[:, 1:3, 1:3], label[:, 4:6, 4:6] = 1, 2
     scores = score_case("p1", label, label, (8.0, 1.0, 1.0), ["background", "a", "b"])
     assert [(s.case, s.target) for s in scores] == [("p1", "a")] * 5 + [("p1", "b")] * 5
+    assert {type(s.value) for s in scores} == {float}
     assert values(scores, "b") == {
         "dsc": 1.0,
         "nsd": 1.0,

@@ -179,7 +179,7 @@ def score_case(
             f"assd_{unit}": assd(pair),
             volume: volume_difference(pair) / scale,
         }
-        scores += [Score(case_id, name, metric, number) for metric, number in measured.items()]
+        scores += [Score(case_id, name, metric, float(number)) for metric, number in measured.items()]
     return scores
 
 
