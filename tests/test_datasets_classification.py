@@ -208,6 +208,7 @@ def test_patients_and_parts_in_a_table(tmp_path: Path) -> None:
     assert len(data.split(labels=1).train) == 2
     other = table(tmp_path, text, group="site")
     assert other.groups["i4"] == "s1" and other.group_rule == "column 'site'"
+    assert open_dataset(tmp_path, **other.options).groups == other.groups and data.options == {}  # type: ignore[arg-type]
     with pytest.raises(
         SamAdaptError, match=r"group is 'ward'; expected .*columns are Split, label, path, patient_id, site"
     ):

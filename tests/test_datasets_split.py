@@ -116,6 +116,8 @@ def test_selection_stays_within_the_budget() -> None:
     assert told.train == plain.train and len(told.select) == 4 and len(told.patients) == 5
     assert "selection on 2 further labelled patients" in told.rule
     assert not {data.groups[i] for i in told.select} & {data.groups[i] for i in told.train + told.val}
+    all_of_them = data.split(labels=6, val_labels=2)
+    assert not set(all_of_them.select) & set(all_of_them.train) and len(all_of_them.patients) == 8
 
 
 @pytest.mark.parametrize(

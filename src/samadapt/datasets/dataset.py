@@ -53,6 +53,7 @@ class Dataset:
     window: str = "percentile"
     slice_axis: int | None = None
     label_values: Mapping[int, int] = field(default_factory=dict)  # stored value -> class or IGNORED
+    options: Mapping[str, object] = field(default_factory=dict)  # of `open_dataset`, to open it again
     group_rule: str = "each case is a patient of its own"
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # (train, val) ids of splits_final.json
 

@@ -73,6 +73,11 @@ def open_dataset(
     path = Path(path)
     if not path.exists():
         raise SamAdaptError(f"{path} does not exist; give a data set's folder, its .npz or its .csv")
+    told = {
+        "group": None if group is None else str(group),
+        "label_column": label_column,
+        "classes": None if classes is None else list(classes),
+    }
     layout = _layout(path, task)
     found = layout.read(path, label_column)
     root = path if path.is_dir() else path.parent
@@ -92,6 +97,7 @@ def open_dataset(
         label_values=found.label_values,
         group_rule=rule,
         folds=found.folds,
+        options={k: v for k, v in told.items() if v is not None},
     )
     return data if classes is None else _renamed(data, classes)
 
