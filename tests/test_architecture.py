@@ -15,14 +15,16 @@ SRC = Path(__file__).parents[1] / "src" / "samadapt"
 
 #: A room is a module or a sub-package. Each may import `types` and itself, and what stands here.
 ROOMS: dict[str, set[str]] = {
-    "types": set(),
+    "types": {"statistics"},
+    "statistics": set(),
     "io": set(),
     "transforms": set(),
     "losses": set(),
-    "metrics": set(),
+    "statistics": set(),
+    "metrics": {"statistics"},
     "runs": set(),
     "figures": set(),
-    "report": set(),
+    "report": {"statistics"},
     "backbones": set(),
     "datasets": {"io"},
     "check": {"io"},
@@ -31,7 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "heads": {"losses", "backbones"},
     "features": {"transforms"},
     "training": {"metrics", "runs", "transforms"},
-    "simclr": {"transforms", "losses", "heads"},
+    "simclr": {"transforms", "losses", "heads", "runs"},
+    "baselines": {"datasets", "io", "heads", "runs", "transforms"},
     "prediction": {"io", "transforms", "metrics", "encoders", "heads", "runs"},
     "learner": {"datasets", "encoders", "heads", "features", "training", "runs"},
     "folders": {"datasets", "io", "prediction", "runs", "figures"},
@@ -42,6 +45,7 @@ ROOMS: dict[str, set[str]] = {
         "features",
         "training",
         "simclr",
+        "baselines",
         "prediction",
         "learner",
         "metrics",
@@ -195,6 +199,13 @@ def test_the_allow_list_has_no_cycle_and_no_unknown_room():
 # ---------------------------------------------------------------- importing costs nothing
 
 HEAVY = ("torch", "numpy", "transformers", "monai", "lightning", "scipy", "sklearn", "matplotlib")
+
+
+def test_statistics_and_report_need_no_torch():
+    """A report is made from scores alone, in seconds, where torch may not be installed."""
+    rooms = [name for name in ("statistics", "report") if any(room == name for _, room, _ in sources(SRC))]
+    assert "statistics" in rooms
+    assert "torch" not in loaded_by("\n".join(f"import samadapt.{name}" for name in rooms))
 
 
 def loaded_by(code: str) -> set[str]:

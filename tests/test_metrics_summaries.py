@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from samadapt.metrics import MEAN, compare, format_table, holm, read_scores, summarise, write_scores
-from samadapt.metrics.intervals import (
+from samadapt.statistics import (
     percentile_interval,
     resample_weights,
     sign_flip_p,

@@ -6,7 +6,6 @@ from samadapt.metrics.classification import (
     classification_metrics,
     score_predictions,
 )
-from samadapt.metrics.intervals import holm
 from samadapt.metrics.segmentation import (
     MaskPair,
     assd,
@@ -18,6 +17,7 @@ from samadapt.metrics.segmentation import (
 )
 from samadapt.metrics.summaries import MEAN, Comparison, Summary, compare, format_table, summarise
 from samadapt.metrics.table import METRICS, NSD_TOLERANCE, Metric, metric_info, read_scores, write_scores
+from samadapt.statistics import holm
 
 __all__ = [
     "ALL",

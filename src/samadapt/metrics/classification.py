@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samadapt.metrics.intervals import percentile_interval, resample_weights
 from samadapt.metrics.summaries import Summary, clip_interval
+from samadapt.statistics import percentile_interval, resample_weights
 from samadapt.types import SamAdaptError, Score
 
 #: The target of the metrics over all classes.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samadapt.metrics.intervals import sign_flip_p, studentised_interval
 from samadapt.metrics.table import metric_info
+from samadapt.statistics import sign_flip_p, studentised_interval
 from samadapt.types import SamAdaptError, Score
 
 #: The target of the rows that average the classes.

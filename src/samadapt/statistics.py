@@ -1,4 +1,4 @@
-"""Intervals and tests whose unit is the patient: scans of one patient are not independent.
+"""Intervals and tests whose unit is the patient: scans of one patient are not independent. No torch in here.
 
 The interval of a mean is a studentised bootstrap (bootstrap-t). Percentile and BCa intervals of so few patients
 are too narrow: docs/decisions/005 has the coverage of each.
@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from scipy.special import stdtrit
+
+
+class SamAdaptError(ValueError):
+    """A user's mistake: what was wrong with its value, what is expected, what to do.
+
+    It stands here because `types`, where all others take it from, needs torch, and the report does without.
+    """
+
 
 #: Up to so many patients, resampling them cannot give the tails of the t statistic; Student's are taken.
 _FEW = 4
@@ -126,3 +135,70 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
+
+
+# ---------------------------------------------------------------- patients and seeds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over patients and seeds. Nan where it cannot be given."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan  # two-sided, of a mean of zero
+    n_groups: int = 0  # patients
+    n_seeds: int = 0
+
+
+def over_patients_and_seeds(
+    values: np.ndarray, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """The mean of (G, S) values, patients x seeds, and its interval at both levels.
+
+    Patients and seeds are crossed: every seed (a draw of labelled patients and a training) is scored on the same
+    patients. Patients are resampled (`studentised_interval` of the means over seeds). Seeds are too few to be
+    resampled: what they add to the variance, (MS seeds - MS residual) / GS as in an analysis of variance, widens
+    each side, times Student's quantile of S - 1. For one seed nothing can be added.
+
+    The p value is the larger of the sign-flip test by patient and the Student test that the interval of both
+    levels gives: chance in either the patients or the seeds must not look like an effect.
+    """
+    groups, seeds = values.shape
+    by_patient, mean = values.mean(1), float(values.mean()) if groups and seeds else math.nan
+    low, high = studentised_interval(by_patient[:, None], np.ones((groups, 1)), confidence, resamples, seed)
+    p = sign_flip_p(by_patient, seed) if groups > 1 else math.nan
+    if groups < 2 or seeds < 2 or math.isnan(low):
+        return Estimate(mean, low, high, p, groups, seeds)
+    of_patients, of_seeds = _variances(values)
+    tail = (1 + confidence) / 2
+    added = float(stdtrit(seeds - 1, tail)) ** 2 * of_seeds
+    low, high = (
+        mean - math.hypot(mean - low, math.sqrt(added)),
+        mean + math.hypot(high - mean, math.sqrt(added)),
+    )
+    return Estimate(
+        mean, low, high, max(p, _two_level_p(mean, of_patients, of_seeds, groups, seeds)), groups, seeds
+    )
+
+
+def _variances(values: np.ndarray) -> tuple[float, float]:
+    """Variance of the mean of (G, S) values: by the patients (with the residual), and what the seeds add."""
+    groups, seeds = values.shape
+    rows, columns, mean = values.mean(1, keepdims=True), values.mean(0, keepdims=True), values.mean()
+    ms_patients = seeds * float(((rows - mean) ** 2).sum()) / (groups - 1)
+    ms_seeds = groups * float(((columns - mean) ** 2).sum()) / (seeds - 1)
+    ms_residual = float(((values - rows - columns + mean) ** 2).sum()) / ((groups - 1) * (seeds - 1))
+    return ms_patients / (groups * seeds), max(ms_seeds - ms_residual, 0.0) / (groups * seeds)
+
+
+def _two_level_p(mean: float, of_patients: float, of_seeds: float, groups: int, seeds: int) -> float:
+    """The p at which Student's interval of both levels just touches zero, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        p = (low + high) / 2
+        squares = [float(stdtrit(n - 1, 1 - p / 2)) ** 2 for n in (groups, seeds)]
+        touches = squares[0] * of_patients + squares[1] * of_seeds >= mean**2
+        low, high = (p, high) if touches else (low, p)
+    return high
