@@ -16,6 +16,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from samadapt.statistics import SamAdaptError
+
 Task = Literal["segmentation", "classification"]
 
 #: Side of the square label grid on which every segmentation head is trained.
@@ -98,10 +100,6 @@ class Score:
     target: str
     metric: str
     value: float
-
-
-class SamAdaptError(ValueError):
-    """A user's mistake: what was wrong with its value, what is expected, what to do."""
 
 
 __all__ = [
