@@ -43,9 +43,10 @@ _FORMAT = 1  # change it when the meaning of the stored numbers changes
 class Cases(Protocol):
     """What `Pairs` and the store need of a data set: cases by position, loaded when asked for."""
 
-    ids: Sequence[str]
-    window: str
-
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def window(self) -> str: ...
     def __len__(self) -> int: ...
     def case(self, case_id: str) -> Case: ...
 

@@ -189,7 +189,9 @@ def evaluate_folder(
                 f"{len(unknown)} of {len(found)} predictions have no label in {truth}, the first is {unknown[0]!r}; "
                 "predict cases of this data set, or remove them"
             )
-        cases = ((data.case(i), found[i]) for i in data.labelled_ids if i in found)
+        cases: Iterable[tuple[Case, Path]] = (
+            (data.case(i), found[i]) for i in data.labelled_ids if i in found
+        )
         groups, classes = {i: data.groups[i] for i in found}, list(data.classes)
     else:
         cases, classes = _label_pairs(found, truth, predictions)

@@ -48,7 +48,7 @@ class Learner:
             head = build_head(
                 self.head, encoder.taps, n_classes, pretrained=encoder.decoder_state(), **self.options
             )
-        return encoder, head
+        return encoder.only(head.reads), head
 
     def recipe(self, window: str) -> Recipe:
         """How stored maps of the training slices are made."""
@@ -96,13 +96,19 @@ def fit(
     store: FeatureStore | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    start: Callable[[Head], None] | None = None,
 ) -> Path:
     """Train on the labelled patients of the split and leave a run folder.
 
     With a store (and a frozen encoder), what is missing in it is encoded first; without, the encoder runs in
     every step. Selection uses `split.select`, which lies within the label budget unless the user widened it.
+
+    Args:
+        start: puts weights into the fresh head before the first step, e.g. from a pre-training.
     """
     encoder, head = learner.build(len(data.classes), config.seed)
+    if start is not None:
+        start(head)
     encoder = encoder.to(pick_device(config.device))
     training, selection = data[split.train], data[split.select] if split.select else None
     stored = store if config.tune == "none" and set(head.reads) != {"pixels"} else None

@@ -144,7 +144,7 @@ def load_run(run: str | Path, device: str = "auto", checkpoint: str | None = Non
         )
     head = build_head(taps=encoder.taps, **config["head"])
     load_state(head, run / "head.safetensors")
-    return build_model(encoder.to(place), head.to(place), config)
+    return build_model(encoder.only(head.reads).to(place), head.to(place), config)
 
 
 def build_model(encoder: Encoder, head: Head, config: Mapping[str, Any]) -> Segmenter | Classifier:

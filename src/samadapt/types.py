@@ -8,7 +8,7 @@ Shape legend, used in every module:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -67,6 +67,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) -> {tap: (B, C, h, w)}."""
+
+    def only(self, taps: Iterable[str]) -> Encoder:
+        """The same network, giving fewer taps where that saves memory."""
+        return self
 
     def decoder_state(self) -> dict[str, Tensor]:
         """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`.
