@@ -101,6 +101,15 @@ def test_half_precision(name):
     assert loss.isfinite()
 
 
+def test_channels_last(name):
+    """Maps of a live ViT lie so in memory."""
+    head = fresh(name).to(memory_format=torch.channels_last).eval()
+    features, target = batch(GRIDS["usual"], head.reads)
+    last = {tap: x.contiguous(memory_format=torch.channels_last) for tap, x in features.items()}
+    head.loss(last, target).backward()
+    torch.testing.assert_close(head(last), head(features), atol=1e-4, rtol=1e-4)
+
+
 def test_it_says_what_it_misses(name):
     with pytest.raises(SamAdaptError, match=rf"head '{name}' .* gives \[\]"):
         build_head(name, {}, 2)

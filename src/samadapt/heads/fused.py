@@ -58,7 +58,9 @@ class Lateral(nn.Module):
 
     def __init__(self, channels: int, width: int, jitter: float) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, channels)  # taps differ in scale by orders of magnitude
+        # Taps differ in scale by orders of magnitude. Without weights of its own: the projection has them, and
+        # torch 2.13 crashes in their gradient when a channels-last map itself needs none (as frozen ones do).
+        self.norm = nn.GroupNorm(1, channels, affine=False)
         self.jitter = FeatureJitter(jitter)
         self.project = _conv(channels, width, kernel=1)
 
