@@ -38,6 +38,7 @@ class FakeData:
     slice_axis: int | None = None
     channels: Sequence[int] | None = None
     multilabel: bool = False
+    options: dict[str, object] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
 
     @property

@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "baselines": {"datasets", "io", "heads", "runs", "transforms"},
     "prediction": {"io", "transforms", "metrics", "encoders", "heads", "runs"},
     "learner": {"datasets", "encoders", "heads", "features", "training", "runs"},
-    "folders": {"datasets", "io", "prediction", "runs", "figures"},
+    "folders": {"datasets", "io", "metrics", "prediction", "runs", "figures"},
     "experiment": {
         "datasets",
         "encoders",

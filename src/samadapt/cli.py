@@ -198,7 +198,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run folder of `samadapt train`.")],
     inputs: Annotated[Path, typer.Argument(help="A scan, a folder of scans, or a data set.")],
     out: Out,
-    subset: Annotated[str | None, typer.Option(help="Of a data set: val, train or all.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Of a data set: train, val, test or all.")] = None,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write class probabilities (.npy).")
     ] = False,
@@ -226,11 +226,11 @@ def evaluate(
 ) -> None:
     """Score predictions in mm, with a patient-bootstrap 95 % interval."""
     from samadapt.folders import evaluate_folder
-    from samadapt.metrics import format_table, summarise, write_scores
+    from samadapt.metrics import format_table, write_scores
 
-    scores, groups = evaluate_folder(predictions, truth, None if quiet else _note)
+    scores, summary = evaluate_folder(predictions, truth, None if quiet else _note)
     write_scores(out, scores)
-    print(format_table(summarise(scores, groups)))
+    print(format_table(summary))
 
 
 @app.command()

@@ -11,7 +11,7 @@ from samadapt.features import FeatureStore
 from samadapt.figures import overlay_figure, save_figure, telling_slices
 from samadapt.folders import evaluate_folder, predict_folder
 from samadapt.learner import Learner, fit
-from samadapt.metrics import format_table, summarise, write_scores
+from samadapt.metrics import format_table, write_scores
 from samadapt.phantom import make_phantom
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
@@ -37,10 +37,10 @@ def run_demo(out: Path, steps: int = 300, seed: int = 0, overwrite: bool = False
         folder = out / "runs" / learner.head
         fit(learner, data, split, config, folder, store)
         predict_folder(folder, out / "data", out / "predictions" / learner.head)
-        scores, groups = evaluate_folder(out / "predictions" / learner.head, out / "data")
+        scores, summary = evaluate_folder(out / "predictions" / learner.head, out / "data")
         write_scores(folder / "scores.csv", scores)
-        print(f"\n3. {name}, {len(split.val)} scans of {len(set(groups.values()))} patients never trained on")
-        print(format_table(summarise(scores, groups)), flush=True)
+        print(f"\n3. {name}, {len(split.val)} scans of patients never trained on")
+        print(format_table(summary), flush=True)
     pictures = [_overlay(out, data, case_id) for case_id in split.val[:3]]
     print("\n4. pictures: " + ", ".join(str(p) for p in pictures))
     example = out / "predictions" / "fused" / f"{split.val[0]}.nii.gz"

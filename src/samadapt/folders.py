@@ -8,13 +8,16 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from samadapt import io
 from samadapt.datasets import Dataset, open_dataset
+from samadapt.metrics import Summary, bootstrap_classification, score_predictions, summarise
 from samadapt.prediction import Classifier, Segmenter, load_run, score_labels
 from samadapt.runs import read_config, write_json
 from samadapt.types import Case, SamAdaptError, Score
 
-SUBSETS = ("val", "train", "all")
+SUBSETS = ("train", "select", "val", "test", "all")
 Named = tuple[Case, str]  # a case, and the part of the split it belongs to ("" where nothing says so)
 
 
@@ -35,8 +38,8 @@ def predict_folder(
     Args:
         inputs: an image file; a folder of images (nnU-Net names: `case_0000.nii.gz` gives `case.nii.gz`); or a
             data set as `open_dataset` takes it.
-        subset: of a data set: "val" (the run's scoring patients; the default where the run was trained on this
-            data set), "train" or "all".
+        subset: of a data set: a part of its official split or, where it has none, of the run's ("train", "select",
+            "val"), or "all". None: the cases that the run's split keeps for scoring, else all.
     """
     model = load_run(run, device, checkpoint)
     out = Path(out)
@@ -132,11 +135,11 @@ def _cases(model: Segmenter | Classifier, run: Path, inputs: Path, subset: str |
             yield model.case(paths), ""
     elif inputs.is_dir() or inputs.suffix == ".npz":
         data = _open_like(run, inputs)
-        parts = _parts(run, data)
-        chosen = subset or ("val" if "val" in parts.values() else "all")
+        parts, scored = _parts(run, data)
         for case_id in data.ids:
-            if chosen in ("all", parts.get(case_id)):
-                yield data.case(case_id), parts.get(case_id, "")
+            part = parts.get(case_id, "")
+            if subset in ("all", part) or (subset is None and (case_id in scored or not scored)):
+                yield data.case(case_id), part
     else:
         yield model.case(inputs), ""
 
@@ -148,23 +151,15 @@ def _holds_a_data_set(folder: Path) -> bool:
 
 def _open_like(run: Path, inputs: Path) -> Dataset:
     """The data set, seen as the run saw its own."""
-    config = read_config(run)
-    data = config["data"]
-    return open_dataset(
-        inputs,
-        slice_axis=data["slice_axis"],
-        channels=data["channels"],
-        task=config["task"],
-        **data.get("options", {}),
-    )
+    return open_dataset(inputs, **read_config(run)["data"]["options"])
 
 
-def _parts(run: Path, data: Dataset) -> dict[str, str]:
-    """Case -> "train", "select", "val" (scoring), where the run's split says so."""
-    if not (run / "split.json").is_file():
-        return {}
-    split = json.loads((run / "split.json").read_text())
-    return {i: part for part in ("val", "select", "train") for i in split.get(part, []) if i in set(data.ids)}
+def _parts(run: Path, data: Dataset) -> tuple[dict[str, str], set[str]]:
+    """{case: its part, of the data set's own split or else of the run's}, and the cases kept for scoring."""
+    split = json.loads((run / "split.json").read_text()) if (run / "split.json").is_file() else {}
+    known = set(data.ids)
+    parts = {i: part for part in ("val", "select", "train") for i in split.get(part, []) if i in known}
+    return parts | {i: part for i, part in data.parts.items() if part}, known & set(split.get("val", []))
 
 
 # ---------------------------------------------------------------- evaluation
@@ -172,12 +167,50 @@ def _parts(run: Path, data: Dataset) -> dict[str, str]:
 
 def evaluate_folder(
     predictions: str | Path, truth: str | Path, progress: Callable[[str], None] | None = None
-) -> tuple[list[Score], dict[str, str]]:
-    """Scores of a folder of label maps against a data set, or a folder of label files of the same names.
+) -> tuple[list[Score], list[Summary]]:
+    """Score a folder of `predict_folder`: label maps, or the class probabilities of `predictions.csv`.
 
-    Returns the scores, and the patient of each case, for the intervals.
+    Args:
+        truth: the data set; for label maps also a folder of label files of the same names.
+
+    Returns:
+        The scores of each case, and their means with patient-bootstrap intervals.
     """
     predictions, truth = Path(predictions), Path(truth)
+    if not truth.exists():
+        raise SamAdaptError(f"{truth} does not exist; give the data set, or a folder of label files")
+    if (predictions / "predictions.csv").is_file():
+        return _evaluate_classes(predictions, truth)
+    scores, groups = _score_folder(predictions, truth, progress)
+    return scores, summarise(scores, groups)
+
+
+def _evaluate_classes(predictions: Path, truth: Path) -> tuple[list[Score], list[Summary]]:
+    with open(predictions / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    note = json.loads((predictions / "predictions.json").read_text())
+    classes = note["classes"]
+    data = _open_like(Path(note["run"]), truth)
+    if list(data.classes) != classes:
+        raise SamAdaptError(f"{predictions} has the classes {classes}, {truth} has {list(data.classes)}")
+    unknown = [row["case"] for row in rows if row["case"] not in set(data.labelled_ids)]
+    if unknown or not rows:
+        raise SamAdaptError(
+            f"{len(unknown)} of {len(rows)} predictions in {predictions} have no label in {truth}"
+            + (f", the first is {unknown[0]!r}" if unknown else "; predict labelled cases")
+        )
+    ids = [row["case"] for row in rows]
+    probabilities = np.array([[float(row[f"prob_{name}"]) for name in classes] for row in rows])
+    labels = np.stack([np.asarray(data.label(i)) for i in ids])
+    groups = [data.groups[i] for i in ids]
+    summary = bootstrap_classification(probabilities, labels, groups, classes)
+    return score_predictions(ids, probabilities, labels, classes), summary
+
+
+def _score_folder(
+    predictions: Path, truth: Path, progress: Callable[[str], None] | None
+) -> tuple[list[Score], dict[str, str]]:
+    """Scores of label maps, and the patient of each case."""
     found = {io.case_name(path): path for path in io.find_files(predictions)} if predictions.is_dir() else {}
     if not found:
         raise SamAdaptError(f"{predictions} holds no label maps; give the --out of `samadapt predict`")

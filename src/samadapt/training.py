@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from samadapt.metrics import ALL, classification_metrics
 from samadapt.runs import open_run, pick_device, save_state, write_json
 from samadapt.transforms import pool_taps, seeded
 from samadapt.types import IGNORED, Encoder, Head, SamAdaptError
@@ -150,6 +151,7 @@ def describe_run(
         "data": {
             "name": data.name,
             "hash": data.hash,
+            "options": dict(data.options),
             "slice_axis": data.slice_axis,
             "channels": data.channels,
             "multilabel": data.multilabel,
@@ -343,12 +345,10 @@ def _mean_dice(logits: Tensor, target: Tensor) -> float:
 
 
 def _mean_auc(logits: Tensor, target: Tensor) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    truth = target if target.dim() == 2 else nn.functional.one_hot(target.long(), logits.shape[1])
+    """Mean one-against-rest AUC; 0.5, which chooses nothing, where one class alone is there."""
     scores = logits.softmax(1) if target.dim() == 1 else logits.sigmoid()
-    mixed = [k for k in range(truth.shape[1]) if 0 < truth[:, k].sum() < len(truth)]
-    return float(np.mean([roc_auc_score(truth[:, k], scores[:, k]) for k in mixed])) if mixed else 0.0
+    auc = classification_metrics(scores.numpy(), target.numpy())[ALL, "auc"]
+    return 0.5 if math.isnan(auc) else auc
 
 
 _SELECTION: dict[str, Callable[[Tensor, Tensor], float]] = {
