@@ -182,13 +182,15 @@ def test_fixed_without_noise_is_sam_with_an_empty_prompt(monkeypatch):
 
 def test_faithful_takes_what_the_authors_take_and_trains_what_they_train():
     sam = sam_weights()
-    head = fresh("autosam", pretrained=sam, preset="faithful")
+    head = build_head(
+        "autosam", GRIDS["usual"], 2, sam, preset="faithful"
+    )  # 2: as many mask tokens as SAM has
     own = head.state_dict()
     taken = {k for k, v in own.items() if k in sam and v.shape == sam[k].shape and torch.equal(v, sam[k])}
     assert taken == {k for k in own if "iou" not in k and "mask_tokens" not in k and "pe_layer" not in k}
     frozen = {n for n, p in head.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, _ in head.named_parameters() if "iou" in n}
-    features, target = batch(GRIDS["usual"], head.reads)
+    features, target = batch(GRIDS["usual"], head.reads, n_classes=2)
     head.loss(features, target).backward()
     silent = {n for n, p in head.named_parameters() if p.requires_grad and not p.grad.any()}
     assert silent == {
