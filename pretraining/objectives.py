@@ -37,7 +37,7 @@ class Cells:
     coarse: Tensor  # (N, R, hw) of stride 16
 
     @staticmethod
-    def of(labels: Tensor, draw: Draw, most: int = 400) -> Cells:
+    def of(labels: Tensor, draw: Draw, most: int = 512) -> Cells:
         """(N, S, S) region numbers, IGNORED where padded."""
         sampled = labels[:, 2::4, 2::4]
         grid = sampled.shape[-1]
@@ -58,7 +58,7 @@ class Cells:
 
 
 class Agreement(nn.Module):
-    """Dense agreement: a cell must find its region's prototype, taken from the *other* views of its template.
+    """Dense agreement: a cell must find its region's prototype, from its own view and from the *others*.
 
     The other views are differently warped, jittered and coloured, so that what the features keep is shape, place
     and surroundings, and intensity only as far as views share it.
@@ -84,16 +84,23 @@ class Agreement(nn.Module):
     @staticmethod
     def _tap(x: Tensor, mass: Tensor, views: int, scale: Tensor) -> Tensor:
         """x (N, C, P) of length 1, mass (N, R, P)."""
-        sums = (mass @ x.transpose(1, 2)).unflatten(0, (-1, views))  # (T, V, R, C)
-        total = mass.sum(2).unflatten(0, (-1, views))  # (T, V, R)
-        others = (sums.sum(1, keepdim=True) - sums).flatten(0, 1)
-        known = (total.sum(1, keepdim=True) - total).flatten(0, 1) > 0.5  # (N, R) seen in another view
-        logits = scale * F.normalize(others, dim=2) @ x  # (N, R, hw)
-        logits = logits.masked_fill(~known[:, :, None], -1e4)
-        target = mass * known[:, :, None]
-        # Every region counts by the root of its size: small organs matter, single cells do not dominate.
-        weight = target.sum(2).clamp(min=1e-6).rsqrt()[:, :, None] * target
-        return -(weight * logits.log_softmax(1)).sum() / weight.sum().clamp(min=1.0)
+        sums = mass @ x.transpose(1, 2)  # (N, R, C)
+        total = mass.sum(2)  # (N, R)
+        parts, amount = sums.unflatten(0, (-1, views)), total.unflatten(0, (-1, views))
+        others = (parts.sum(1, keepdim=True) - parts).flatten(0, 1)
+        elsewhere = (amount.sum(1, keepdim=True) - amount).flatten(0, 1)
+        across = _nearest_region(x, mass, others, elsewhere > 0.5, scale)
+        return 0.5 * (across + _nearest_region(x, mass, sums, total > 1.5, scale))
+
+
+def _nearest_region(x: Tensor, mass: Tensor, prototypes: Tensor, known: Tensor, scale: Tensor) -> Tensor:
+    """Cross-entropy of each cell over the prototypes (N, R, C) that are known (N, R)."""
+    logits = scale * F.normalize(prototypes, dim=2) @ x  # (N, R, P)
+    logits = logits.masked_fill(~known[:, :, None], -1e4)
+    target = mass * known[:, :, None]
+    # Every region counts by the root of its size: small organs matter, single cells do not dominate.
+    weight = target.sum(2).clamp(min=1e-6).rsqrt()[:, :, None] * target
+    return -(weight * logits.log_softmax(1)).sum() / weight.sum().clamp(min=1.0)
 
 
 # ---------------------------------------------------------------- one example
@@ -117,9 +124,7 @@ def one_example(
     ).float()
     x = x.transpose(1, 2).unflatten(0, (-1, views))  # (T, V, P, C)
     x = torch.cat([x, torch.ones_like(x[..., :1])], 3)
-    with torch.no_grad():
-        group = _grouping(cells.fine, views, draw, classes)  # (T, R, K)
-        target = cells.fine.unflatten(0, (-1, views)).transpose(2, 3) @ group[:, None]  # (T, V, P, K)
+    target = task_of(cells, views, draw, classes)  # (T, V, P, K)
     readout = ridge_readout(x[:, 0], target[:, 0])
     seen = (target[:, 0].sum(1) > 0.5)[
         :, None, None
@@ -128,7 +133,14 @@ def one_example(
     return _task_loss(logits, target[:, 1:] * seen)
 
 
-def ridge_readout(x: Tensor, target: Tensor, ridge: float = 0.01) -> Tensor:
+@torch.no_grad()
+def task_of(cells: Cells, views: int, draw: Draw, classes: int = 4) -> Tensor:
+    """(T, V, P, K) one-hot: the template's regions grouped at random into background and up to three classes."""
+    group = _grouping(cells.fine, views, draw, classes)  # (T, R, K)
+    return cells.fine.unflatten(0, (-1, views)).transpose(2, 3) @ group[:, None]
+
+
+def ridge_readout(x: Tensor, target: Tensor, ridge: float = 0.03) -> Tensor:
     """Class-balanced ridge regression onto -1 and 1.
 
     Args:
@@ -202,7 +214,7 @@ def draw_prompts(batch: Batch, draw: Draw, images: int, asked: int) -> Prompts:
     coarse = labels[:, 1::4, 1::4].flatten(1, 2)
     large = (coarse[:, None] == torch.arange(REGIONS, device=labels.device)[:, None]).sum(
         2
-    ) > side * side // 8000
+    ) > side * side // 1600
     chosen = torch.topk(draw.uniform(images, REGIONS) + large.float(), asked, dim=1).indices.flatten()  # (M,)
     many = labels.repeat_interleave(asked, 0)
     first = chosen - torch.remainder(chosen - 4, 6)  # a layer's numbers are neighbours: see shapes.LEVELS
@@ -266,20 +278,21 @@ def promptable(
 
 
 def mask_loss(logits: Tensor, iou: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Focal (20) and Dice (1) of the best candidate, and the error of its predicted IoU, as SAM.
+    """Cross-entropy and Dice of the best candidate, and the error of its predicted IoU.
+
+    SAM's focal loss weighs the background three times: a small decoder then starts by answering nothing, and stays.
 
     Args:
         logits: (M, k, h, w), iou: (M, k); target, valid: (M, 1, h, w).
     """
-    p = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
-    focus = (p - target).square() * (0.25 * target + 0.75 * (1 - target)) * 2
-    focal = (entropy * focus * valid).sum((2, 3)) / valid.sum((2, 3)).clamp(min=1)
-    p = p * valid
+    entropy = (entropy * valid).sum((2, 3)) / valid.sum((2, 3)).clamp(min=1)
+    p = logits.sigmoid() * valid
     overlap, total = (p * target).sum((2, 3)), (p + target).sum((2, 3))
     dice = 1 - (2 * overlap + 1) / (total + 1)
-    asked = (target.sum((2, 3)) > 0.25).float()  # (M, 1) a prompt for an absent region asks nothing
-    each = 20 * focal + dice
+    share = target.mean((2, 3))  # (M, 1): a prompt for a region that is absent, or everything, asks nothing
+    asked = ((share > 0.002) & (share < 0.7)).float()
+    each = entropy + dice
     best = each.argmin(1, keepdim=True)
     hard = ((logits > 0) & (valid > 0.5)).float()
     truth = (target > 0.5).float()

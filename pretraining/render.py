@@ -9,6 +9,7 @@ Shapes: `N` maps, `S` side, `R` regions.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -51,19 +52,68 @@ def palettes(draw: Draw, n: int) -> Tensor:
     return torch.cat([shade[..., None], colour, texture], 2)
 
 
-def acquisitions(draw: Draw, templates: int, views: int) -> Tensor:
-    """(N, R, COLUMNS): some views repeat their template's palette nearly, the others have one of their own.
+@dataclass
+class Style:
+    """How pictures were acquired; the first axis is the picture."""
 
-    Nearly the same: another patient in the same scanner. Another: a different sequence, modality or camera.
+    palette: Tensor  # (n, R, COLUMNS)
+    coloured: Tensor  # (n,)
+    chroma: Tensor  # (n,) strength of the palette's colours
+    cast: Tensor  # (n, 3) gain of each channel
+    blur: Tensor  # (n,) 0 none .. 2
+    noise: Tensor  # (n,) standard deviation, of 1
+    kind: Tensor  # (n,) of noise: Gaussian, Rician, speckle, correlated
+    inverted: Tensor  # (n,)
+    gamma: Tensor  # (n,)
+    contrast: Tensor  # (n,)
+    offset: Tensor  # (n,)
+
+    def pick(self, rows: Tensor) -> Style:
+        """Some pictures."""
+        return Style(**{name: value[rows] for name, value in vars(self).items()})
+
+
+def draw_style(draw: Draw, n: int) -> Style:
+    """n independent acquisitions."""
+    reddest = torch.tensor([1.0, 0.7, 0.45], device=draw.device)  # skin, retina: red above green above blue
+    return Style(
+        palette=palettes(draw, n),
+        coloured=draw.chance(0.28, n),
+        chroma=draw.uniform(n, low=0.3, high=1.3),
+        cast=1.0 - draw.uniform(n, 3) * (1.1 - reddest),
+        blur=draw.uniform(n, high=2.0),
+        noise=0.1 * draw.uniform(n) ** 2,
+        kind=draw.choice((0.4, 0.2, 0.2, 0.2), n),
+        inverted=draw.chance(0.25, n),
+        gamma=draw.log_uniform(n, low=0.5, high=2.0),
+        contrast=draw.log_uniform(n, low=0.45, high=1.25),
+        offset=draw.uniform(n, low=-0.5, high=0.5),
+    )
+
+
+def acquisitions(draw: Draw, templates: int, views: int, alike: float = 0.85) -> Style:
+    """Most views repeat their template's style nearly, the others have one of their own.
+
+    Nearly the same: another patient in the same scanner, which is what few labels must generalise to. Of its own:
+    another sequence, modality or camera. With more of these, all that views share is *place*, and that is what the
+    features then say: seen in a run with many.
     """
     n = templates * views
-    common = repeat(palettes(draw, templates), views)
-    near = common.clone()
-    near[..., 0] += 0.05 * draw.normal(n, REGIONS) + 0.06 * draw.normal(n, 1)
-    near[..., 1:4] += 0.02 * draw.normal(n, REGIONS, 3)
-    near[..., 4:] *= draw.uniform(n, REGIONS, TEXTURES, low=0.6, high=1.4)
-    alike = draw.chance(0.62, n)
-    return torch.where(alike[:, None, None], near, palettes(draw, n))
+    near = draw_style(draw, templates)
+    near = Style(**{name: repeat(value, views) for name, value in vars(near).items()})
+    near.palette[..., 0] += 0.03 * draw.normal(n, REGIONS) + 0.04 * draw.normal(n, 1)
+    near.palette[..., 1:4] += 0.015 * draw.normal(n, REGIONS, 3)
+    near.palette[..., 4:] *= draw.uniform(n, REGIONS, TEXTURES, low=0.7, high=1.3)
+    near.gamma = near.gamma * (0.12 * draw.normal(n)).exp()
+    near.contrast = near.contrast * (0.1 * draw.normal(n)).exp()
+    near.noise = near.noise * draw.uniform(n, low=0.6, high=1.4)
+    near.cast = near.cast * draw.uniform(n, 3, low=0.9, high=1.1)
+    own, keep = draw_style(draw, n), draw.chance(alike, n)
+    chosen = {}
+    for name, value in vars(near).items():
+        mask = keep.view(-1, *(1,) * (value.ndim - 1))
+        chosen[name] = torch.where(mask, value, getattr(own, name))
+    return Style(**chosen)
 
 
 def _textures(draw: Draw, n: int, side: int) -> Tensor:
@@ -85,25 +135,25 @@ def _size(x: Tensor, side: int) -> Tensor:
     return F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def _paint(draw: Draw, labels: Tensor, palette: Tensor, channels: int) -> Tensor:
+def _paint(draw: Draw, labels: Tensor, style: Style, channels: int) -> Tensor:
     """-> (n, channels, S, S): each region in its shade, texture and, with three channels, colour."""
     n, side = labels.shape[0], labels.shape[-1]
     index = labels.flatten(1)[:, None].expand(-1, COLUMNS, -1)
-    look = palette.transpose(1, 2).gather(2, index).unflatten(2, (side, side))  # (n, COLUMNS, S, S)
+    look = style.palette.transpose(1, 2).gather(2, index).unflatten(2, (side, side))  # (n, COLUMNS, S, S)
     grey = look[:, :1] + (look[:, 4:] * _textures(draw, n, side)).sum(1, keepdim=True)
     if channels == 1:
         return grey
-    return grey + look[:, 1:4] * draw.uniform(n, 1, 1, 1, low=0.3, high=1.3)
+    return grey + look[:, 1:4] * style.chroma[:, None, None, None]
 
 
-def _soften(draw: Draw, x: Tensor) -> Tensor:
+def _soften(draw: Draw, x: Tensor, style: Style) -> Tensor:
     """Partial volume and blur; for some pictures a coarser sampling than the grid, along one axis or both."""
     n, side = x.shape[0], x.shape[-1]
     near = _blurred(x, 1)
     wide = _blurred(near, 2)
-    amount = draw.uniform(n, 1, 1, 1, high=2.0)
+    amount = style.blur[:, None, None, None]
     soft = torch.where(amount < 1, x + amount * (near - x), near + (amount - 1) * (wide - near))
-    rows = draw.chance(0.2, n).nonzero()[:, 0]
+    rows = draw.chance(0.15, n).nonzero()[:, 0]
     if len(rows):
         shape = [max(16, int(side * s)) for s in draw.uniform(2, low=0.3, high=1.0).tolist()]
         small = F.interpolate(soft[rows], size=shape, mode="area")
@@ -139,23 +189,22 @@ def _litter(draw: Draw, x: Tensor) -> Tensor:
     return x.index_copy(0, rows, torch.where(hair, ink, x[rows]))
 
 
-def _noise(draw: Draw, x: Tensor) -> Tensor:
+def _noise(draw: Draw, x: Tensor, style: Style) -> Tensor:
     """Gaussian, Rician, speckle or correlated noise; one draw serves the three channels, with a little of their own."""
     n, side = x.shape[0], x.shape[-1]
-    sigma = 0.1 * draw.uniform(n, 1, 1, 1) ** 2
+    sigma, kind = style.noise[:, None, None, None], style.kind[:, None, None, None]
     white = draw.normal(n, 1, side, side)
     cell = draw.integers(1, 4, 2).tolist()
     grains = F.interpolate(
         draw.normal(n, 1, side // cell[0] + 1, side // cell[1] + 1), size=(side, side), mode="bilinear"
     )
-    kind = draw.choice((0.4, 0.2, 0.2, 0.2), n)[:, None, None, None]
     rician = torch.hypot(x + sigma * white, sigma * grains) - x
     speckle = x * (2.5 * sigma * grains * 1.4).clamp(-0.9)
     noise = torch.where(kind == 0, sigma * white, torch.where(kind == 1, rician, speckle))
     return x + torch.where(kind == 3, sigma * 1.2 * grains, noise)
 
 
-def _tone(draw: Draw, x: Tensor) -> Tensor:
+def _tone(x: Tensor, style: Style) -> Tensor:
     """Window to 0..1 as `transforms.Window` does, then gamma, inversion, contrast, and a cast for colour pictures."""
     n = x.shape[0]
     sample = x[:, :, ::4, ::4].flatten(1).sort(1).values
@@ -163,16 +212,12 @@ def _tone(draw: Draw, x: Tensor) -> Tensor:
     high = sample[:, int(0.995 * sample.shape[1]) - 1]
     shape = (n, 1, 1, 1)
     x = ((x - low.view(shape)) / (high - low).clamp(min=0.05).view(shape)).clamp(0, 1)
-    x = torch.where(draw.chance(0.25, *shape), 1 - x, x)
-    x = x.clamp(min=1e-3) ** draw.log_uniform(*shape, low=0.5, high=2.0)
-    contrast = draw.log_uniform(*shape, low=0.45, high=1.25)
-    x = (x - 0.5) * contrast + 0.5 + (1 - contrast).abs() * draw.uniform(*shape, low=-0.5, high=0.5)
+    x = torch.where(style.inverted.view(shape), 1 - x, x)
+    x = x.clamp(min=1e-3) ** style.gamma.view(shape)
+    contrast = style.contrast.view(shape)
+    x = (x - 0.5) * contrast + 0.5 + (1 - contrast).abs() * style.offset.view(shape)
     if x.shape[1] == 3:
-        reddest = x.new_tensor(
-            [1.0, 0.7, 0.45]
-        )  # skin and retina: red above green above blue, more often than not
-        cast = 1.0 - draw.uniform(n, 3) * (1.1 - reddest)
-        x = x * cast[:, :, None, None]
+        x = x * style.cast[:, :, None, None]
     return x.clamp(0, 1)
 
 
@@ -182,7 +227,7 @@ def field_of_view(draw: Draw, labels: Tensor) -> Tensor:
     steps = torch.linspace(-1, 1, side, device=labels.device)
     centre = 0.06 * draw.normal(n, 2, 1, 1)
     x, y = steps[None, None] - centre[:, 0], steps[None, :, None] - centre[:, 1]
-    kind = draw.choice((0.76, 0.09, 0.06, 0.09), n)[:, None, None]
+    kind = draw.choice((0.84, 0.06, 0.04, 0.06), n)[:, None, None]
     disc = torch.hypot(x, y) < draw.uniform(n, 1, 1, low=0.75, high=1.1)
     slope = draw.uniform(n, 1, 1, low=0.5, high=1.1)
     fan = (x.abs() < slope * (y + 1.15)) & (torch.hypot(x, y + 1.15) < 2.0)
@@ -204,23 +249,22 @@ def _pad(draw: Draw, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return x.masked_fill(padded[:, None], 0.0), labels.masked_fill(padded, IGNORED)
 
 
-def render(draw: Draw, labels: Tensor, palette: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, S, S) region numbers, (N, R, COLUMNS) -> (N, 3, S, S) normalised pictures, (N, S, S) labels.
+def render(draw: Draw, labels: Tensor, style: Style) -> tuple[Tensor, Tensor]:
+    """(N, S, S) region numbers, N styles -> (N, 3, S, S) normalised pictures, (N, S, S) labels.
 
     The labels come back because the borders of a picture hide some: OUTSIDE, or IGNORED where it is padded.
     """
     n, side = labels.shape[0], labels.shape[-1]
     labels = field_of_view(draw, labels)
-    coloured = draw.chance(0.28, n)
     images = torch.empty(n, 3, side, side, device=labels.device)
-    for rows, channels in (((~coloured).nonzero()[:, 0], 1), (coloured.nonzero()[:, 0], 3)):
+    for rows, channels in (((~style.coloured).nonzero()[:, 0], 1), (style.coloured.nonzero()[:, 0], 3)):
         if len(rows):
-            images[rows] = _picture(draw, labels[rows], palette[rows], channels).expand(-1, 3, -1, -1)
+            images[rows] = _picture(draw, labels[rows], style.pick(rows), channels).expand(-1, 3, -1, -1)
     return _pad(draw, images, labels)
 
 
-def _picture(draw: Draw, labels: Tensor, palette: Tensor, channels: int) -> Tensor:
+def _picture(draw: Draw, labels: Tensor, style: Style, channels: int) -> Tensor:
     """-> (n, channels, S, S) normalised; channels 1 (grey) or 3 (colour)."""
-    x = _paint(draw, labels, palette, channels)
-    x = _noise(draw, _shade(draw, _soften(draw, _litter(draw, x))))
-    return normalise(255.0 * _tone(draw, x))
+    x = _litter(draw, _paint(draw, labels, style, channels))
+    x = _noise(draw, _shade(draw, _soften(draw, x, style)), style)
+    return normalise(255.0 * _tone(x, style))

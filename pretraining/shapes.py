@@ -268,7 +268,7 @@ def warped_grid(draw: Draw, templates: int, views: int, size: int) -> Tensor:
     aspect = (0.08 * draw.normal(n)).exp()
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     matrix = torch.stack([cos * aspect, -sin, sin, cos / aspect], 1).view(n, 2, 2)
-    shift = repeat(0.12 * draw.normal(templates, 2), views) + 0.08 * draw.normal(n, 2)
+    shift = repeat(0.12 * draw.normal(templates, 2), views) + 0.16 * draw.normal(n, 2)
     bend = 0.06 * draw.smooth(n, 2, 4, size) + 0.018 * draw.smooth(n, 2, 9, size)
     strength = draw.uniform(n, 1, 1, 1, low=0.2, high=1.3)
     xy = plane.view(1, -1, 2) @ matrix.transpose(1, 2) + shift[:, None]

@@ -40,7 +40,8 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     lr: float = 2e-3
-    weight_decay: float = 0.03
+    decoder_lr: float = 0.3  # of lr: transformers bear less than convolutions
+    weight_decay: float = 0.02
     warmup: int = 150
     ema: float = 0.998
     agreement: float = 1.0  # weights of the objectives; 0 leaves one out
@@ -121,6 +122,11 @@ def batches(recipe: Recipe, first: int, device: str, workers: int) -> Iterator[B
         yield Batch(images.to(device).float(), labels.to(device).long(), views)
 
 
+def _group(module: nn.Module, recipe: Recipe, share: float) -> dict[str, object]:
+    """Parameters with a share of the learning rate of their own."""
+    return {"params": list(module.parameters()), "weight_decay": recipe.weight_decay, "share": share}
+
+
 class Trainer:
     """The state of a run; everything in `state()` is what a resumed run needs."""
 
@@ -129,11 +135,10 @@ class Trainer:
         self.recipe, self.device = recipe, device
         self.net = Net().to(device, memory_format=torch.channels_last)
         self.average = [p.detach().clone() for p in self.net.parameters()]
-        decayed = [p for p in self.net.parameters() if p.ndim > 1]
-        plain = [p for p in self.net.parameters() if p.ndim <= 1]
         groups = [
-            {"params": decayed, "weight_decay": recipe.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            _group(self.net.backbone, recipe, 1.0),
+            _group(self.net.agreement, recipe, 1.0),
+            _group(self.net.decoder, recipe, recipe.decoder_lr),
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
         self.step, self.minutes = 0, 0.0
@@ -159,7 +164,7 @@ class Trainer:
         images = batch.images.contiguous(memory_format=torch.channels_last)
         batch = Batch(images, batch.labels, batch.views)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = self.rate() * group["share"]
         with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.recipe.bf16):
             losses = self.net.losses(batch, draw, self.recipe, self.step)
         weights = asdict(self.recipe)

@@ -71,8 +71,9 @@ class GlobalContext(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mix = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
-        nn.init.zeros_(self.mix[2].weight)
+        first, last = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        nn.init.zeros_(last.weight)
+        self.mix = nn.Sequential(first, nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.mix(x.mean((-2, -1)))[:, :, None, None]
@@ -86,8 +87,7 @@ class NanoBackbone(nn.Module):
         self.stem = nn.Sequential(_conv(3, 32, stride=2), _norm(32), nn.ReLU(inplace=True))
         self.stage4 = Residual(32, 64, stride=2)
         self.stage8 = nn.Sequential(Residual(64, 128, stride=2), Residual(128, 128))
-        # Two more channels say where in the square a cell lies: anatomy has a place.
-        self.stage16 = nn.Sequential(Residual(130, 160, stride=2), Residual(160, 160), Residual(160, 160))
+        self.stage16 = nn.Sequential(Residual(128, 160, stride=2), Residual(160, 160), Residual(160, 160))
         self.stage32 = nn.Sequential(Residual(160, 192, stride=2), GlobalContext(192), Residual(192, 192))
         self.side4, self.side8 = _conv(64, 48, 1), _conv(128, NECK_WIDTH, 1)
         self.side16, self.side32 = _conv(160, NECK_WIDTH, 1), _conv(192, NECK_WIDTH, 1)
@@ -103,7 +103,7 @@ class NanoBackbone(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         c4 = self.stage4(self.stem(x))
         c8 = self.stage8(c4)
-        c16 = self.stage16(torch.cat([c8, _position(c8)], dim=1))
+        c16 = self.stage16(c8)
         c32 = self.stage32(c16)
         p32 = self.out32(self.side32(c32))
         p16 = self.out16(self.side16(c16) + _twice(p32))
@@ -114,13 +114,6 @@ class NanoBackbone(nn.Module):
 
 def _twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-
-
-def _position(x: Tensor) -> Tensor:
-    """(B, 2, h, w): x and y of each cell, from -1 to 1 across the square."""
-    y, x_ = ((torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) * (2.0 / n) - 1.0 for n in x.shape[-2:])
-    grid = torch.stack(torch.meshgrid(x_, y, indexing="xy"))
-    return grid.expand(x.shape[0], -1, -1, -1)
 
 
 def normalise(image: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""Do the features separate regions? A closed-form readout on synthetic tasks, or on one patient of a data set.
+
+    python -m pretraining.probe RUN                       # held-out synthetic tasks: trained against random
+    python -m pretraining.probe RUN --data FOLDER --labels 1 --score 8
+
+Evaluation only: nothing here is ever trained on, and of a data set only the training part of its first fold is
+read, so that looking often at these numbers does not wear out the patients of the final table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretraining.draw import Draw
+from pretraining.generate import generate
+from pretraining.objectives import Cells, ridge_readout, task_of
+from pretraining.train import Recipe, Trainer
+from samadapt.datasets import Dataset, open_dataset
+from samadapt.encoders.nano import NanoBackbone, NanoEncoder, build_sam_nano
+from samadapt.transforms import Window, apply_window, place_label
+from samadapt.types import IGNORED, Case
+
+READ = ("stride4", "neck", "stride16")
+
+
+def trained(run: Path) -> NanoBackbone:
+    """The averaged weights of a run, or of an exported file."""
+    net = NanoBackbone()
+    if run.is_file():
+        return build_sam_nano(run).image_encoder
+    trainer = Trainer(Recipe(**json.loads((run / "recipe.json").read_text())))
+    trainer.load(torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True))
+    own = "backbone."
+    state = {k.removeprefix(own): v for k, v in trainer.averaged().items() if k.startswith(own)}
+    net.load_state_dict(state)
+    return net
+
+
+def untrained(seed: int = 0) -> NanoBackbone:
+    """Random weights: the control."""
+    return build_sam_nano("random", seed=seed).image_encoder
+
+
+def stacked(features: dict[str, Tensor]) -> Tensor:
+    """{tap: (B, C, h, w)} -> (B, C', h, w) on the finest grid, with a channel of ones."""
+    size = features[READ[0]].shape[-2:]
+    maps = [F.interpolate(features[tap], size=size, mode="bilinear", align_corners=False) for tap in READ]
+    return torch.cat([*maps, torch.ones_like(maps[0][:, :1])], 1)
+
+
+@torch.inference_mode()
+def synthetic(net: NanoBackbone, tasks: int = 24, side: int = 128, seed: int = 0) -> float:
+    """Mean Dice of one-example tasks on templates that training never draws."""
+    draw = Draw("probe", seed)
+    scores = []
+    for _ in range(0, tasks, 8):
+        batch = generate(draw, 8, 2, side)
+        cells = Cells.of(batch.labels, draw, most=side * side // 16)
+        x = stacked(net.eval()(batch.images)).flatten(2)[:, :, cells.at].transpose(1, 2).unflatten(0, (-1, 2))
+        target = task_of(cells, 2, draw)
+        answer = (x[:, 1] @ ridge_readout(x[:, 0], target[:, 0])).argmax(2)  # (T, P)
+        hard = F.one_hot(answer, target.shape[-1]) * target[:, 1].sum(2, keepdim=True)
+        overlap, size = (hard * target[:, 1]).sum(1), (hard + target[:, 1]).sum(1)
+        asked = (target.sum(2) > 0.5).all(1)[:, 1:]  # classes seen in both views, background left out
+        scores.append((2 * overlap / size.clamp(min=1))[:, 1:][asked])
+    return float(torch.cat(scores).mean())
+
+
+def _maps(encoder: NanoEncoder, case: Case, window: str) -> tuple[Tensor, Tensor]:
+    """-> (D, C', h, w) features and (D, 256, 256) labels."""
+    assert case.label is not None
+    limits = Window.parse(window).fit(case.image)
+    prepared = [encoder.prepare(apply_window(case.image[:, d], limits)) for d in range(case.image.shape[1])]
+    features = stacked(encoder(torch.stack([x for x, _ in prepared])))
+    labels = [place_label(label, frame) for label, (_, frame) in zip(case.label, prepared, strict=True)]
+    return features, torch.stack(labels)
+
+
+@torch.inference_mode()
+def real(net: NanoBackbone, data: Dataset, labels: int, score: int) -> dict[str, float]:
+    """Dice of each class with a readout from `labels` patients on `score` other ones."""
+    encoder = NanoEncoder()
+    encoder.image_encoder = net.eval()
+    allowed = data.folds[0][0] if data.folds else data.labelled_ids
+    groups = sorted({data.groups[i] for i in allowed})
+    support = [i for i in allowed if data.groups[i] in groups[:labels]]
+    others = [i for i in allowed if data.groups[i] in groups[labels : labels + score]]
+    k = len(data.classes)
+    xs, ys = [], []
+    for case_id in support:
+        x, y = _maps(encoder, data[case_id], data.window)
+        y = y[:, 2::4, 2::4].long()
+        xs.append(x.flatten(2).transpose(1, 2).flatten(0, 1))
+        ys.append((F.one_hot(y.clamp(max=k), k + 1)[..., :k] * (y != IGNORED)[..., None]).flatten(0, 2))
+    readout = ridge_readout(torch.cat(xs)[None], torch.cat(ys)[None].float(), ridge=1e-3)[0]
+    dice = []
+    for case_id in others:
+        x, y = _maps(encoder, data[case_id], data.window)
+        logits = torch.einsum("dchw,ck->dkhw", x, readout)
+        answer = F.interpolate(logits, size=y.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+        seen = y != IGNORED
+        hits = [((answer == c) & (y == c) & seen).sum() for c in range(1, k)]
+        sizes = [((answer == c) & seen).sum() + (y == c).sum() for c in range(1, k)]
+        dice.append([2 * float(h) / max(1.0, float(s)) for h, s in zip(hits, sizes, strict=True)])
+    means = torch.tensor(dice).mean(0)
+    return {name: round(float(v), 4) for name, v in zip(data.classes[1:], means, strict=True)} | {
+        "mean": round(float(means.mean()), 4)
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pretraining.probe", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run, or an exported .safetensors file")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--labels", type=int, default=1, help="patients to fit on")
+    parser.add_argument("--score", type=int, default=8, help="patients to score on")
+    args = parser.parse_args()
+    data = open_dataset(args.data) if args.data else None
+    for name, net in (("trained", trained(args.run)), ("random", untrained())):
+        found = real(net, data, args.labels, args.score) if data else {"synthetic": round(synthetic(net), 4)}
+        print(name, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Synthetic pre-training: pictures, objectives, and a run that repeats and resumes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pretraining.draw import Draw
+from pretraining.export import export
+from pretraining.generate import Batch, generate
+from pretraining.objectives import (
+    Agreement,
+    Cells,
+    draw_prompts,
+    mask_loss,
+    one_example,
+    ridge_readout,
+)
+from pretraining.probe import synthetic, trained, untrained
+from pretraining.render import acquisitions, render
+from pretraining.shapes import LAYERS, OUTSIDE, REGIONS, label_maps
+from pretraining.train import Recipe, run
+from samadapt.encoders.nano import build_sam_nano
+from samadapt.types import IGNORED
+
+TINY = Recipe(steps=3, scale=0.2, asked_images=2, asked_masks=2, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    return generate(Draw("test", 0), templates=4, views=2, side=64)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_a_draw_follows_its_key():
+    assert Draw("a", 1).uniform(3).equal(Draw("a", 1).uniform(3))
+    assert not Draw("a", 1).uniform(3).equal(Draw("a", 2).uniform(3))
+
+
+def test_batches_repeat_with_their_key_and_differ_without(batch):
+    again = generate(Draw("test", 0), templates=4, views=2, side=64)
+    assert batch.images.equal(again.images) and batch.labels.equal(again.labels)
+    assert not batch.images.equal(generate(Draw("test", 1), 4, 2, 64).images)
+
+
+def test_pictures_are_finite_in_range_and_labelled(batch):
+    assert batch.images.shape == (8, 3, 64, 64) and batch.images.isfinite().all()
+    stored = batch.images * 62 + 114
+    assert stored.min() > -1 and stored.max() < 256
+    assert ((batch.labels < REGIONS) | (batch.labels == IGNORED)).all()
+
+
+def test_padding_is_ignored_and_zero():
+    labels = torch.zeros(64, 32, 32, dtype=torch.long)
+    draw = Draw("pad")
+    images, labels = render(draw, labels, acquisitions(draw, 64, 1))
+    padded = labels == IGNORED
+    assert padded.any() and not padded[:, 0, 0].any()
+    assert (images.masked_select(padded[:, None].expand_as(images)) == 0).all()
+
+
+def test_views_share_regions_but_not_pixels():
+    labels = label_maps(Draw("views"), templates=16, views=2, side=64).unflatten(0, (16, 2))
+    shared = [len(set(a.unique().tolist()) & set(b.unique().tolist())) for a, b in labels]
+    assert sum(n >= 2 for n in shared) >= 12
+    assert (labels[:, 0] != labels[:, 1]).any(-1).any(-1).all()
+
+
+def test_maps_are_varied():
+    labels = label_maps(Draw("many"), templates=64, views=1, side=64)
+    counts = [len(m.unique()) for m in labels]
+    assert min(counts) < 5 < max(counts)
+    seen = set(labels.unique().tolist())
+    assert len(seen) > 0.6 * REGIONS and max(seen) < OUTSIDE and LAYERS > 3
+
+
+# ---------------------------------------------------------------- objectives
+
+
+def _telling(batch: Batch) -> dict[str, torch.Tensor]:
+    """Features that say the region outright."""
+    hot = torch.nn.functional.one_hot(batch.labels.clamp(max=REGIONS), REGIONS + 1).permute(0, 3, 1, 2).float()
+    at = {"stride4": hot[:, :, 2::4, 2::4]}
+    at["neck"] = torch.nn.functional.avg_pool2d(at["stride4"], 2)
+    at["stride16"] = torch.nn.functional.avg_pool2d(at["stride4"], 4)
+    return at
+
+
+def test_features_that_tell_the_region_satisfy_agreement_and_random_ones_do_not(batch):
+    torch.manual_seed(0)
+    telling = _telling(batch)
+    agreement = Agreement({tap: REGIONS + 1 for tap in telling})
+    cells = Cells.of(batch.labels, Draw("cells"))
+    with torch.no_grad():
+        good = agreement(telling, cells, batch.views)
+        bad = agreement({t: torch.randn_like(x) for t, x in telling.items()}, cells, batch.views)
+    assert good < 0.6 * bad
+
+
+def test_features_that_tell_the_region_solve_a_task_from_one_example(batch):
+    telling = _telling(batch)
+    cells = Cells.of(batch.labels, Draw("cells"))
+    noise = {t: torch.randn_like(x) for t, x in telling.items()}
+    good = one_example(telling, cells, batch.views, Draw("task"))
+    bad = one_example(noise, cells, batch.views, Draw("task"))
+    assert good < 0.5 * bad
+
+
+def test_cells_count_shares_and_ignore_padding():
+    labels = torch.full((1, 16, 16), 5)
+    labels[:, 8:] = IGNORED
+    cells = Cells.of(labels, Draw("c"))
+    assert cells.neck[0, 5].tolist() == [1, 1, 0, 0]
+    assert cells.coarse[0, 5].item() == 0.5
+    assert cells.fine.sum() == 8
+    assert cells.neck_index().tolist() == [(a // 4 // 2) * 2 + a % 4 // 2 for a in cells.at.tolist()]
+
+
+def test_the_ridge_readout_separates_what_is_separable():
+    torch.manual_seed(0)
+    target = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 90)), 3).float()
+    x = torch.cat([target @ torch.randn(2, 3, 6) + 0.01 * torch.randn(2, 90, 6), torch.ones(2, 90, 1)], 2)
+    answer = (x @ ridge_readout(x, target, ridge=1e-3)).argmax(2)
+    assert (answer == target.argmax(2)).all()
+
+
+def test_unlabelled_cells_do_not_move_the_readout():
+    torch.manual_seed(0)
+    target = torch.nn.functional.one_hot(torch.randint(0, 2, (1, 40)), 2).float()
+    x = torch.randn(1, 40, 5)
+    target[:, 30:] = 0
+    moved = x.clone()
+    moved[:, 30:] += 100
+    assert torch.allclose(ridge_readout(x, target), ridge_readout(moved, target), atol=1e-5)
+
+
+def test_prompts_lie_where_they_say(batch):
+    asks = draw_prompts(batch, Draw("prompts"), images=4, asked=2)
+    for mask, points, kinds, box in zip(asks.masks, asks.points, asks.kinds, asks.boxes, strict=True):
+        if mask.sum() == 0 or mask.mean() > 0.95:
+            continue
+        for (x, y), kind in zip(points.long().tolist(), kinds.tolist(), strict=True):
+            assert mask[y, x] == kind
+        rows, columns = mask.nonzero().unbind(1)
+        slack = 0.11 * max(columns.max() - columns.min(), rows.max() - rows.min()) + 1e-3
+        ends = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()])
+        assert ((box - ends).abs() <= slack).all()
+
+
+def test_the_mask_loss_takes_the_best_candidate_and_skips_absent_regions():
+    target = torch.zeros(2, 1, 8, 8)
+    target[0, :, 2:5, 2:5] = 1
+    good, bad = 20 * target - 10, 10 - 20 * target
+    ones = torch.ones_like(target)
+    both = mask_loss(torch.cat([bad, good], 1), torch.ones(2, 2), target, ones)
+    assert both < 0.05 < mask_loss(bad, torch.ones(2, 1), target, ones)
+    assert both == mask_loss(torch.cat([bad, good], 1)[:1], torch.ones(1, 2), target[:1], ones[:1])
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_the_same_seed_gives_the_same_losses():
+    first, again = run(TINY, None), run(TINY, None)
+    assert first == again and len(first) == 3
+    assert first != run(Recipe(**{**vars(TINY), "seed": 1}), None)
+
+
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
+    whole = run(TINY, tmp_path / "whole")
+    run(Recipe(**{**vars(TINY), "steps": 2}), tmp_path / "parts")
+    rest = run(TINY, tmp_path / "parts", resume=True)
+    assert rest == whole[2:]
+
+
+def test_an_objective_with_weight_zero_is_left_out(tmp_path):
+    run(Recipe(**{**vars(TINY), "steps": 1, "prompts": 0.0}), tmp_path)
+    header, row = (tmp_path / "losses.csv").read_text().splitlines()
+    assert header.endswith("prompts") and row.endswith(",")
+
+
+def test_a_run_becomes_weights_of_the_package(tmp_path):
+    run(TINY, tmp_path / "run")
+    description = export(tmp_path / "run", tmp_path / "w.safetensors")
+    assert description["steps"] == 3 and description["finished"]
+    assert json.loads((tmp_path / "w.json").read_text())["recipe"]["seed"] == 0
+    encoder = build_sam_nano(tmp_path / "w.safetensors", side=64)
+    weight = trained(tmp_path / "run").stem[0].weight
+    assert torch.allclose(encoder.image_encoder.stem[0].weight, weight, atol=1e-3)
+    assert "mask_decoder.iou_token.weight" in encoder.decoder_state()
+
+
+@pytest.mark.slow
+def test_two_minutes_of_training_separate_regions_better_than_random_weights(tmp_path):
+    run(Recipe(minutes=2.0), tmp_path)
+    assert synthetic(trained(tmp_path)) > synthetic(untrained()) + 0.02
