@@ -78,26 +78,35 @@ class Model:
 class Segmenter(Model):
     """A label map for a case."""
 
+    def answers(self, case: Case, maps: Maps | None = None) -> Iterator[Tensor]:
+        """Per slice, in order: logits (K, H, W) on the file's own pixels; one slice of them exists at a time."""
+        for logits, frame in self.logits(case, maps):
+            yield to_original(logits, frame)
+
     def predict(
         self, image: Case | str | Path | Sequence[str | Path], maps: Maps | None = None
     ) -> np.ndarray:
-        """(D, H, W) uint8, in the file's own grid. Full-size logits exist for one slice at a time."""
+        """(D, H, W) uint8, in the file's own grid."""
         case = self.case(image)
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
-        for index, (logits, frame) in enumerate(self.logits(case, maps)):
-            label[index] = to_original(logits, frame).argmax(0).numpy()
+        for index, logits in enumerate(self.answers(case, maps)):
+            label[index] = logits.argmax(0).numpy()
         return label
 
-    def probabilities(self, image: Case | str | Path | Sequence[str | Path]) -> Iterator[Tensor]:
-        """Per slice (K, H, W): a volume's worth would not fit in memory for long."""
-        for logits, frame in self.logits(self.case(image)):
-            yield to_original(logits, frame).softmax(0)
+    def predict_to(self, case: Case, path: Path, probabilities: Path | None = None) -> None:
+        """Write the label map (and the probabilities, .npy) with the source's geometry and header."""
+        if probabilities is None:
+            io.write_label(path, self.predict(case), case)
+            return
+        label = np.empty(tuple(case.image.shape[1:]), np.uint8)
 
-    def predict_to(self, image: Case, path: Path, probabilities: Path | None = None) -> None:
-        """Write the label map (and the probabilities) with the source's geometry and header."""
-        io.write_label(path, self.predict(image), image)
-        if probabilities is not None:
-            io.write_probabilities(probabilities, self.probabilities(image), len(self.classes), image)
+        def slices() -> Iterator[Tensor]:
+            for index, logits in enumerate(self.answers(case)):
+                label[index] = logits.argmax(0).numpy()
+                yield logits.softmax(0)
+
+        io.write_probabilities(probabilities, slices(), len(self.classes), case)
+        io.write_label(path, label, case)
 
 
 @dataclass(frozen=True)
