@@ -1,0 +1,193 @@
+"""The report: one HTML page that needs nothing else, one tidy table, one figure for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from samadapt.report import figures, tables
+from samadapt.report.measures import Side, contributions, measure
+from samadapt.report.reading import Level, Study, read_study, write_table
+from samadapt.report.verdict import (
+    Comparison,
+    Gain,
+    Means,
+    Verdict,
+    all_means,
+    compare_all,
+    gains,
+    judge,
+    signed,
+    smallest_p,
+)
+from samadapt.report.worst import seed_mean, worst_cases
+
+
+def write_report(experiment_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Report a study from its scores alone: report.html, table.csv, <metric>_vs_labels.svg and .png.
+
+    Args:
+        experiment_dir: the `--out` of an experiment, finished or not.
+        out: folder to write to; the study's own by default.
+
+    Returns:
+        The page.
+
+    Example:
+        >>> write_report("experiments/acdc")  # doctest: +SKIP
+        PosixPath('experiments/acdc/report.html')
+    """
+    study = read_study(experiment_dir)
+    out = Path(experiment_dir if out is None else out)
+    out.mkdir(parents=True, exist_ok=True)
+    name = "auc" if study.classification else "dsc"
+    means = all_means(study, name)
+    comparisons = compare_all(study, means, name)
+    verdict = judge(study, means, comparisons, name)
+    write_table(study, out / "table.csv")
+    with figures.style():  # type: ignore[attr-defined]
+        curve = figures.label_curves(study, means, _seed_means(study, means, name), name)
+        stem = f"{'auc' if study.classification else 'dice'}_vs_labels"
+        _write(out / f"{stem}.svg", figures.to_svg(curve).encode())
+        _write(out / f"{stem}.png", figures.to_png(curve, dpi=200))
+        context = _context(study, name, means, comparisons, verdict)
+        context["curve"] = Markup(
+            figures.inline_svg(curve, "curve", f"mean {measure(name).title} by labelled patients")
+        )
+    page = _template().render(**context, stem=stem)
+    _write(out / "report.html", page.encode())
+    return out / "report.html"
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _template() -> Any:
+    text = files("samadapt.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
+
+
+def _seed_means(study: Study, means: Means, name: str) -> dict[tuple[str, Level], list[float]]:
+    found = {}
+    for learner, level in means:
+        matrix = contributions(study, Side(learner, level), None, name)
+        assert matrix is not None  # it has a mean
+        found[learner, level] = [float(x) for x in matrix.mean(0)]
+    return found
+
+
+def _context(
+    study: Study, name: str, means: Means, comparisons: Sequence[Comparison], verdict: Verdict
+) -> dict[str, Any]:
+    shown = measure(name)
+    worth = gains(study, name)
+    parts = _classification(study, verdict) if study.classification else _segmentation(study, verdict, name)
+    one_seed = max((len(study.seeds(n, x)) for n, x in means), default=0) < 2
+    return {
+        "title": f"Few-label study of {study.note['data']['name']}",
+        "verdict": verdict,
+        "shown": shown,
+        "one_seed": one_seed,
+        "smallest_p": smallest_p(study, comparisons),
+        "counts": {
+            "done": len(study.done), "cells": len(study.cells), "cases": len(study.cases),
+            "patients": len(set(study.groups)), "stacked": bool(study.note["protocol"].get("stacked")),
+        },
+        "means": tables.means_table(study, means, name),
+        "comparisons": tables.comparison_table(study, comparisons, name),
+        "gains": tables.gains_table(study, worth, name),
+        "worth": _worth(study, worth, verdict, shown.title),
+        "failed": tables.failed_table(study),
+        "budget": tables.budget_table(study),
+        "shared": tables.pretraining_lines(study),
+        "facts": tables.facts(study),
+        "commands": tables.commands(study),
+        "hashes": tables.hash_table(study),
+        **parts,
+    }  # fmt: skip
+
+
+def _worth(study: Study, worth: Sequence[Gain], verdict: Verdict, shown: str) -> str:
+    """One sentence, for the learner that the study would use with most labels."""
+    if not worth or not verdict.findings:
+        return ""
+    last = verdict.findings[-1]
+    chosen = last.winner or last.head or last.baseline
+    known = [g for g in worth if g.learner == chosen]
+    if not known:
+        return ""
+    parts = [
+        f"{signed(g.per_patient.mean)} {shown} between {g.low.patients} and {g.high.patients}" for g in known
+    ]
+    return (
+        f"With {study.learners[chosen].title}, one more labelled patient is worth about "
+        + ", ".join(parts)
+        + " labelled patients."
+    )
+
+
+def _best_two(study: Study, verdict: Verdict) -> list[Side]:
+    """The learners that the verdict speaks of at the most labels, the better first."""
+    last = verdict.findings[-1]
+    names = [n for n in dict.fromkeys((last.winner, last.head, last.baseline)) if n]
+    return [Side(name, last.level) for name in names]
+
+
+def _segmentation(study: Study, verdict: Verdict, name: str) -> dict[str, Any]:
+    sides = _best_two(study, verdict)
+    last = verdict.findings[-1]
+    scatter = ""
+    if last.baseline and last.head:
+        rivals = [n for n in study.learners if study.seeds(n, last.level)]
+        points = {n: seed_mean(study, Side(n, last.level), name) for n in rivals}
+        scatter = Markup(
+            figures.inline_svg(
+                figures.case_scatter(study, last.baseline, points, name), "cases", "every case"
+            )
+        )
+    others = [m for m in study.metrics if m != name]
+    return {
+        "classification": False,
+        "last": last.level,
+        "scatter": scatter,
+        "baseline": study.learners[last.baseline].title if last.baseline else "",
+        "classes": [tables.class_table(study, m) for m in (name, *others)],
+        "worst": worst_cases(study, sides, name),
+        "worst_of": study.learners[sides[0].learner].title if sides else "",
+        "legend": figures.outline_legend(study.note["data"]["classes"]),
+        "undefined": tables.undefined_table(study),
+    }
+
+
+def _classification(study: Study, verdict: Verdict) -> dict[str, Any]:
+    last = verdict.findings[-1]
+    at_last = {n: list(study.seeds(n, last.level).values()) for n in study.learners}
+    at_last = {n: cells for n, cells in at_last.items() if cells}
+    two = {side.learner: at_last[side.learner] for side in _best_two(study, verdict)}
+    accuracy = all_means(study, "acc")
+    drawn = [
+        ("ROC curves", "roc", figures.roc(study, at_last)),
+        ("Reliability", "reliability", figures.reliability(study, two)),
+    ]
+    if not study.note["data"].get("multilabel"):
+        drawn.append(("Confusion", "confusion", figures.confusion(study, two)))
+    curve = figures.label_curves(study, accuracy, _seed_means(study, accuracy, "acc"), "acc")
+    return {
+        "classification": True,
+        "last": last.level,
+        "accuracy": tables.means_table(study, accuracy, "acc"),
+        "accuracy_curve": Markup(figures.inline_svg(curve, "accuracy", "mean accuracy by labelled patients")),
+        "figures": [(title, Markup(figures.inline_svg(f, key, title))) for title, key, f in drawn],
+        "classes": [tables.class_table(study, "auc")],
+    }

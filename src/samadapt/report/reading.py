@@ -1,0 +1,243 @@
+"""A study's folder as the report sees it: experiment.json, and of each cell scores.csv, cost.json or failed.json."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.statistics import SamAdaptError
+
+_FORMAT = 1
+_COLUMNS = ["case", "target", "metric", "value"]
+#: Learners that use no pretrained encoder, by kind or head; they are what the others must beat.
+_BASELINE_KINDS = ("simclr", "nnunet")
+_BASELINE_HEADS = ("unet", "plain", "se", "cbam")
+#: How names are written; others stand as they are.
+_TITLES = {"unet": "U-Net", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net"}
+
+Row = tuple[str, str, str, str]  # case, target, metric, value as written
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Who took part."""
+
+    name: str
+    title: str
+    baseline: bool  # uses no pretrained encoder
+    uses_truth: bool  # its answers are made from the truth: no competitor
+    learns: bool  # False: one cell stands for all labels and seeds
+
+    @staticmethod
+    def of(name: str, note: Mapping[str, Any]) -> Learner:
+        spec = note.get("spec", {})
+        without = (
+            spec.get("kind") in _BASELINE_KINDS
+            or spec.get("head") in _BASELINE_HEADS
+            or spec.get("encoder") == "pixels"
+            or spec.get("checkpoint") == "random"
+        )
+        uses_truth = bool(note.get("uses_truth"))
+        return Learner(
+            name, _TITLES.get(name, name), without and not uses_truth, uses_truth, bool(note["learns"])
+        )
+
+
+@dataclass(frozen=True)
+class Level:
+    """A number of labelled patients."""
+
+    labels: int | float | None  # as asked for: a number, a share, None for all
+    patients: int
+
+    @property
+    def text(self) -> str:
+        """ "5"; "all (38)"; "25 % (9)"."""
+        if self.labels is None:
+            return f"all ({self.patients})"
+        return (
+            f"{self.labels:.0%} ({self.patients})" if isinstance(self.labels, float) else str(self.patients)
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One learner, one number of labels, one seed."""
+
+    digest: str
+    learner: str
+    labels: int | float | None
+    seed: int
+    patients: tuple[str, ...]  # whose labels it was given
+    rows: tuple[Row, ...] = ()  # empty: not done
+    cost: Mapping[str, Any] | None = None
+    failure: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return bool(self.rows)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All cells, and the same cases for all of them."""
+
+    folder: Path
+    note: Mapping[str, Any]
+    learners: Mapping[str, Learner]
+    cells: tuple[Cell, ...]
+    levels: tuple[Level, ...]
+    cases: tuple[str, ...]  # as the scores name them: a case, or a patient whose scans are stacked
+    targets: tuple[str, ...]
+    groups: tuple[str, ...]  # the patient of each case
+
+    @property
+    def classification(self) -> bool:
+        return self.note["data"]["task"] == "classification"
+
+    @property
+    def done(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.done]
+
+    def seeds(self, learner: str, level: Level | None) -> dict[int, Cell]:
+        """Its finished cells at a level; those of a learner that learns nothing stand for every level."""
+        learns = self.learners[learner].learns
+        return {
+            cell.seed: cell
+            for cell in self.done
+            if cell.learner == learner and (not learns or level is None or cell.labels == level.labels)
+        }
+
+    def values(self, cell: Cell, metric: str) -> np.ndarray:
+        """(cases, targets); nan where undefined or not scored."""
+        table = np.full((len(self.cases), len(self.targets)), math.nan)
+        case_at, target_at = ({x: i for i, x in enumerate(names)} for names in (self.cases, self.targets))
+        for case, target, name, value in cell.rows:
+            if name == metric:
+                table[case_at[case], target_at[target]] = float(value)
+        return table
+
+    @property
+    def metrics(self) -> list[str]:
+        """In the order of the scores."""
+        return list(dict.fromkeys(row[2] for cell in self.done for row in cell.rows))
+
+
+def read_study(folder: str | Path) -> Study:
+    """The study, once it is certain that every scores file is what its cell wrote."""
+    folder = Path(folder)
+    note = _read_note(folder)
+    cells = tuple(_read_cell(folder, digest, cell) for digest, cell in note["cells"].items())
+    done = [cell for cell in cells if cell.done]
+    if not done:
+        failed = sum(cell.failure is not None for cell in cells)
+        raise SamAdaptError(
+            f"{folder} has no finished cell ({failed} of {len(cells)} failed); run the experiment again"
+        )
+    learners = {name: Learner.of(name, of) for name, of in note["learners"].items()}
+    cases = tuple(sorted({row[0] for row in done[0].rows}))
+    targets = tuple(dict.fromkeys(row[1] for row in done[0].rows))
+    for cell in done:
+        if {row[0] for row in cell.rows} != set(cases) or {row[1] for row in cell.rows} != set(targets):
+            raise SamAdaptError(
+                f"{folder / cell.digest / 'scores.csv'} scores other cases or classes than {done[0].digest}; "
+                "cells of one study score the same: remove that folder and run the experiment again"
+            )
+    groups = tuple(_group(folder, note["scored"], case) for case in cases)
+    return Study(folder, note, learners, cells, tuple(_levels(cells, learners)), cases, targets, groups)
+
+
+def _levels(cells: Sequence[Cell], learners: Mapping[str, Learner]) -> Iterator[Level]:
+    sizes: dict[int | float | None, int] = {}
+    for cell in cells:
+        if learners[cell.learner].learns:
+            sizes[cell.labels] = max(sizes.get(cell.labels, 0), len(cell.patients))
+    for labels, patients in sorted(sizes.items(), key=lambda item: (item[1], item[0] is None)):
+        yield Level(labels, patients)
+
+
+def _group(folder: Path, scored: Mapping[str, str], case: str) -> str:
+    if case in scored:
+        return scored[case]
+    if case in scored.values():  # all scans of a patient were scored as one
+        return case
+    raise SamAdaptError(f"case {case!r} is scored in {folder}, but experiment.json does not name it")
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    path = folder / "experiment.json"
+    if not path.is_file():
+        raise SamAdaptError(
+            f"{folder} is not an experiment: it has no experiment.json; give the --out of `experiment`"
+        )
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in ("data", "protocol", "learners", "cells", "scored") if key not in note]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise SamAdaptError(f"{path} cannot be read ({error}); it was edited or cut short") from error
+    if missing:
+        raise SamAdaptError(f"{path} lacks {missing[0]!r}; it was edited, or is of another version")
+    if note.get("format") != _FORMAT:
+        raise SamAdaptError(
+            f"{path} has the format {note.get('format')!r}; this version reads {_FORMAT}: use the samadapt that wrote it"
+        )
+    return note
+
+
+def _read_cell(folder: Path, digest: str, note: Mapping[str, Any]) -> Cell:
+    identity = (digest, note["learner"], note["labels"], note["seed"], tuple(note["patients"]))
+    place = folder / digest
+    if (place / "scores.csv").is_file():
+        return Cell(*identity, *_read_scores(place))
+    if (place / "failed.json").is_file():
+        return Cell(*identity, failure=json.loads((place / "failed.json").read_text())["message"])
+    return Cell(*identity)
+
+
+def _read_scores(place: Path) -> tuple[tuple[Row, ...], Mapping[str, Any]]:
+    path = place / "scores.csv"
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    try:
+        cost = json.loads((place / "cost.json").read_text(encoding="utf-8"))
+        expected = cost["scores_sha256"]
+    except (OSError, KeyError, json.JSONDecodeError):
+        cost, expected = {}, "nothing readable"
+    if found != expected:
+        raise SamAdaptError(
+            f"{path} has the hash {found[:12]}, cost.json beside it says {expected[:12]}: it was cut short or "
+            "edited; remove that folder and run the experiment again"
+        )
+    head, *rows = csv.reader(io.StringIO(content.decode("utf-8")))
+    if head != _COLUMNS or not rows:
+        raise SamAdaptError(
+            f"{path} begins with {','.join(head)!r}; expected {','.join(_COLUMNS)!r}, and rows"
+        )
+    return tuple((case, target, metric, value) for case, target, metric, value in rows), cost
+
+
+def write_table(study: Study, path: Path) -> Path:
+    """Every score of every cell, one a line; values as they stand in the scores files."""
+    patient = dict(zip(study.cases, study.groups, strict=True))
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["learner", "labels", "labelled_patients", "seed", "patient", "case", "target", "metric", "value"]
+        )
+        for cell in study.done:
+            labels = "all" if cell.labels is None else cell.labels
+            for case, target, metric, value in cell.rows:
+                start = (cell.learner, labels, len(cell.patients), cell.seed)
+                writer.writerow([*start, patient[case], case, target, metric, value])
+    temporary.replace(path)
+    return path

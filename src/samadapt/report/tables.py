@@ -1,0 +1,315 @@
+"""The tables of the page, as rows of text."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.report.figures import learner_title
+from samadapt.report.measures import Measure, measure
+from samadapt.report.reading import Cell, Level, Study
+from samadapt.report.verdict import Comparison, Gain, Means, all_means, p_text, signed
+from samadapt.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads and rows of text; `marks` names a row's kind for its style."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marks: tuple[str, ...] = ()
+    caption: str = ""
+    words: int = 1  # columns from the left that are text, not numbers
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A true minus; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def with_interval(e: Estimate, shown: Measure) -> str:
+    """ "0.812 (0.774–0.850)"."""
+    if math.isnan(e.mean) or math.isnan(e.low):
+        return number(e.mean, shown.digits)
+    between = " to " if e.low < 0 else "–"
+    return f"{number(e.mean, shown.digits)} ({number(e.low, shown.digits)}{between}{number(e.high, shown.digits)})"
+
+
+def titled(study: Study, learner: str) -> str:
+    """The learner's name, with what must be known beside it."""
+    return learner_title(study.learners[learner])
+
+
+def mark(study: Study, learner: str) -> str:
+    of = study.learners[learner]
+    return "baseline" if of.baseline else "truth" if of.uses_truth else ""
+
+
+def means_table(study: Study, means: Means, name: str) -> Table:
+    """Learners down, labelled patients across."""
+    shown, levels = measure(name), list(dict.fromkeys(level for _, level in means))
+    names = [n for n in study.learners if any(n == k[0] for k in means)]
+    rows = [
+        (titled(study, n), *(with_interval(means[n, x], shown) if (n, x) in means else "–" for x in levels))
+        for n in names
+    ]
+    head = ("learner", *(x.text for x in levels))
+    return Table(head, tuple(rows), tuple(mark(study, n) for n in names))
+
+
+def comparison_table(study: Study, comparisons: Sequence[Comparison], name: str) -> Table:
+    """Largest difference first, at each number of labelled patients."""
+    digits = measure(name).digits
+    ordered = sorted(
+        comparisons,
+        key=lambda c: (c.level.patients, study.learners[c.learner].uses_truth, -c.difference.mean),
+    )
+    rows = [
+        (
+            c.level.text,
+            titled(study, c.learner),
+            study.learners[c.baseline].title,
+            number(c.ours, digits),
+            number(c.theirs, digits),
+            signed(c.difference.mean, digits),
+            "–" if math.isnan(c.difference.low)
+            else f"{signed(c.difference.low, digits)} to {signed(c.difference.high, digits)}",
+            p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].uses_truth else "–",
+            p_text(c.p_holm).removeprefix("= "),
+            "not a competitor" if study.learners[c.learner].uses_truth else c.verdict,
+        )
+        for c in ordered
+    ]  # fmt: skip
+    head = (
+        "labelled", "learner", "best baseline", "learner's mean", "baseline's", "difference", "95 % interval", "p",
+        "p, Holm", "verdict",
+    )  # fmt: skip
+    firsts = [i == 0 or ordered[i - 1].level != c.level for i, c in enumerate(ordered)]
+    marks = [
+        f"{mark(study, c.learner)} {c.verdict.split()[0]}{' first' if first else ''}"
+        for c, first in zip(ordered, firsts, strict=True)
+    ]
+    return Table(head, tuple(rows), tuple(marks), words=3)
+
+
+def gains_table(study: Study, gains: Sequence[Gain], name: str) -> Table:
+    """What one more labelled patient is worth."""
+    steps = list(dict.fromkeys((g.low, g.high) for g in gains))
+    found = {(g.learner, g.low, g.high): g.per_patient for g in gains}
+    names = [n for n in study.learners if any(g.learner == n for g in gains)]
+
+    def field(e: Estimate | None) -> str:
+        if e is None or math.isnan(e.mean):
+            return "–"
+        return signed(e.mean) + ("" if math.isnan(e.low) else f" ({signed(e.low)} to {signed(e.high)})")
+
+    rows = [(titled(study, n), *(field(found.get((n, *step))) for step in steps)) for n in names]
+    head = ("learner", *(f"from {a.patients} to {b.patients}" for a, b in steps))
+    return Table(head, tuple(rows), tuple(mark(study, n) for n in names))
+
+
+def class_table(study: Study, name: str) -> Table:
+    """Learner and level down, classes across, the mean over the classes last."""
+    shown = measure(name)
+    each = {target: all_means(study, name, target) for target in study.targets}
+    overall = all_means(study, name) if len(study.targets) > 1 else {}
+    columns = [*each.values(), *([overall] if overall else [])]
+    rows, marks = [], []
+    for learner in study.learners:
+        levels = [x for n, x in columns[0] if n == learner]
+        for level in levels if study.learners[learner].learns else levels[:1]:
+            text = level.text if study.learners[learner].learns else "none"
+            fields = (with_interval(c[learner, level], shown) for c in columns)
+            rows.append((titled(study, learner), text, *fields))
+            marks.append(mark(study, learner))
+    head = ("learner", "labelled", *each, *(["mean"] if overall else []))
+    return Table(head, tuple(rows), tuple(marks), shown.title)
+
+
+# ---------------------------------------------------------------- what is missing
+
+
+def undefined_table(study: Study) -> Table:
+    """How often a structure was missed, invented, or is in neither mask, over all seeds."""
+    volume = next((m for m in study.metrics if m in ("volume_difference_ml", "volume_difference_px")), "")
+    rows, marks = [], []
+    for learner, level in _learner_levels(study):
+        cells = list(study.seeds(learner, level).values())
+        counts = np.sum([_missing(study, cell, volume) for cell in cells], axis=0)
+        labelled = level.text if level else "none"
+        rows.append((titled(study, learner), labelled, *(str(int(n)) for n in counts)))
+        marks.append(mark(study, learner))
+    head = (
+        "learner",
+        "labelled",
+        "masks compared",
+        "missed",
+        "invented",
+        "in neither mask",
+        "all overlap lost",
+    )
+    return Table(head, tuple(rows), tuple(marks))
+
+
+def _missing(study: Study, cell: Cell, volume: str) -> tuple[int, int, int, int, int]:
+    """compared, missed, invented, undefined, Dice 0 with both masks filled (or unknown which)."""
+    dice = study.values(cell, "dsc")
+    zero, undefined = dice == 0, np.isnan(dice)
+    if not volume:
+        return dice.size, 0, 0, int(undefined.sum()), int(zero.sum())
+    distance = next(m for m in study.metrics if m in ("hd95_mm", "hd95_px"))
+    one_empty = zero & np.isnan(study.values(cell, distance))
+    gap = study.values(cell, volume)
+    missed, invented = one_empty & (gap < 0), one_empty & (gap > 0)
+    return (
+        dice.size, int(missed.sum()), int(invented.sum()), int(undefined.sum()), int((zero & ~one_empty).sum()),
+    )  # fmt: skip
+
+
+def _learner_levels(study: Study) -> list[tuple[str, Level | None]]:
+    pairs: list[tuple[str, Level | None]] = []
+    for name, learner in study.learners.items():
+        levels = list(study.levels) if learner.learns else [None]
+        pairs += [(name, level) for level in levels if study.seeds(name, level)]
+    return pairs
+
+
+def failed_table(study: Study) -> Table:
+    """Every cell without scores, with its message."""
+    rows = [
+        (
+            study.learners[c.learner].title,
+            "all" if c.labels is None else str(c.labels) if study.learners[c.learner].learns else "none",
+            str(c.seed),
+            c.failure or "not run yet",
+        )
+        for c in study.cells
+        if not c.done
+    ]
+    return Table(("learner", "labelled", "seed", "what happened"), tuple(rows), words=4)
+
+
+# ---------------------------------------------------------------- what it cost
+
+
+def budget_table(study: Study) -> Table:
+    """Means over the seeds; what differs between seeds is not averaged away but listed."""
+    rows, marks = [], []
+    for learner, level in _learner_levels(study):
+        costs = [dict(cell.cost or {}) for cell in study.seeds(learner, level).values()]
+        trained = [c.get("training", {}) for c in costs]
+        answered = [c.get("prediction", {}) for c in costs]
+        rows.append(
+            (
+                titled(study, learner),
+                level.text if level else "none",
+                _all(costs, "steps"),
+                _all(costs, "batch_size"),
+                _all(costs, "parameters", thousands=True),
+                _mean(trained, "wall_s"),
+                _mean(trained, "cpu_s"),
+                _mean(trained, "peak_rss_mib", 0),
+                _mean(trained, "peak_gpu_mib", 0),
+                _mean([{"s": a["wall_s"] / a["cases"]} for a in answered if a.get("cases")], "s", 2),
+                _all(costs, "augmentation"),
+                _all(costs, "selection"),
+            )
+        )
+        marks.append(mark(study, learner))
+    head = (
+        "learner", "labelled", "steps", "batch", "parameters trained", "wall (s)", "CPU (s)", "peak memory (MiB)",
+        "GPU (MiB)", "answer (s a case)", "augmentation", "selection",
+    )  # fmt: skip
+    return Table(head, tuple(rows), tuple(marks))
+
+
+def pretraining_lines(study: Study) -> list[str]:
+    """What was spent outside of the cells' own training."""
+    lines = []
+    path = study.folder / "encoding.json"
+    if path.is_file():
+        e = json.loads(path.read_text())
+        lines.append(
+            f"The frozen encoders ran once, over {e['slices']} slices and views, in {e['seconds']:.0f} s "
+            f"({e['bytes'] / 2**20:.0f} MiB of maps), for all learners together; this is not in the table."
+        )
+    shared: dict[str, None] = {}
+    for cell in study.done:
+        spent = (cell.cost or {}).get("pretraining")
+        if isinstance(spent, Mapping):
+            shared[
+                f"{study.learners[cell.learner].title}, seed {cell.seed}: pre-trained {spent.get('steps', '?')} steps on "
+                f"{spent.get('slices', '?')} unlabelled slices in {float(spent.get('wall_s', 0)):.0f} s, "
+                f"shared {spent.get('shared', '')}; this is not in the table."
+            ] = None
+    return [*lines, *shared]
+
+
+def _all(costs: Sequence[Mapping[str, Any]], key: str, thousands: bool = False) -> str:
+    values = dict.fromkeys(c[key] for c in costs if c.get(key) is not None)
+    texts = [f"{v:,}".replace(",", " ") if thousands and isinstance(v, int) else str(v) for v in values]
+    return " / ".join(texts) or "–"
+
+
+def _mean(costs: Sequence[Mapping[str, float]], key: str, digits: int = 1) -> str:
+    values = [c[key] for c in costs if key in c]
+    return f"{np.mean(values):,.{digits}f}".replace(",", " ") if values else "–"
+
+
+# ---------------------------------------------------------------- where it comes from
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """What else could change the numbers."""
+    note, data = study.note, study.note["data"]
+    environment = note.get("environment", {})
+    protocol = ", ".join(f"{k} {v}" for k, v in note["protocol"].items() if v not in (None, ""))
+    packages = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items())
+    machine = f"{environment.get('platform', '?')}, Python {environment.get('python', '?')}"
+    return [
+        ("data", f"{data['name']}: {data.get('cases', '?')} cases; {data.get('group_rule', '')}"),
+        ("data hash", str(data["hash"])),
+        ("classes", ", ".join(map(str, data["classes"]))),
+        (
+            "scored",
+            f"{len(study.cases)} cases of {len(set(study.groups))} patients, the same for all learners",
+        ),
+        ("protocol", protocol),
+        ("samadapt", str(note.get("version", "?"))),
+        ("packages", packages),
+        (
+            "machine",
+            f"{machine}; {environment.get('gpu') or 'no GPU'}; {note.get('threads', '?')} threads a cell",
+        ),
+    ]
+
+
+def commands(study: Study) -> list[str]:
+    """What was typed; the program by its name, not by where it lay."""
+    return [
+        shlex.join([Path(words[0]).name, *words[1:]]) for words in study.note.get("commands", []) if words
+    ]
+
+
+def hash_table(study: Study) -> Table:
+    """Every cell with the hash of its scores."""
+    rows = [
+        (
+            study.learners[c.learner].title,
+            "all" if c.labels is None else str(c.labels),
+            str(c.seed),
+            c.digest,
+            str((c.cost or {}).get("scores_sha256", "–")),
+        )
+        for c in study.cells
+        if c.done
+    ]
+    return Table(("learner", "labelled", "seed", "folder", "sha256 of scores.csv"), tuple(rows), words=5)

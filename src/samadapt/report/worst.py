@@ -1,0 +1,106 @@
+"""The worst cases of the best learners, as pictures of the slices that the study kept."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from samadapt.report.figures import inline_png, overlay
+from samadapt.report.measures import Side, measure
+from samadapt.report.reading import Cell, Study
+
+_IGNORED = 255
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """One picture, and what is said beside it."""
+
+    case: str
+    values: tuple[tuple[str, str], ...]  # learner, its value
+    slice_index: int
+    picture: str
+
+
+def seed_mean(study: Study, side: Side, name: str) -> np.ndarray:
+    """(cases, targets) mean over seeds; nan where no seed has a value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all nan is nan
+        cells = study.seeds(side.learner, side.level).values()
+        return np.nanmean([study.values(cell, name) for cell in cells], axis=0)
+
+
+def case_means(values: np.ndarray) -> np.ndarray:
+    """(cases, targets) -> (cases,): mean over the classes that have a value."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(1) / known.sum(1)
+
+
+def worst_cases(study: Study, sides: Sequence[Side], name: str, count: int = 5) -> list[WorstCase]:
+    """Of the first side, worst first; the other sides' answers to the same slice beside it."""
+    means = [case_means(seed_mean(study, side, name)) for side in sides]
+    order = [i for i in np.argsort(means[0], kind="stable") if not math.isnan(means[0][i])]
+    found = []
+    for i in order[:count]:
+        drawn = _draw(study, sides, study.cases[i])
+        if drawn is not None:
+            digits = measure(name).digits
+            said = tuple(
+                (
+                    study.learners[side.learner].title,
+                    "undefined" if math.isnan(m[i]) else f"{m[i]:.{digits}f}",
+                )
+                for side, m in zip(sides, means, strict=True)
+            )
+            found.append(WorstCase(study.cases[i], said, *drawn))
+    return found
+
+
+def _draw(study: Study, sides: Sequence[Side], case: str) -> tuple[int, str] | None:
+    """The slice that the first side got most wrong, with the answers of the lowest seed."""
+    cells = [next(iter(sorted(study.seeds(s.learner, s.level).items())))[1] for s in sides]
+    best: tuple[int, str, int] | None = None
+    for file in _files(study, case):
+        kept, answers = _load(study.folder / "cases" / f"{file}.npz"), _answer(study, cells[0], file)
+        if kept is None or answers is None or answers.shape != kept["truth"].shape:
+            continue
+        wrong = ((answers != kept["truth"]) & (kept["truth"] != _IGNORED)).sum((1, 2))
+        at = int(wrong.argmax())
+        if best is None or wrong[at] > best[0]:
+            best = int(wrong[at]), file, at
+    if best is None:
+        return None
+    _, file, at = best
+    kept = _load(study.folder / "cases" / f"{file}.npz")
+    assert kept is not None
+    labels = {"truth": kept["truth"][at]}
+    for side, cell in zip(sides, cells, strict=True):
+        answers = _answer(study, cell, file)
+        if answers is not None and answers.shape == kept["truth"].shape:
+            labels[study.learners[side.learner].title] = answers[at]
+    classes = study.note["data"]["classes"]
+    return int(kept["slices"][at]), inline_png(overlay(kept["image"][at], labels, classes))
+
+
+def _files(study: Study, case: str) -> list[str]:
+    """The case, or all scans of the patient where these were scored as one."""
+    scored = study.note["scored"]
+    return [case] if case in scored else [c for c, patient in scored.items() if patient == case]
+
+
+def _answer(study: Study, cell: Cell, file: str) -> np.ndarray | None:
+    slices = _load(study.folder / cell.digest / "slices.npz")
+    return None if slices is None else slices.get(file)
+
+
+def _load(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as content:
+        return dict(content)
