@@ -1,12 +1,14 @@
 """The few-label study: a grid of learners x labels x seeds, scored on the same patients."""
 
-from samadapt.experiment.entrants import Entrant, Trained, build_entrants, known_entrants
+from samadapt.experiment.catalogue import BaselineOptions, build_entrants, known_entrants
+from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.experiment.grid import Grid
 from samadapt.experiment.results import results_table
 from samadapt.experiment.settings import make_study, preset_names, read_settings
 from samadapt.experiment.study import Outcome, run_experiment
 
 __all__ = [
+    "BaselineOptions",
     "Entrant",
     "Grid",
     "Outcome",

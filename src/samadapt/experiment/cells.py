@@ -62,6 +62,13 @@ def run_cell(study: Study, cell: Cell) -> str:
     return "done"
 
 
+def prepare_cell(study: Study, cell: Cell) -> str | None:
+    """What a cell shares with others of its learner and seed. In words, what was done."""
+    job = Job(study.data, cell.split, cell.config, study.out / cell.digest, study.store)
+    with _threads(study.threads):
+        return cell.entrant.prepare(job)
+
+
 def _make_room(out: Path) -> None:
     """An unfinished run is resumed; anything less begins anew."""
     (out / "failed.json").unlink(missing_ok=True)
@@ -87,6 +94,7 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         "learner": cell.learner,
         "labels": cell.labels,
         "seed": cell.seed,
+        "uses_truth": cell.entrant.uses_truth,
         "parameters": fitted.parameters,
         "training": training,
         "prediction": prediction | timed.spent,  # without loading and scoring

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -15,7 +15,6 @@ from torch import nn
 
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, Recipe
-from samadapt.heads import HEADS
 from samadapt.learner import Learner, fit
 from samadapt.prediction import load_run
 from samadapt.training import TrainConfig
@@ -31,6 +30,11 @@ class Job:
     config: TrainConfig  # its seed is the cell's
     out: Path  # the cell's folder; becomes a run folder
     store: FeatureStore
+
+    @property
+    def shared(self) -> Path:
+        """A folder for what several cells of the study use, such as a pre-training."""
+        return self.out.parent / "shared"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class Entrant(ABC):
     def seeded_encoder(self) -> bool:
         """Whether its encoder differs from seed to seed."""
         return False
+
+    def prepare(self, job: Job) -> str | None:
+        """Make what its cells of one seed share; the study asks for it before them. In words, what was done."""
+        return None
 
     def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
         """What it will read from the store; the study encodes it once for all."""
@@ -161,43 +169,3 @@ def check_finite(module: nn.Module) -> None:
             raise SamAdaptError(
                 f"after training, {name} of the head holds values that are not finite; lower --lr, or use --precision 32"
             )
-
-
-# ---------------------------------------------------------------- by name
-
-#: name -> entrant, given the learner that the user's options describe (encoder, checkpoint, side, views, ...).
-ENTRANTS: dict[str, Callable[[Learner], Entrant]] = {
-    "autosam_faithful": lambda base: Trained(
-        dataclasses.replace(base, head="autosam", options={"preset": "faithful"}, prepare="autosam")
-    ),
-    "unet": lambda base: Trained(Learner("unet", "pixels", side=256, views=base.views, augment=base.augment)),
-    "random": lambda base: Trained(dataclasses.replace(base, checkpoint="random")),
-    "scratch": lambda base: Trained(dataclasses.replace(base, checkpoint="random"), {"tune": "all"}),
-    "tuned": lambda base: Trained(base, {"tune": "all"}),
-}
-
-
-def known_entrants(task: str) -> list[str]:
-    """The names that `build_entrants` takes for a task: the heads, and the table above."""
-    return sorted({name for name, head in HEADS.items() if head.task == task} | set(ENTRANTS))
-
-
-def build_entrants(names: Sequence[str], task: str, base: Learner | None = None) -> dict[str, Entrant]:
-    """Entrants by name: a key of `ENTRANTS`, or any head, on the encoder of `base`.
-
-    Args:
-        base: encoder, checkpoint, side, views and augmentation for all; its head is the one of `random`,
-            `scratch` and `tuned`.
-    """
-    base = base or Learner()
-    known = known_entrants(task)
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise SamAdaptError(f"unknown learner {unknown[0]!r} for {task}; known: {', '.join(known)}")
-    if len(set(names)) != len(names):
-        raise SamAdaptError(f"learners {', '.join(names)}: a name stands there twice; give each once")
-    made = {}
-    for name in names:
-        make = ENTRANTS.get(name, lambda b, head=name: Trained(dataclasses.replace(b, head=head, options={})))
-        made[name] = make(base)
-    return made

@@ -8,15 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samadapt.experiment.entrants import Entrant, Trained, build_entrants
+from samadapt.baselines.nnunet import NnUNetConfig
+from samadapt.experiment.catalogue import BaselineOptions, build_entrants
+from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.experiment.grid import Grid
 from samadapt.learner import Learner
+from samadapt.simclr import SimclrConfig
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
 _PRESETS = Path(__file__).parent / "presets"
 _GRID = ("labels", "seeds", "select", "fold", "stacked", "threads")
-_TABLES = ("encoder", "train", "learner")
+_TABLES = ("encoder", "train", "learner", "simclr", "nnunet")
 
 
 def preset_names() -> list[str]:
@@ -42,8 +45,8 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
 
     Args:
         settings: `learners` (names), `labels`, `seeds` (a number, or a list), `select`, `fold`, `stacked`, `threads`;
-            tables: `encoder` (fields of `Learner` for all), `train` (fields of `TrainConfig`), and
-            `learner.<name>`, a learner of one's own: fields of `Learner`, and a table `train` of what differs.
+            tables: `encoder` (fields of `Learner` for all), `train` (fields of `TrainConfig`), `simclr` and
+            `nnunet` (fields of `SimclrConfig` and `NnUNetConfig`), and `learner.<name>`, a learner of one's own: fields of `Learner`, and a table `train` of what differs.
 
     Example:
         >>> grid, config = make_study({"learners": ["cnn"], "labels": [1, 2], "seeds": 2}, "segmentation")
@@ -60,7 +63,11 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
         raise SamAdaptError(f'labels holds {wrong[0]!r}; expected numbers of patients, shares, or "all"')
     seeds = settings.get("seeds", 3)
     options = {key: settings[key] for key in ("select", "fold", "stacked", "threads") if key in settings}
-    entrants = build_entrants([n for n in names if n not in own], task, base)
+    baselines = BaselineOptions(
+        SimclrConfig(**_fields("simclr", settings, SimclrConfig)),
+        NnUNetConfig(**_fields("nnunet", settings, NnUNetConfig)),
+    )
+    entrants = build_entrants([n for n in names if n not in own], task, base, baselines)
     made = {n: _own(n, own[n], base) if n in own else entrants[n] for n in names}
     grid = Grid(made, labels, tuple(range(seeds) if isinstance(seeds, int) else seeds), **options)
     return grid, TrainConfig(**_fields("train", settings, TrainConfig, without=("seed",)))

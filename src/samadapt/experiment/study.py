@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samadapt.datasets import Dataset
-from samadapt.experiment.cells import Study, check_scores, run_cell
+from samadapt.experiment.cells import Study, check_scores, prepare_cell, run_cell
 from samadapt.experiment.entrants import Encode
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
 from samadapt.features import EncodeReport, FeatureStore
@@ -70,6 +70,7 @@ def run_experiment(
     say(f"{len(cells)} cells, {outcome.found} done before; {jobs} at a time, {threads} threads each")
     if missing:
         _encode(study, missing, config.device, say)
+        _prepare(study, missing, say)
     start = time.monotonic()
     for number, (cell, result) in enumerate(_results(study, missing, jobs), start=1):
         if result == "done":
@@ -137,6 +138,18 @@ def _merge(merged: dict[object, Encode], encode: Encode) -> None:
         turn += 1
     reads = {**(known.reads if known else {}), **encode.reads}
     merged[place, turn] = Encode(x, encode.seed, reads, encode.recipe, encode.scored)
+
+
+def _prepare(study: Study, cells: list[Cell], say: Progress) -> None:
+    """What the cells of one learner and seed share, before any of them: side by side they would all make it."""
+    first = {(cell.learner, cell.seed): cell for cell in reversed(cells)}
+    for (learner, seed), cell in reversed(first.items()):
+        try:
+            done = prepare_cell(study, cell)
+        except Exception as error:  # its cells will fail with it, each recorded; the others go on
+            done = f"could not be prepared: {error}"
+        if done:
+            say(f"{learner}, seed {seed}: {done}")
 
 
 # ---------------------------------------------------------------- one after the other, or side by side

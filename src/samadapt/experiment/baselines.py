@@ -1,0 +1,155 @@
+"""The baselines as entrants: SimCLR, SAM prompted with the truth, nnU-Net."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from samadapt import simclr
+from samadapt.baselines.nnunet import NnUNet, NnUNetConfig
+from samadapt.baselines.zero_shot import ZeroShot, load_decoder
+from samadapt.datasets import Dataset
+from samadapt.experiment.entrants import Encode, Entrant, Fitted, Job, Trained, fitted_run
+from samadapt.features import Recipe
+from samadapt.learner import Learner, fit
+from samadapt.runs import pick_device
+from samadapt.types import Case, SamAdaptError
+
+NECK = {"neck": 1}
+
+
+@final
+@dataclass(frozen=True)
+class Contrasted(Entrant):
+    """A U-Net whose contracting path SimCLR trained on all images that are not for scoring, then fine-tuned.
+
+    The pre-training needs no label, so all numbers of labels of one seed share it.
+    """
+
+    trained: Trained
+    recipe: simclr.SimclrConfig = field(default_factory=simclr.SimclrConfig)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        numbers = {k: v for k, v in dataclasses.asdict(self.recipe).items() if k != "check_every"}
+        return {**self.trained.spec, "kind": "simclr", "pretraining": numbers}
+
+    def prepare(self, job: Job) -> str | None:
+        folder = self._folder(job)
+        if simclr.is_finished(folder):
+            return None
+        cost = self._pretrain(job, folder)
+        return f"pre-trained {cost['steps']} steps on {cost['slices']} slices in {cost['wall_s']:.0f} s"
+
+    def fit(self, job: Job) -> Fitted:
+        folder = self._folder(job)
+        cost = self._pretrain(job, folder)
+        config = self.trained.config(job.config)
+        start = functools.partial(simclr.load_contracting, folder=folder)
+        fit(self.trained.learner, job.data, job.split, config, job.out, job.store, start=start)
+        fitted = fitted_run(job, config, self.trained.learner)
+        notes = {**fitted.notes, "pretraining": {**cost, "shared": "by all numbers of labels of this seed"}}
+        return dataclasses.replace(fitted, notes=notes)
+
+    def _folder(self, job: Job) -> Path:
+        """One for each data set, pool, recipe and seed."""
+        key = [self.spec, job.data.hash, job.data.window, sorted(job.split.pool), job.config.seed]
+        return job.shared / f"simclr-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
+
+    def _pretrain(self, job: Job, folder: Path) -> dict[str, Any]:
+        learner, seed = self.trained.learner, job.config.seed
+        if simclr.is_finished(folder):
+            return simclr.read_cost(folder)
+        encoder, head = learner.build(len(job.data.classes), seed)
+        pool = unlabelled(job.data, job.split.pool)
+        # No more slices of a case than the steps could show.
+        most = max(1, -(-self.recipe.steps * self.recipe.batch_size // len(pool)))
+        slices = simclr.gather_slices(pool, job.data.window, encoder.side, most)
+        device = pick_device(job.config.device)
+        return simclr.pretrain(head, encoder, slices, self.recipe, folder, seed, device)
+
+
+def unlabelled(data: Dataset, ids: tuple[str, ...]) -> Dataset:
+    """These cases without their labels, which are then not even read."""
+    chosen = data[ids]
+    bare = tuple(dataclasses.replace(entry, label=None, target=None) for entry in chosen.entries)
+    return dataclasses.replace(chosen, entries=bare)
+
+
+@final
+@dataclass(frozen=True)
+class Prompted(Entrant):
+    """SAM's own decoder, prompted with the truth of the case that it answers for. Learns nothing.
+
+    Args:
+        learner: only its encoder and how it sees images matter.
+        prompt: a key of `zero_shot.PROMPTS`.
+    """
+
+    learner: Learner
+    prompt: str = "box"
+    learns = False
+    uses_truth = True
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        kept = ("encoder", "checkpoint", "side", "prepare")
+        return {"kind": "zero_shot", "prompt": self.prompt, **{k: getattr(self.learner, k) for k in kept}}
+
+    @property
+    def _reader(self) -> Learner:
+        """The encoder with a head that costs nothing to build."""
+        return dataclasses.replace(self.learner, head="linear", options={})
+
+    def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
+        load_decoder(self._reader.build(2, seed)[0])  # an encoder that cannot be prompted is told now
+        return (Encode(self._reader, seed, NECK, Recipe(data.window), scored=True),)
+
+    def fit(self, job: Job) -> Fitted:
+        if job.data.task != "segmentation":
+            raise SamAdaptError("zero-shot SAM outlines objects; it does not classify")
+        device = pick_device(job.config.device)
+        encoder = self._reader.build(2, job.config.seed)[0].to(device)
+        answers = ZeroShot(load_decoder(encoder).to(device), len(job.data.classes), encoder.side, self.prompt)
+        recipe = Recipe(job.data.window)
+
+        def predict(case: Case) -> np.ndarray:
+            job.store.encode([case], encoder, NECK, recipe)  # nothing to do, as a rule
+            maps, frame = job.store.read(case, encoder, NECK, recipe)
+            return answers.predict(case, maps["neck"][0], frame)
+
+        notes = {
+            "steps": 0,
+            "selection": "none: nothing is trained",
+            "augmentation": "none",
+            "prompt": f"the truth's {self.prompt}",
+            "device": str(device),
+        }
+        return Fitted(predict, 0, notes)
+
+
+@final
+@dataclass(frozen=True)
+class NnUNetEntrant(Entrant):
+    """nnU-Net v2 on the cell's labelled cases."""
+
+    config: NnUNetConfig = field(default_factory=NnUNetConfig)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "nnunet", "trainer": self.config.trainer, "configuration": self.config.configuration}
+
+    def fit(self, job: Job) -> Fitted:
+        device = pick_device(job.config.device).type
+        model = NnUNet(self.config, job.out / "nnunet", device, torch.get_num_threads())  # set by the study
+        notes: Mapping[str, Any] = model.fit(job.data, job.split)
+        return Fitted(model.predict, model.parameters, notes)

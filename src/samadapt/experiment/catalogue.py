@@ -1,0 +1,94 @@
+"""Learners by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from samadapt.baselines.nnunet import NnUNetConfig
+from samadapt.encoders import ENCODERS
+from samadapt.experiment.baselines import Contrasted, NnUNetEntrant, Prompted
+from samadapt.experiment.entrants import Entrant, Trained
+from samadapt.heads import HEADS
+from samadapt.learner import Learner
+from samadapt.simclr import SimclrConfig
+from samadapt.types import SamAdaptError
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """What the user says about baselines that have settings of their own."""
+
+    simclr: SimclrConfig = field(default_factory=SimclrConfig)
+    nnunet: NnUNetConfig = field(default_factory=NnUNetConfig)
+
+
+#: The learner that the user's options describe (encoder, checkpoint, side, views, ...), and the baselines' own.
+Maker = Callable[[Learner, BaselineOptions], Entrant]
+
+
+def _unet(base: Learner) -> Trained:
+    return Trained(Learner("unet", "pixels", side=256, views=base.views, augment=base.augment))
+
+
+def _faithful(base: Learner) -> Trained:
+    """The authors' preparation too, where the encoder has more ways than one."""
+    ways = inspect.signature(ENCODERS[base.encoder]).parameters if base.encoder in ENCODERS else {}
+    prepare = "autosam" if "prepare" in ways else base.prepare
+    return Trained(dataclasses.replace(base, head="autosam", options={"preset": "faithful"}, prepare=prepare))
+
+
+_ALWAYS: dict[str, Maker] = {
+    "random": lambda base, _: Trained(dataclasses.replace(base, checkpoint="random")),
+    "scratch": lambda base, _: Trained(dataclasses.replace(base, checkpoint="random"), {"tune": "all"}),
+    "tuned": lambda base, _: Trained(base, {"tune": "all"}),
+}
+#: task -> name -> entrant; beside them, every head is a learner under its own name.
+ENTRANTS: dict[str, Mapping[str, Maker]] = {
+    "segmentation": {
+        "autosam_faithful": lambda base, _: _faithful(base),
+        "unet": lambda base, _: _unet(base),
+        "simclr": lambda base, options: Contrasted(_unet(base), options.simclr),
+        "zero_shot": lambda base, _: Prompted(base, "box"),
+        "zero_shot_points": lambda base, _: Prompted(base, "points"),
+        "nnunet": lambda _, options: NnUNetEntrant(options.nnunet),
+        **_ALWAYS,
+    },
+    "classification": _ALWAYS,
+}
+
+
+def known_entrants(task: str) -> list[str]:
+    """The names that `build_entrants` takes for a task: the heads, and the table above."""
+    return sorted({name for name, head in HEADS.items() if head.task == task} | set(ENTRANTS[task]))
+
+
+def build_entrants(
+    names: Sequence[str],
+    task: str,
+    base: Learner | None = None,
+    options: BaselineOptions | None = None,
+) -> dict[str, Entrant]:
+    """Entrants by name: a key of `ENTRANTS`, or any head, on the encoder of `base`.
+
+    Args:
+        base: encoder, checkpoint, side, views and augmentation for all; its head is the one of `random`,
+            `scratch` and `tuned`.
+        options: of SimCLR and nnU-Net.
+    """
+    base, options = base or Learner(), options or BaselineOptions()
+    known = known_entrants(task)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SamAdaptError(f"unknown learner {unknown[0]!r} for {task}; known: {', '.join(known)}")
+    if len(set(names)) != len(names):
+        raise SamAdaptError(f"learners {', '.join(names)}: a name stands there twice; give each once")
+    return {name: _build(name, task, base, options) for name in names}
+
+
+def _build(name: str, task: str, base: Learner, options: BaselineOptions) -> Entrant:
+    if name in ENTRANTS[task]:
+        return ENTRANTS[task][name](base, options)
+    return Trained(dataclasses.replace(base, head=name, options={}))
