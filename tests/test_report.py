@@ -1,0 +1,360 @@
+"""The report: what it says, what it refuses, and that it needs nothing but the scores."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from samadapt.report import read_study, write_report
+from samadapt.report.measures import MEASURES, Side, auc_influence, contributions, mean_influence
+from samadapt.report.verdict import all_means, compare_all, gains, judge
+from samadapt.report.worst import worst_cases
+from samadapt.statistics import SamAdaptError
+from synthetic_study import fail, make_classification_study, make_study, write_cell
+
+HEAD_WINS = {"linear": 0.70, "fused": 0.86, "unet": 0.78}
+UNET_WINS = {"linear": 0.70, "fused": 0.76, "unet": 0.85, "simclr": 0.80}
+
+
+@pytest.fixture(scope="module")
+def unet_wins(tmp_path_factory):
+    folder = make_study(tmp_path_factory.mktemp("unet") / "e", UNET_WINS, labels=(1, 5))
+    return folder, write_report(folder).read_text()
+
+
+@pytest.fixture(scope="module")
+def eyes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eyes") / "e"
+    return make_classification_study(folder, {"slca": 1.8, "linear_probe": 1.2, "plain": 0.6})
+
+
+def verdict_of(folder, name="dsc"):
+    study = read_study(folder)
+    means = all_means(study, name)
+    return judge(study, means, compare_all(study, means, name), name)
+
+
+def first_sentence(page):
+    return re.search(r"<h1>(.*?)</h1>", page).group(1)
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def test_a_study_in_which_unet_wins_says_so_first(unet_wins):
+    page = unet_wins[1]
+    assert first_sentence(page).startswith("Use U-Net: with 1 and 5 labelled patients")
+    assert "better learner" not in first_sentence(page) and "fused" in first_sentence(page)
+    before = page[page.index("<body>") : page.index("<h1>")]
+    assert "." not in re.sub(r"<[^>]*>", "", before)  # no sentence comes before it
+
+
+def test_nnunet_can_win_too(tmp_path):
+    make_study(tmp_path / "e", {"fused": 0.70, "nnunet": 0.85, "unet": 0.72}, labels=(2,))
+    assert verdict_of(tmp_path / "e").sentence.startswith("Use nnU-Net: with 2 labelled patients")
+
+
+def test_a_head_that_wins_is_recommended(tmp_path):
+    make_study(tmp_path / "e", HEAD_WINS, labels=(1, 5))
+    assert verdict_of(tmp_path / "e").sentence.startswith("Use fused: ")
+
+
+def test_equal_learners_cannot_be_told_apart(tmp_path):
+    make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.8}, labels=(1, 5))
+    verdict = verdict_of(tmp_path / "e")
+    assert verdict.sentence.startswith("No difference shown")
+    assert all(f.comparison.difference.low < 0 < f.comparison.difference.high for f in verdict.findings)
+
+
+def test_few_patients_show_nothing_and_the_page_says_why(tmp_path):
+    make_study(tmp_path / "e", HEAD_WINS, labels=(5,), patients=4)
+    assert verdict_of(tmp_path / "e").sentence.startswith("No difference shown")
+    assert "4 scored patients are too few" in write_report(tmp_path / "e").read_text()
+
+
+def test_who_is_given_the_truth_is_no_rival(tmp_path):
+    make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7, "zero_shot": 0.97}, labels=(5,))
+    study = read_study(tmp_path / "e")
+    comparisons = compare_all(study, all_means(study, "dsc"), "dsc")
+    assert {c.baseline for c in comparisons} == {"unet"}
+    shown = next(c for c in comparisons if c.learner == "zero_shot")
+    assert math.isnan(shown.p_holm) and shown.verdict == "not tested" and shown.difference.mean > 0.1
+    page = write_report(tmp_path / "e").read_text()
+    assert first_sentence(page).startswith("Use fused") and "zero_shot (uses the truth as prompt)" in page
+
+
+def test_without_a_baseline_nothing_is_decided(tmp_path):
+    make_study(tmp_path / "e", {"fused": 0.8, "cnn": 0.7}, labels=(5,))
+    assert verdict_of(tmp_path / "e").sentence.startswith("Nothing to decide: no baseline")
+    assert "nothing to compare with" in write_report(tmp_path / "e").read_text()
+
+
+def test_a_random_encoder_is_a_baseline(tmp_path):
+    study = read_study(make_study(tmp_path / "e", {"fused": 0.8, "scratch": 0.7}, labels=(5,)))
+    assert study.learners["scratch"].baseline and not study.learners["fused"].baseline
+
+
+def test_answers_may_differ_with_the_number_of_labels(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.80, "unet": 0.80}, labels=(1, 5))
+    note = json.loads((folder / "experiment.json").read_text())
+    for digest, cell in note["cells"].items():
+        gain = 0.15 if (cell["learner"], cell["labels"]) in (("fused", 1), ("unet", 5)) else 0.0
+        rows = list(csv.reader((folder / digest / "scores.csv").read_text().splitlines()))[1:]
+        better = [(*r[:3], float(r[3]) + gain * (r[2] == "dsc" and float(r[3]) > 0)) for r in rows]
+        write_cell(folder / digest, better, cell["learner"], cell["labels"], cell["seed"])
+    sentence = verdict_of(folder).sentence
+    assert sentence.startswith(
+        "With 1 labelled patient use fused rather than U-Net; with 5 labelled patients use U-Net rather than fused"
+    )
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_the_mean_is_over_classes_of_the_defined_cases():
+    values = np.array([[0.5, math.nan, math.nan], [1.0, 0.2, math.nan], [0.0, 0.4, math.nan]])
+    assert mean_influence(values).mean() == pytest.approx((0.5 + 0.3) / 2)
+    assert np.isnan(mean_influence(values[:, 2:])).all()
+
+
+def test_the_auc_is_that_of_the_metrics(eyes):
+    from samadapt.metrics import classification_metrics
+
+    study = read_study(eyes)
+    cell = study.done[0]
+    p, truth = study.values(cell, "probability"), study.values(cell, "truth")
+    right = classification_metrics(p, truth.argmax(1), study.targets)
+    assert auc_influence(p, truth).mean() == pytest.approx(right["all", "auc"])
+    side = Side(cell.learner, next(x for x in study.levels if x.labels == cell.labels))
+    for target in study.targets:
+        first = contributions(study, side, None, "auc", target)[:, 0]
+        assert first.mean() == pytest.approx(right[target, "auc"])
+    assert contributions(study, side, None, "acc")[:, 0].mean() == pytest.approx(right["all", "acc"])
+    two = np.stack([1 - p[:, 0], p[:, 0]], 1), np.stack([1 - truth[:, 0], truth[:, 0]], 1)
+    binary = classification_metrics(two[0], two[1].argmax(1))
+    assert auc_influence(*two).mean() == pytest.approx(binary["all", "auc"])
+
+
+def test_a_difference_pairs_cases_and_seeds(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,))
+    fail(folder, "unet", 5, 1, "no such luck")
+    study = read_study(folder)
+    matrix = contributions(study, Side("fused", study.levels[0]), Side("unet", study.levels[0]))
+    assert matrix.shape == (8, 2)  # seed 1 has no partner
+    ours, theirs = (study.seeds(n, study.levels[0])[2] for n in ("fused", "unet"))
+    paired = study.values(ours, "dsc") - study.values(theirs, "dsc")
+    assert matrix[:, 1].mean() == pytest.approx(np.nanmean(paired, 0).mean())
+
+
+def test_one_more_patient_is_worth_the_slope(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.8}, labels=(1, 2, 5), seed_sd=0.0)
+    found = {
+        (g.learner, g.low.patients, g.high.patients): g.per_patient for g in gains(read_study(folder), "dsc")
+    }
+    assert set(found) == {(n, *s) for n in ("fused", "unet") for s in ((1, 2), (2, 5))}
+    slope = found["fused", 1, 2]  # simulated: 0.09 for each doubling; one of 48 masks is always 0
+    assert slope.low < 0.09 * 47 / 48 < slope.high and slope.mean == pytest.approx(0.088, abs=0.01)
+    assert found["fused", 2, 5].mean == pytest.approx(0.09 * np.log2(2.5) / 3, abs=0.006)
+
+
+def test_measures_are_named_as_the_metrics_are():
+    from samadapt.metrics import METRICS
+
+    assert set(MEASURES) <= set(METRICS)
+    assert {n: (m.low, m.high, m.digits) for n, m in MEASURES.items()} == {
+        n: (METRICS[n].low, METRICS[n].high, METRICS[n].digits) for n in MEASURES
+    }
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_the_tidy_table_equals_the_scores(unet_wins):
+    folder, _ = unet_wins
+    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    note = json.loads((folder / "experiment.json").read_text())
+    expected = [
+        (c["learner"], str(c["labels"]), str(c["seed"]), *row)
+        for digest, c in note["cells"].items()
+        for row in list(csv.reader((folder / digest / "scores.csv").read_text().splitlines()))[1:]
+    ]
+    found = [
+        tuple(r[k] for k in ("learner", "labels", "seed", "case", "target", "metric", "value")) for r in rows
+    ]
+    assert found == expected
+    assert all(r["patient"] == r["case"].split("_")[0] for r in rows)
+
+
+def test_the_page_stands_alone(unet_wins):
+    folder, page = unet_wins
+    assert "http" not in page and "//" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", page)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "@media print" in page
+    assert page.count("<svg") == 2 and page.count("data:image/png") == 5
+    assert (folder / "dice_vs_labels.svg").read_text().startswith("<?xml")
+    assert (folder / "dice_vs_labels.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_ids_of_the_figures_do_not_meet(unet_wins):
+    ids = re.findall(r'\bid="([^"]*)"', unet_wins[1])
+    assert len(ids) == len(set(ids)) > 50
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', unet_wins[1])) <= set(ids)
+
+
+def test_a_report_is_the_same_when_made_again(unet_wins, tmp_path):
+    folder, page = unet_wins
+    assert write_report(folder, tmp_path / "again").read_text() == page
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == [
+        "dice_vs_labels.png", "dice_vs_labels.svg", "report.html", "table.csv",
+    ]  # fmt: skip
+
+
+def test_names_are_text_not_markup(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,), seeds=(0,))
+    text = (folder / "experiment.json").read_text()
+    (folder / "experiment.json").write_text(text.replace("Simulated", "<script>alert(1)</script>"))
+    assert "<script>alert" not in write_report(folder).read_text()
+
+
+def test_no_torch_and_nothing_of_ours_that_needs_it(unet_wins, tmp_path):
+    program = (
+        "import sys; from samadapt.report import write_report; write_report(*sys.argv[1:]); "
+        "import json; print(json.dumps([m for m in sys.modules if m.split('.')[0] in ('torch', 'monai', 'samadapt')]))"
+    )
+    arguments = [sys.executable, "-c", program, str(unet_wins[0]), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert loaded and not [m for m in loaded if m.split(".")[0] != "samadapt"]
+    assert {m.split(".")[1] for m in loaded if "." in m} == {"report", "statistics"}
+
+
+def test_failed_cells_are_shown_with_their_message(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,))
+    fail(folder, "fused", 5, 1, "weights that are <nan>; lower --lr")
+    page = write_report(folder).read_text()
+    assert "weights that are &lt;nan&gt;; lower --lr" in page and "1 of 6 cells have no scores" in page
+
+
+def test_what_is_missed_and_undefined_is_counted(unet_wins):
+    _, page = unet_wins
+    section = page[page.index("Missed and undefined") :]
+    row = re.search(r"<td>fused</td>(.*?)</tr>", section, re.S).group(1)
+    counts = [re.sub("<.*?>", "", x) for x in re.findall(r"<td.*?>(.*?)</td>", row)]
+    assert counts == ["1", "144", "3", "0", "0", "0"]  # 16 cases x 3 classes x 3 seeds; one RV missed each
+
+
+def test_budget_environment_and_command_are_there(unet_wins):
+    page = unet_wins[1]
+    for text in (
+        "1 234 567",
+        "62.2",
+        "118.0",
+        "912",
+        "6 stored views",
+        "none: averaged",
+        "torch 2.13",
+        "5e1f5e1f",
+    ):
+        assert text in page, text
+    assert "samadapt experiment &#39;my data&#39; --heads cnn --out e" in page and "/home/me" not in page
+    hashes = [json.loads(p.read_text())["scores_sha256"] for p in unet_wins[0].glob("*/cost.json")]
+    assert all(h in page for h in hashes)
+
+
+def test_the_worst_case_comes_first(unet_wins):
+    study = read_study(unet_wins[0])
+    found = worst_cases(study, [Side("unet", study.levels[-1]), Side("fused", study.levels[-1])], "dsc")
+    values = [float(w.values[0][1]) for w in found]
+    assert len(found) == 5 and values == sorted(values) and found[0].case == "p01_ES"
+    assert [name for name, _ in found[0].values] == ["U-Net", "fused"] and found[0].slice_index == 4
+
+
+def test_stacked_scans_show_their_patients(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,), seeds=(0,))
+    note = json.loads((folder / "experiment.json").read_text())
+    note["protocol"]["stacked"] = True
+    for digest, cell in note["cells"].items():
+        rows = list(csv.reader((folder / digest / "scores.csv").read_text().splitlines()))[1:]
+        kept = [(r[0].split("_")[0], *r[1:]) for r in rows if r[0].endswith("ES") and r[2] == "dsc"]
+        write_cell(folder / digest, kept, cell["learner"], cell["labels"], cell["seed"])
+    (folder / "experiment.json").write_text(json.dumps(note))
+    page = write_report(folder).read_text()
+    assert page.count("data:image/png") == 5 and "scans stacked" in page and "One seed only" in page
+
+
+# ---------------------------------------------------------------- classification
+
+
+def test_a_classification_study_has_its_own_figures(eyes):
+    page = write_report(eyes).read_text()
+    assert first_sentence(page).startswith("Use slca: with 5 and 10 labelled patients its mean AUC")
+    for title in ("ROC curves", "Reliability", "Confusion", "Accuracy"):
+        assert f"<h2>{title}" in page
+    assert (eyes / "auc_vs_labels.svg").is_file() and "http" not in page
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def change(path, old, new):
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.fixture
+def small(tmp_path):
+    return make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,), seeds=(0,), patients=3)
+
+
+@pytest.mark.parametrize("how", ["edited", "truncated", "no cost"])
+def test_scores_that_are_not_the_cells_own_are_refused(small, how):
+    path = next(small.glob("*/scores.csv"))
+    if how == "edited":
+        change(path, "LV,dsc,0.", "LV,dsc,1.")
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-40])
+    else:
+        (path.parent / "cost.json").unlink()
+    with pytest.raises(
+        SamAdaptError, match=re.escape(str(path)) + r".*cut short or edited.*remove that folder"
+    ):
+        write_report(small)
+    assert not (small / "report.html").exists()
+
+
+def test_folders_that_are_no_study_are_refused(small, tmp_path):
+    with pytest.raises(SamAdaptError, match=r"no experiment\.json"):
+        write_report(tmp_path)
+    change(small / "experiment.json", '"format": 1', '"format": 9')
+    with pytest.raises(SamAdaptError, match=r"format 9.*reads 1"):
+        write_report(small)
+    (small / "experiment.json").write_text("{")
+    with pytest.raises(SamAdaptError, match="cannot be read"):
+        write_report(small)
+
+
+def test_a_study_without_any_scores_is_refused(small):
+    for path in small.glob("*/scores.csv"):
+        path.unlink()
+    with pytest.raises(SamAdaptError, match="no finished cell"):
+        write_report(small)
+
+
+def test_cells_that_score_other_cases_are_refused(small):
+    note = json.loads((small / "experiment.json").read_text())
+    digest, cell = next(iter(note["cells"].items()))
+    rows = list(csv.reader((small / digest / "scores.csv").read_text().splitlines()))[1:]
+    write_cell(small / digest, [r for r in rows if r[0] != "p00_ED"], cell["learner"], 5, 0)
+    with pytest.raises(SamAdaptError, match="other cases or classes"):
+        write_report(small)
+
+
+def test_the_error_is_the_one_the_command_line_catches():
+    from samadapt import types
+
+    assert types.SamAdaptError is SamAdaptError
