@@ -173,7 +173,7 @@ def _digest(module: nn.Module) -> str:
 def build_sam_nano(
     checkpoint: str | Path | None = None, side: int | None = None, seed: int = 0
 ) -> NanoEncoder:
-    """`sam_nano` with the package's weights, those of a `.safetensors` file, or random ones.
+    """Our own small encoder, side 256, trained on synthetic pictures; its weights come with the package.
 
     Args:
         checkpoint: None for the package's own; a file written by `python -m pretraining.export`; or "random".

@@ -37,7 +37,7 @@ class Pixels(Encoder):
 def build_pixels(
     checkpoint: str | None = None, side: int | None = None, prepare: str | None = None, seed: int = 0
 ) -> Pixels:
-    """`seed` is not used: there is nothing to draw."""
+    """The image itself, side 256, no weights: for heads that learn from scratch (unet)."""
     if checkpoint is not None:
         raise SamAdaptError(f"encoder 'pixels' has no weights; leave out the checkpoint {checkpoint!r}")
     return Pixels(side or 256, prepare or "unit")

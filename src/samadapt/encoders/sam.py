@@ -52,6 +52,10 @@ class Model:
     architecture: Architecture
     hub: HubModel
     prepare: str
+    text: str = ""  # what it is, for `samadapt list encoders`
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.text)
 
     def __call__(
         self,
@@ -254,9 +258,13 @@ def _resize_positions(value: Tensor, shape: torch.Size) -> Tensor:
 SAM_MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model("sam_vit_b", VIT_B, HubModel("facebook/sam-vit-base", "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f"), "sam"),
-        Model("sam_vit_l", VIT_L, HubModel("facebook/sam-vit-large", "70009d56dac23ebb3265377257158b1d6ed4c802"), "sam"),
-        Model("sam_vit_h", VIT_H, HubModel("facebook/sam-vit-huge", "87aecf0df4ce6b30cd7de76e87673c49644bdf67"), "sam"),
-        Model("medsam_vit_b", VIT_B, HubModel("wanglab/medsam-vit-base", "de8488bca37bb1d4fb190f612c516126d739ce3b"), "medsam"),
+        Model("sam_vit_b", VIT_B, HubModel("facebook/sam-vit-base", "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f"), "sam",
+              "SAM's ViT-B, 90 M parameters, side 1024 (facebook/sam-vit-base)."),
+        Model("sam_vit_l", VIT_L, HubModel("facebook/sam-vit-large", "70009d56dac23ebb3265377257158b1d6ed4c802"), "sam",
+              "SAM's ViT-L, 308 M parameters, side 1024 (facebook/sam-vit-large)."),
+        Model("sam_vit_h", VIT_H, HubModel("facebook/sam-vit-huge", "87aecf0df4ce6b30cd7de76e87673c49644bdf67"), "sam",
+              "SAM's ViT-H, 637 M parameters, side 1024 (facebook/sam-vit-huge)."),
+        Model("medsam_vit_b", VIT_B, HubModel("wanglab/medsam-vit-base", "de8488bca37bb1d4fb190f612c516126d739ce3b"), "medsam",
+              "MedSAM: SAM's ViT-B tuned on medical images, side 1024 (wanglab/medsam-vit-base)."),
     )
 }  # fmt: skip
