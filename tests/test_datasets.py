@@ -134,6 +134,13 @@ def test_undeclared_class_names_the_file(tmp_path: Path) -> None:
         data.case("x2")
 
 
+def test_a_splits_file_of_another_kind(tmp_path: Path) -> None:
+    nnunet(tmp_path)
+    (tmp_path / "splits_final.json").write_text('[{"train": ["x1"]}]')
+    with pytest.raises(SamAdaptError, match=r"splits_final\.json: expected a list .*missing: 'val'"):
+        open_dataset(tmp_path)
+
+
 def test_channels_are_chosen(tmp_path: Path) -> None:
     names = {str(n): name for n, name in enumerate(("T1", "T2", "FLAIR", "ADC"))}
     nnunet(tmp_path, channel_names=names)
@@ -178,6 +185,14 @@ def test_msd(tmp_path: Path) -> None:
     (tmp_path / "labelsTr/la_002.nii.gz").unlink()
     with pytest.raises(SamAdaptError, match=r"lists .*la_002\.nii\.gz, which does not exist"):
         open_dataset(tmp_path)
+    for change, message in (
+        ({"labels": {"background": 0}}, "expected numbers with names"),
+        ({"training": []}, "`training` is empty"),
+        ({"training": ["a.nii.gz"]}, "has the item 'a.nii.gz'; expected"),
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps({**about, "test": [], **change}))
+        with pytest.raises(SamAdaptError, match=message):
+            open_dataset(tmp_path)
 
 
 def test_msd_with_channels_in_the_file(tmp_path: Path) -> None:
@@ -394,6 +409,35 @@ def test_hash_follows_the_content(tmp_path: Path) -> None:
     changed_label = open_dataset(tmp_path / "here").hash
     regrouped = open_dataset(tmp_path / "here", group="(x)").hash
     assert len({data.hash, changed_image, changed_label, regrouped}) == 4
+
+
+def test_large_images_are_hashed_by_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samadapt.datasets.dataset._WHOLE_FILE", 100)
+    monkeypatch.setattr("samadapt.datasets.dataset._END", 40)
+    nnunet(tmp_path)
+    image = tmp_path / "imagesTr/x2_0000.nii.gz"
+    hashes = {open_dataset(tmp_path).hash}
+    for place in (5, -5):  # a header, and the checksum that ends a .gz
+        content = bytearray(image.read_bytes())
+        content[place] ^= 0xFF
+        image.write_bytes(content)
+        hashes.add(open_dataset(tmp_path).hash)
+    assert len(hashes) == 3
+
+
+def test_a_name_is_one_case(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        picture(tmp_path / part / "images/a.png")
+        picture(tmp_path / part / "masks/a.png", (0, 255))
+    with pytest.raises(SamAdaptError, match="has two cases called 'a'"):
+        open_dataset(tmp_path)
+
+
+def test_empty_masks_are_masks(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png")
+    picture(tmp_path / "masks/a.png", (0,))
+    data = open_dataset(tmp_path)
+    assert data.classes == ("background", "foreground") and int(data.label("a").sum()) == 0  # type: ignore[union-attr]
 
 
 def test_slice_axis_is_told(tmp_path: Path) -> None:

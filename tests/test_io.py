@@ -349,6 +349,16 @@ def test_values_that_are_refused(tmp_path: Path) -> None:
         io.read_case(tmp_path / "rgb.nii")
 
 
+def test_shapes_that_are_no_volume(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(volume((2, 2, 2, 2, 2)), np.eye(4)), tmp_path / "five.nii")
+    with pytest.raises(SamAdaptError, match=r"five\.nii has 5 axes"):
+        io.read_geometry(tmp_path / "five.nii")
+    nib.save(nib.Nifti1Image(volume((2, 2, 2, 2)).astype(np.uint8), np.eye(4)), tmp_path / "four.nii")
+    scan = save(tmp_path / "scan.nii", volume((2, 2, 2)))
+    with pytest.raises(SamAdaptError, match=r"four\.nii has 4 axes .*expected a label map of 3"):
+        io.read_case(scan, tmp_path / "four.nii")
+
+
 def test_an_answer_that_does_not_fit(tmp_path: Path) -> None:
     case = io.read_case(save(tmp_path / "scan.nii", volume()))
     with pytest.raises(SamAdaptError, match="does not fit case"):
@@ -545,6 +555,15 @@ def test_npz_is_never_unpickled(tmp_path: Path) -> None:
         io.open_npz(tmp_path / "cut.npz")
     with pytest.raises(SamAdaptError, match="does not exist"):
         io.open_npz(tmp_path / "none.npz")
+
+
+def test_an_array_that_is_damaged(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(5000))
+    whole = bytearray((tmp_path / "a.npz").read_bytes())
+    whole[20000] ^= 0xFF
+    (tmp_path / "a.npz").write_bytes(whole)
+    with pytest.raises(SamAdaptError, match=r"a\.npz: array 'x' is damaged"):
+        io.open_npz(tmp_path / "a.npz").read("x")
 
 
 def test_npz_that_was_rewritten_is_read_again(tmp_path: Path) -> None:

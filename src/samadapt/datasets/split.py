@@ -283,7 +283,8 @@ def _cases(
 def _demand_two_classes(data: Splittable, part: str, ids: Sequence[str]) -> None:
     if data.task != "classification" or not ids:
         return
-    targets = {entry.target for entry in data.entries if entry.id in set(ids)}
+    wanted = set(ids)
+    targets = {entry.target for entry in data.entries if entry.id in wanted}
     if len(targets) < 2:
         (target,) = targets
         what = target if isinstance(target, tuple) else data.classes[target or 0]
