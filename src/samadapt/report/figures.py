@@ -205,7 +205,7 @@ def overlay(image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequen
     shown: list[tuple[str, np.ndarray | None]] = [("image", None), *labels.items()]
     for axes, (title, label) in zip(panels, shown, strict=True):
         axes.imshow(image[box], cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
-        for value in range(1, len(classes)):
+        for value in range(len(classes) - 1, 0, -1):  # where two meet, the lower one is seen
             mask = np.zeros((0, 0), bool) if label is None else label[box] == value
             if mask.any() and not mask.all() and min(mask.shape) > 1:
                 axes.contour(
