@@ -40,7 +40,11 @@ TRAINERS = {
 STEPS_PER_EPOCH = 250
 CONFIGURATIONS = ("2d", "3d_fullres")
 #: What nnU-Net's checkpoints hold beside tensors and plain Python values.
-_NUMPY = [np._core.multiarray.scalar, np.dtype, *{type(np.dtype(f"f{size}")) for size in (2, 4, 8)}]
+_NUMPY: list[Any] = [
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    *{type(np.dtype(f"f{size}")) for size in (2, 4, 8)},
+]
 _ID, _NAME, _PLANS = "1", "Dataset001_cell", "nnUNetPlans"
 #: What nnU-Net itself gives pictures along the axis that they do not have.
 _NO_DEPTH_MM = 999.0
