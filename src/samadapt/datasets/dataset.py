@@ -136,10 +136,8 @@ class Dataset:
         entry = self.entry(case_id)
         group = self.groups[case_id]
         if entry.row is not None:
-            arrays = io.open_npz(entry.images[0])
-            case = io.make_case(
-                arrays.read(f"{entry.part}_images")[entry.row], case_id, group, entry.images[0]
-            )
+            images = io.NpzArrays(entry.images[0]).read(f"{entry.part}_images")
+            case = io.make_case(images[entry.row], case_id, group, entry.images[0])
         else:
             self._demand_depth(entry)
             case = io.read_case(
