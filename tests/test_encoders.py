@@ -82,6 +82,7 @@ def test_the_fingerprint_tells_what_changes_the_numbers(name):
     if name != "pixels":
         prints.append(load(name, seed=1).fingerprint)
         encoder = load(name)
+        assert encoder.fingerprint == prints[0]  # and is not remembered when the weights change
         with torch.no_grad():
             next(encoder.parameters()).flatten()[0] += 1.0
         prints.append(encoder.fingerprint)
