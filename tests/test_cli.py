@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -121,6 +122,34 @@ def test_tuned_and_selected_within_the_budget(phantom, tmp_path):
     assert {i.split("_")[0] for i in split["select"]}.isdisjoint({i.split("_")[0] for i in split["train"]})
     assert (tmp_path / "run" / "encoder.safetensors").is_file()
     type_("predict", tmp_path / "run", phantom, "--out", tmp_path / "p", "--device", "cpu")
+
+
+def test_check_finds_nothing_wrong_with_the_phantom(phantom):
+    assert "0 errors" in type_("check", phantom)
+
+
+def test_experiment_and_report(phantom, tmp_path):
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'learners = ["small"]\n[learner.small]\nhead = "unet"\nencoder = "pixels"\nside = 32\noptions = {width = 2}\n'
+    )
+    words = [
+        "experiment",
+        phantom,
+        "--out",
+        tmp_path / "study",
+        "--grid",
+        grid,
+        "--labels",
+        "1,2",
+        "--seeds",
+        "1",
+    ]
+    words += ["--steps", "2", "--store", tmp_path / "f", "--device", "cpu"]
+    assert "2 cells" in type_(*words)
+    assert "2 cells, 2 done before" in type_(*words)
+    page = type_("report", tmp_path / "study").split()[-1]
+    assert "<html" in Path(page).read_text()
 
 
 @pytest.mark.parametrize(

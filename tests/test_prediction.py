@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from fakes import TinyEncoder, TinyHead, disc_case, fake_data
 
+from fakes import TinyEncoder, TinyHead, disc_case, fake_data
 from samadapt import prediction
 from samadapt.features import FeatureStore, Pairs
 from samadapt.prediction import Classifier, Segmenter, build_model, load_run, score_labels
@@ -146,7 +146,7 @@ def test_a_run_folder_can_be_moved_and_loaded(tmp_path, known):
 
 
 def test_a_tuned_encoder_comes_back(tmp_path, known):
-    head, pairs, run = trained(tmp_path, tune="all", encoder_lr=0.1)
+    _, pairs, run = trained(tmp_path, tune="all", encoder_lr=0.1)
     model = load_run(run, device="cpu")
     assert torch.equal(model.encoder.conv.weight, pairs.encoder.conv.weight)
     assert not torch.equal(model.encoder.conv.weight, TinyEncoder().conv.weight)

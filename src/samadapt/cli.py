@@ -280,6 +280,10 @@ def experiment(
     seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each training.")] = None,
     jobs: Annotated[int, typer.Option(help="Cells side by side.")] = 1,
+    budget: Annotated[int | None, typer.Option(help="nnunet: epochs at most.")] = None,
+    nnunet_bin: Annotated[
+        str | None, typer.Option(help="nnunet: folder of its commands, if not on the PATH.")
+    ] = None,
     store: Store = Path("features"),
     slice_axis: SliceAxis = None,
     group: Group = None,
@@ -303,12 +307,26 @@ def experiment(
     _merge(settings, {"learners": names or None, "labels": counts, "seeds": seeds})
     _merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint})
     _merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
+    _merge(settings.setdefault("nnunet", {}), {"budget": budget, "bin": nnunet_bin})
     chosen, config = study.make_study(settings, opened.task)
     say = None if quiet else print
     outcome = study.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, say)
     print(study.results_table(out))
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="The --out of `samadapt experiment`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the report; the study's by default.")
+    ] = None,
+) -> None:
+    """One HTML page, a tidy table and the curves of a study, from its scores alone."""
+    from samadapt.report import write_report
+
+    print(f"report: {write_report(study, out)}")
 
 
 @app.command("list")

@@ -16,7 +16,11 @@ from samadapt.phantom import make_phantom
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
-LEARNERS = {"sam_nano + fused": Learner("fused"), "U-Net": Learner("unet", encoder="pixels")}
+# The phantom has 128 pixels: a larger square would only slow the U-Net down.
+LEARNERS = {
+    "sam_nano + fused": Learner("fused"),
+    "U-Net": Learner("unet", encoder="pixels", side=128, options={"width": 16}),
+}
 
 
 def run_demo(out: Path, steps: int = 300, seed: int = 0, overwrite: bool = False) -> None:
