@@ -86,6 +86,26 @@ def test_spec_and_state_bring_it_back(name):
     torch.testing.assert_close(again(features), head(features), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("probe", {"tap": "fine", "loss": "autosam"}),
+        ("linear", {"preset": "faithful", "loss": "dice_ce"}),
+        ("cnn", {"preset": "faithful", "depth": 1, "top": 16, "loss": "dice_ce"}),
+        (
+            "autosam",
+            {"preset": "fixed", "class_mode": "batched", "transformer": [4, 40, 1], "loss": "autosam"},
+        ),
+        ("unet", {"width": 8, "loss": "autosam"}),
+        ("fused", {"read": ["fine", "neck"], "width": 16, "jitter": 0.25, "loss": "autosam"}),
+    ],
+)
+def test_the_spec_keeps_every_option(name, options):
+    head = fresh(name, **options)
+    assert head.spec == {"name": name, "n_classes": 3, **options}
+    build_head(taps=GRIDS["usual"], **head.spec).load_state_dict(head.state_dict())
+
+
 def test_only_padding_is_nothing_to_learn(name):
     head = fresh(name)
     features, target = batch(GRIDS["usual"], head.reads)
