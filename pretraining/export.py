@@ -65,6 +65,7 @@ def export(run: Path, to: Path = WEIGHTS) -> dict[str, object]:
     size = part.stat().st_size
     if size > LARGEST:
         raise ValueError(f"the weights take {size} bytes; the package allows {LARGEST}")
+    part.chmod(0o644)  # the writer leaves it readable by its owner alone
     os.replace(part, to)
     to.with_suffix(".json").write_text(json.dumps(description, indent=1) + "\n")
     return {**description, "bytes": size}

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-
 from pretraining.draw import Draw
 from pretraining.export import export
 from pretraining.generate import Batch, generate
@@ -22,6 +21,7 @@ from pretraining.probe import synthetic, trained, untrained
 from pretraining.render import acquisitions, render
 from pretraining.shapes import LAYERS, OUTSIDE, REGIONS, label_maps
 from pretraining.train import Recipe, run
+
 from samadapt.encoders.nano import build_sam_nano
 from samadapt.types import IGNORED
 
@@ -83,7 +83,9 @@ def test_maps_are_varied():
 
 def _telling(batch: Batch) -> dict[str, torch.Tensor]:
     """Features that say the region outright."""
-    hot = torch.nn.functional.one_hot(batch.labels.clamp(max=REGIONS), REGIONS + 1).permute(0, 3, 1, 2).float()
+    hot = (
+        torch.nn.functional.one_hot(batch.labels.clamp(max=REGIONS), REGIONS + 1).permute(0, 3, 1, 2).float()
+    )
     at = {"stride4": hot[:, :, 2::4, 2::4]}
     at["neck"] = torch.nn.functional.avg_pool2d(at["stride4"], 2)
     at["stride16"] = torch.nn.functional.avg_pool2d(at["stride4"], 4)
@@ -195,6 +197,6 @@ def test_a_run_becomes_weights_of_the_package(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_minutes_of_training_separate_regions_better_than_random_weights(tmp_path):
-    run(Recipe(minutes=2.0), tmp_path)
-    assert synthetic(trained(tmp_path)) > synthetic(untrained()) + 0.02
+def test_a_short_run_separates_regions_better_than_random_weights(tmp_path):
+    run(Recipe(steps=200), tmp_path)  # two minutes on two cores
+    assert synthetic(trained(tmp_path)) < synthetic(untrained()) - 0.05
