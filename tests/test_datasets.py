@@ -260,11 +260,28 @@ def test_softened_masks_are_refused(tmp_path: Path, values: tuple[int, ...], suf
         open_dataset(tmp_path)
 
 
+def test_few_values_in_a_jpeg_are_no_classes(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png")
+    blocks = np.kron(np.array([[0, 3], [3, 0]], np.uint8), np.ones((16, 16), np.uint8))
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(blocks).save(tmp_path / "masks/a.jpg", quality=100)
+    assert set(np.unique(np.asarray(Image.open(tmp_path / "masks/a.jpg")))) == {0, 3}
+    with pytest.raises(SamAdaptError, match="threshold them and save them as PNG"):
+        open_dataset(tmp_path)
+
+
 def test_numbers_of_photographs_are_not_channels(tmp_path: Path) -> None:
     for number in range(3):
         picture(tmp_path / f"images/IMG_{number:04d}.png")
         picture(tmp_path / f"masks/IMG_{number:04d}.png", (0, 255))
     assert open_dataset(tmp_path).labelled_ids == ("IMG_0000", "IMG_0001", "IMG_0002")
+    for folder in ("images", "masks"):  # one of each name: only the masks tell that 0000 is no channel
+        for number in (1, 2):
+            (tmp_path / folder / f"IMG_{number:04d}.png").rename(tmp_path / folder / f"DSC{number}_0000.png")
+    assert open_dataset(tmp_path).labelled_ids == ("DSC1_0000", "DSC2_0000", "IMG_0000")
+    for folder in ("images", "masks"):
+        for number in (1, 2):
+            (tmp_path / folder / f"DSC{number}_0000.png").rename(tmp_path / folder / f"IMG_{number:04d}.png")
     for number in range(3):
         (tmp_path / f"images/IMG_{number:04d}.png").rename(tmp_path / f"images/x{number}_0000.png")
         (tmp_path / f"masks/IMG_{number:04d}.png").rename(tmp_path / f"masks/x{number}.png")

@@ -232,7 +232,7 @@ def test_patients_and_parts_in_a_table(tmp_path: Path) -> None:
             "line 4: column 'label' is 'mel', but 3 rows have numbers and 1 have names",
         ),
         (rows("a", "b", 3, "a"), {}, "line 4: column 'label' is '3', but 1 rows have numbers and 3"),
-        (rows("nan", 1, 0, 1), {}, "line 2: column 'label' is 'nan'"),
+        (rows("nan", 1, 0, 1), {}, "line 2: column 'label' is 'nan', but 3 rows have numbers"),
         (rows(0, 1, 0.37, 1), {}, "line 4: column 'label' is '0.37', a measurement"),
         (rows("a", "a", "a"), {}, "column 'label' is 'a' in all 3 rows; expected two classes"),
         (rows("a", "b") + "i0,b\n", {}, "line 4: 'i0' is listed again with two labels .first in line 2"),
@@ -293,12 +293,12 @@ def test_masks_beside_a_table(tmp_path: Path) -> None:
             mask[2:4, 2:5] = True
             (tmp_path / part / "masks").mkdir(exist_ok=True)
             Image.fromarray(mask).save(tmp_path / part / "masks" / f"{name}.png")
-        lines = [f"{name},{n % 2}.0,0.0" for n, name in enumerate(names)]
+        lines = [f"{name},{n % 2}.0,{int(part == 'val')}.0" for n, name in enumerate(names)]
         (tmp_path / part / "labels.csv").write_text("\n".join(["image_id,mel,sk", *lines]))
     assert open_dataset(tmp_path).task == "segmentation"
     data = open_dataset(tmp_path, task="classification")
     assert data.task == "classification" and data.parts["i4"] == "val" and data.multilabel
-    assert data.case("i1").label.tolist() == [1.0, 0.0] and len(data.split().val) == 2  # type: ignore[union-attr]
+    assert data.case("i4").label.tolist() == [1.0, 1.0] and len(data.split().val) == 2  # type: ignore[union-attr]
 
 
 @pytest.mark.data

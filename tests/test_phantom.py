@@ -69,7 +69,7 @@ def test_same_seed_same_bytes(phantom: Path, tmp_path: Path) -> None:
     again = make_phantom(tmp_path / "heart", patients=4, size=64, slices=6)
     assert digest(again) == digest(phantom)
     other = make_phantom(tmp_path / "other", patients=4, size=64, slices=6, seed=1)
-    assert digest(other) != digest(phantom)
+    assert digest(other / "imagesTr") != digest(phantom / "imagesTr")
     more = make_phantom(tmp_path / "more", patients=5, size=64, slices=6)
     name = "imagesTr/patient003_frame10_0000.nii.gz"  # a patient depends on the seed and its own number alone
     assert (more / name).read_bytes() == (phantom / name).read_bytes()
@@ -115,6 +115,8 @@ def test_photographs(tmp_path: Path) -> None:
         ragged.setdefault(int(data.label(case_id)), []).append(edge.sum() / np.sqrt(spot.sum()))  # type: ignore[arg-type]
     assert np.mean(ragged[0]) > np.mean(ragged[1]) * 1.05
     assert digest(make_photo_phantom(tmp_path / "again", images=32, size=48)) == digest(out)
+    other = make_photo_phantom(tmp_path / "other", images=32, size=48, seed=1)
+    assert digest(other / "train") != digest(out / "train")
 
 
 @pytest.mark.parametrize(
