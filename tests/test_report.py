@@ -90,10 +90,16 @@ def test_who_is_given_the_truth_is_no_rival(tmp_path):
     assert first_sentence(page).startswith("Use fused") and "zero_shot (uses the truth as prompt)" in page
 
 
+def test_nor_the_rival_that_a_baseline_must_beat(tmp_path):
+    make_study(tmp_path / "e", {"fused": 0.7, "unet": 0.8, "zero_shot": 0.97}, labels=(5,))
+    sentence = verdict_of(tmp_path / "e").sentence
+    assert sentence.startswith("Use U-Net") and "(fused)" in sentence
+
+
 def test_without_a_baseline_nothing_is_decided(tmp_path):
     make_study(tmp_path / "e", {"fused": 0.8, "cnn": 0.7}, labels=(5,))
     assert verdict_of(tmp_path / "e").sentence.startswith("Nothing to decide: no baseline")
-    assert "nothing to compare with" in write_report(tmp_path / "e").read_text()
+    assert "There is nothing to compare" in write_report(tmp_path / "e").read_text()
 
 
 def test_a_random_encoder_is_a_baseline(tmp_path):
@@ -137,6 +143,9 @@ def test_the_auc_is_that_of_the_metrics(eyes):
         first = contributions(study, side, None, "auc", target)[:, 0]
         assert first.mean() == pytest.approx(right[target, "auc"])
     assert contributions(study, side, None, "acc")[:, 0].mean() == pytest.approx(right["all", "acc"])
+    tied = np.round(p, 1)
+    tied_right = classification_metrics(tied, truth.argmax(1), study.targets)["all", "auc"]
+    assert auc_influence(tied, truth).mean() == pytest.approx(tied_right)
     two = np.stack([1 - p[:, 0], p[:, 0]], 1), np.stack([1 - truth[:, 0], truth[:, 0]], 1)
     binary = classification_metrics(two[0], two[1].argmax(1))
     assert auc_influence(*two).mean() == pytest.approx(binary["all", "auc"])

@@ -205,11 +205,12 @@ def overlay(image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequen
     shown: list[tuple[str, np.ndarray | None]] = [("image", None), *labels.items()]
     for axes, (title, label) in zip(panels, shown, strict=True):
         axes.imshow(image[box], cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
-        for value in range(len(classes) - 1, 0, -1):  # where two meet, the lower one is seen
+        for value in range(1, len(classes)):
             mask = np.zeros((0, 0), bool) if label is None else label[box] == value
             if mask.any() and not mask.all() and min(mask.shape) > 1:
+                # Near the inner side, so that of two classes that touch both outlines are seen.
                 axes.contour(
-                    mask, levels=[0.5], colors=[OUTLINES[(value - 1) % len(OUTLINES)]], linewidths=1.3
+                    mask, levels=[0.9], colors=[OUTLINES[(value - 1) % len(OUTLINES)]], linewidths=1.1
                 )
         axes.set_axis_off()
         axes.set_title(title, fontsize=8.5)
