@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from samadapt.cli import app
-from samadapt.phantom import make_phantom
+from samadapt.phantom import make_phantom, make_photo_phantom
 from samadapt.types import SamAdaptError
 
 FAST = ["--steps", "4", "--batch-size", "2", "--device", "cpu", "-q"]
@@ -65,6 +65,34 @@ def test_evaluating_against_label_files_gives_the_same(run, phantom, tmp_path):
     files = type_("evaluate", tmp_path / "p", phantom / "labelsTr", "--out", tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     assert whole.splitlines()[0].split() == files.splitlines()[0].split()
+
+
+def test_classes_and_an_empty_truth(run, phantom, tmp_path):
+    """A label file without a structure is a case like any other."""
+    type_("predict", run, phantom, "--out", tmp_path / "p", "--device", "cpu", "-q")
+    truth = tmp_path / "labels"
+    truth.mkdir()
+    for path in (tmp_path / "p").glob("*.nii.gz"):
+        source = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(source.shape, np.uint8), source.affine), truth / path.name)
+    type_("evaluate", tmp_path / "p", truth, "--out", tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        dice = [row["value"] for row in csv.DictReader(file) if row["metric"] == "dsc"]
+    assert set(dice) <= {"0.0", "0", "nan", ""}
+
+
+def test_a_classifier_from_pictures_to_scores(tmp_path):
+    data = make_photo_phantom(tmp_path / "photos", images=24, size=40)
+    head = ["--head", "attentive_probe", "--encoder", "sam_nano", "--checkpoint", "random", "--side", "32"]
+    type_("train", data, "--out", tmp_path / "run", *head, "--views", "2", "--store", tmp_path / "f", *FAST)
+    type_("predict", tmp_path / "run", data, "--out", tmp_path / "p", "--device", "cpu", "-q")
+    with open(tmp_path / "p" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:3] == ["case", "split", "prediction"]
+    assert sum(float(value) for key, value in rows[0].items() if key.startswith("prob_")) == pytest.approx(
+        1, abs=1e-5
+    )
+    assert "auc" in type_("evaluate", tmp_path / "p", data, "--out", tmp_path / "scores.csv")
 
 
 def test_scans_in_nnunet_names_and_single_files(run, phantom, tmp_path):

@@ -25,6 +25,8 @@ _HOME = {
     "Classifier": "prediction",
     "predict_folder": "folders",
     "evaluate_folder": "folders",
+    "run_experiment": "experiment",
+    "write_report": "report",
     "summarise": "metrics",
     "Case": "types",
     "Encoder": "types",

@@ -151,7 +151,13 @@ def _holds_a_data_set(folder: Path) -> bool:
 
 def _open_like(run: Path, inputs: Path) -> Dataset:
     """The data set, seen as the run saw its own."""
-    return open_dataset(inputs, **read_config(run)["data"]["options"])
+    config = read_config(run)
+    data = config["data"]
+    # Not the rule that tells patients apart: nothing here needs it, and its file may be gone.
+    told = {key: data["options"][key] for key in ("label_column", "classes") if key in data["options"]}
+    return open_dataset(
+        inputs, task=config["task"], slice_axis=data["slice_axis"], channels=data["channels"], **told
+    )
 
 
 def _parts(run: Path, data: Dataset) -> tuple[dict[str, str], set[str]]:
@@ -255,4 +261,4 @@ def _label_pairs(
             f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
         )
     classes = json.loads(note.read_text())["classes"]
-    return ((io.read_case(labels[i], labels[i], case_id=i), path) for i, path in found.items()), classes
+    return ((io.read_truth(labels[i], case_id=i), path) for i, path in found.items()), classes
