@@ -184,7 +184,7 @@ def looking(model: Any, root: Path, cell: Cell, cases: list[sa.Case]) -> dict[st
             placed = to_original(attention.cpu().float(), frame)[0]
             found.setdefault(name, []).append(share_inside(placed, mask[0]))
         found.setdefault("area", []).append(float((mask != 0).float().mean()))
-    return {name: float(np.nanmean(values)) for name, values in found.items()}
+    return {name: mean_of_defined(values) for name, values in found.items()}
 
 
 # ---------------------------------------------------------------- the table
@@ -230,12 +230,21 @@ def difference(ours: Iterable[Result], plain: Mapping[int, Result], metric: str,
         rows = rng.integers(0, len(pairs[0][0].truth), len(pairs[0][0].truth))
         chosen = [pairs[i] for i in rng.integers(0, len(pairs), len(pairs))]
         replicates.append(np.mean([a.metric(metric, rows) - b.metric(metric, rows) for a, b in chosen]))
+    if np.isnan(replicates).all():  # one class only among the scored cases
+        return "not defined"
     low, high = np.nanpercentile(replicates, [2.5, 97.5])
     return f"{point:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def mean_of_defined(values: list[float]) -> float:
+    """Without the nan of flat maps; nan where all are."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
 def spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else float('nan'):.3f}"
+    """Mean and standard deviation over seeds."""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 def table(results: list[Result]) -> str:
@@ -269,7 +278,7 @@ def _row(mine: list[Result], here: list[Result]) -> str:
     cell, note = mine[0].cell, mine[0].note
     plain = {r.cell.seed: r for r in here if r.cell.head == "plain" and r.cell.backbone == cell.backbone}
     compared = {} if cell.head in ("plain", REFERENCE) else plain
-    inside = {k: np.nanmean([r.note["inside"][k] for r in mine]) for k in note["inside"]}
+    inside = {k: mean_of_defined([r.note["inside"][k] for r in mine]) for k in note["inside"]}
     columns = [
         cell.backbone,
         cell.head,
