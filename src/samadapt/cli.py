@@ -236,7 +236,7 @@ def evaluate(
 @app.command()
 def demo(
     out: Out = Path("demo"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each training.")] = 300,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each training.")] = 200,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
