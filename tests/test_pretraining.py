@@ -198,5 +198,5 @@ def test_a_run_becomes_weights_of_the_package(tmp_path):
 
 @pytest.mark.slow
 def test_a_short_run_separates_regions_better_than_random_weights(tmp_path):
-    run(Recipe(steps=200), tmp_path)  # two minutes on two cores
+    run(Recipe(steps=120, scale=0.5, warmup=40), tmp_path)  # under two minutes on two cores
     assert synthetic(trained(tmp_path)) < synthetic(untrained()) - 0.05
