@@ -333,6 +333,8 @@ def test_a_shuffled_answer_does_not_know_its_own_maps():
     head.eval()
     x = pool_taps(images(n=3, seed=2), head.reads)
     answers = head(x)
+    for lent in head.sources(x)["stem"]:  # of a training image, to half precision
+        assert any(torch.equal(lent, kept.half().float()) for kept in seen["patch"])
     other_maps = pool_taps(images(n=3, seed=3), head.reads) | {"pixels": x["pixels"]}
     assert torch.equal(head(other_maps), answers)
     alone = torch.cat([head({tap: value[i : i + 1] for tap, value in x.items()}) for i in range(3)])
