@@ -27,8 +27,10 @@ def overlay_figure(
     figure = Figure(figsize=(2.6 * len(labels), 2.6 * len(slices) + 0.5), layout="compressed")
     axes = figure.subplots(len(slices), len(labels), squeeze=False)
     low, high = np.percentile(image, (1, 99.5))
+    for title, axis in zip(labels, axes[0], strict=True):
+        axis.set_title(title, fontsize=10)
     for row, index in zip(axes, slices, strict=True):
-        for axis, (title, label) in zip(row, labels.items(), strict=True):
+        for axis, label in zip(row, labels.values(), strict=True):
             if image.shape[0] == 3:
                 axis.imshow(np.clip(image[:, index].transpose(1, 2, 0) / 255, 0, 1))
             else:
@@ -39,8 +41,6 @@ def overlay_figure(
                     colour = COLOURS[(value - 1) % len(COLOURS)]
                     axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.4)
             axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title, fontsize=10)
     handles = [
         Line2D([], [], color=COLOURS[(value - 1) % len(COLOURS)], linewidth=2, label=name)
         for value, name in enumerate(classes)
