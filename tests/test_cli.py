@@ -194,6 +194,7 @@ def test_experiment_and_report(phantom, tmp_path):
         (["--window", "mr"], "window 'mr'"),
         (["--select", "1"], "select is 1 of 1"),
         (["--device", "tpu"], "unknown device"),
+        (["--head", "plain"], "'plain' is for classification"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(phantom, tmp_path, words, message):

@@ -149,6 +149,10 @@ def train(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Slices in a step.")] = 8,
     lr: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-3,
+    backbone: Annotated[
+        str | None, typer.Option(help="Network of a classification head: resnet18, ...")
+    ] = None,
+    balance: Annotated[bool, typer.Option(help="Classification: draw the classes equally often.")] = False,
     tune: Annotated[str, typer.Option(help="The encoder: none (frozen) or all (trained too).")] = "none",
     encoder_lr: Annotated[float, typer.Option(help="Learning rate of a tuned encoder.")] = 1e-4,
     precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
@@ -182,10 +186,11 @@ def train(
     split = opened.split(
         _number(labels, "labels"), seed, select, _number(val_labels, "val-labels", "official"), fold
     )
+    options = [*(options or []), *([f"backbone={backbone}"] if backbone else [])]
     chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
     config = TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, tune=tune, encoder_lr=encoder_lr, precision=precision,
-        seed=seed, device=device, workers=workers,
+        balance=balance, seed=seed, device=device, workers=workers,
     )  # fmt: skip
     _say(_split_summary(opened, split), quiet)
     maps = None if live else FeatureStore(store)

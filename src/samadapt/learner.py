@@ -109,6 +109,11 @@ def fit(
     encoder, head = learner.build(len(data.classes), config.seed)
     if start is not None:
         start(head)
+    if head.task != data.task:
+        raise SamAdaptError(
+            f"head {learner.head!r} is for {head.task}, data set {data.name!r} is opened for {data.task}; choose another "
+            "head (samadapt list heads), or open the data set with --task where it has labels for both"
+        )
     encoder = encoder.to(pick_device(config.device))
     training, selection = data[split.train], data[split.select] if split.select else None
     stored = store if config.tune == "none" and set(head.reads) != {"pixels"} else None
