@@ -129,11 +129,12 @@ class FeatureStore:
         if unknown:
             raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(encoder.taps)}")
         report, start = EncodeReport(), time.monotonic()
+        root = self.folder(encoder, recipe)
         for case in cases:
-            folder, digest = self.folder(encoder, recipe) / case.id, image_hash(case)
+            folder, digest = root / case.id, image_hash(case)
             missing = {t: w for t, w in wanted.items() if not _complete(folder, digest, {t: w}, recipe)}
             if missing:
-                _encode_case(folder, case, encoder, missing, recipe, batch_size, report, progress)
+                _encode_case(folder, case, digest, encoder, missing, recipe, batch_size, report, progress)
                 report.written += 1
             report.cases += 1
             report.seconds = time.monotonic() - start
@@ -185,6 +186,7 @@ def _complete(folder: Path, digest: str, reads: Mapping[str, int], recipe: Recip
 def _encode_case(
     folder: Path,
     case: Case,
+    digest: str,
     encoder: Encoder,
     reads: Mapping[str, int],
     recipe: Recipe,
@@ -193,7 +195,7 @@ def _encode_case(
     progress: Callable[[EncodeReport], None] | None,
 ) -> None:
     """All views of one case. Files get their names when all of them are complete; frame.json is the last."""
-    note, digest = _read_note(folder), image_hash(case)
+    note = _read_note(folder)
     if note.get("image_sha256") != digest:
         shutil.rmtree(folder, ignore_errors=True)  # another image under the same name: nothing of it holds
         note = {}

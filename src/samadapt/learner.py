@@ -107,13 +107,13 @@ def fit(
         start: puts weights into the fresh head before the first step, e.g. from a pre-training.
     """
     encoder, head = learner.build(len(data.classes), config.seed)
-    if start is not None:
-        start(head)
     if head.task != data.task:
         raise SamAdaptError(
             f"head {learner.head!r} is for {head.task}, data set {data.name!r} is opened for {data.task}; choose another "
             "head (samadapt list heads), or open the data set with --task where it has labels for both"
         )
+    if start is not None:
+        start(head)
     encoder = encoder.to(pick_device(config.device))
     training, selection = data[split.train], data[split.select] if split.select else None
     stored = store if config.tune == "none" and set(head.reads) != {"pixels"} else None

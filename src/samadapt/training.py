@@ -189,17 +189,16 @@ class _Stream(IterableDataset):
         """The item of the `number`-th draw: every item once in each round, in a new order."""
         total = len(self.pairs)
         if self.config.balance:
-            weights = self._weights()
-            return int(torch.multinomial(weights, 1, generator=seeded("balance", self.config.seed, number)))
+            return int(
+                torch.multinomial(self._weights, 1, generator=seeded("balance", self.config.seed, number))
+            )
         return int(_order(total, self.config.seed, number // total)[number % total])
 
     @functools.cached_property
-    def _targets(self) -> Tensor:
-        return torch.tensor([int(self.pairs.data.label(case_id)) for case_id, _ in self.pairs.items])  # type: ignore[attr-defined]
-
     def _weights(self) -> Tensor:
-        counts = torch.bincount(self._targets).clamp(min=1)
-        return 1.0 / counts[self._targets].float()
+        """One over the number of items of the item's class."""
+        targets = torch.tensor([int(self.pairs.data.label(case_id)) for case_id, _ in self.pairs.items])  # type: ignore[attr-defined]
+        return 1.0 / torch.bincount(targets).clamp(min=1)[targets].float()
 
 
 @functools.lru_cache(maxsize=4)
