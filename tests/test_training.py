@@ -1,5 +1,7 @@
 import csv
 import json
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -173,3 +175,21 @@ def test_bad_settings_are_refused(options):
 def test_unknown_device_is_refused(tmp_path):
     with pytest.raises(SamAdaptError, match="unknown device 'tpu'"):
         train(TinyHead(), pairs(1), config=TrainConfig(device="tpu"), out=tmp_path / "run")
+
+
+def test_balance_draws_the_classes_equally_often():
+    class Rare:
+        """Nine cases of class 0, one of class 1."""
+
+        items: ClassVar = [(str(n), 0) for n in range(10)]
+        data = SimpleNamespace(label=lambda case_id: torch.tensor(int(case_id == "9")))
+
+        def __len__(self):
+            return len(self.items)
+
+    def share(balance):
+        stream = training._Stream(Rare(), TrainConfig(balance=balance), 0)
+        return sum(stream._draw(n) == 9 for n in range(400)) / 400
+
+    assert share(False) == 0.1
+    assert 0.4 < share(True) < 0.6
