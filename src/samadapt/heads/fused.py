@@ -69,26 +69,23 @@ class Lateral(nn.Module):
 
 
 class Stem(nn.Module):
-    """Pixels (B, 3, S, S) -> maps of 16 and 32 channels at the label's grid and at half of it.
+    """Pixels (B, C, S, S) -> (B, 32, 128, 128): half the label's grid, each cell reading its four pixels.
 
-    Where the pixels are finer than the labels they are averaged, where coarser they are interpolated.
+    Where the pixels are finer than the labels they are averaged, where coarser they are interpolated. Nothing is
+    computed at the label's own grid, where most of a head's time would go: 2 x 2 pixels are folded into channels.
     """
 
-    WIDTHS = (16, 32)
+    WIDTH = 32
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fine = _conv(channels, self.WIDTHS[0])
-        self.coarse = nn.Sequential(
-            _conv(self.WIDTHS[0], self.WIDTHS[1], stride=2), _conv(self.WIDTHS[1], self.WIDTHS[1])
-        )
+        self.layers = nn.Sequential(_conv(4 * channels, self.WIDTH), _conv(self.WIDTH, self.WIDTH))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Tensor:
         size = (LABEL_GRID, LABEL_GRID)
         if pixels.shape[-1] > LABEL_GRID:
             pixels = F.adaptive_avg_pool2d(pixels, size)
-        full = self.fine(to_grid(pixels, size))
-        return full, self.coarse(full)
+        return self.layers(F.pixel_unshuffle(to_grid(pixels, size), 2))
 
 
 @final
@@ -144,10 +141,11 @@ class Fused(Head):
         )
         self.merge = nn.ModuleList(_conv(width, width) for _ in self.levels)
         self.stem = Stem(stem[0]) if stem else None
-        full, half = Stem.WIDTHS if stem else (0, 0)
-        self.up_half = nn.Sequential(_conv(width + half, 32), _conv(32, 32))
-        self.up_full = _conv(32 + full, 16 if stem else 32)
-        self.classify = nn.Conv2d(16 if stem else 32, n_classes, 1)
+        self.narrow = _conv(width, Stem.WIDTH, kernel=1)
+        inputs = Stem.WIDTH * (2 if stem else 1)
+        self.last = nn.Sequential(_conv(inputs, Stem.WIDTH), _conv(Stem.WIDTH, Stem.WIDTH))
+        # With the pixels at hand each cell answers for its own four (sub-pixel convolution, Shi et al. 2016).
+        self.classify = nn.Conv2d(Stem.WIDTH, n_classes * (4 if stem else 1), 1)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         x = None
@@ -155,12 +153,11 @@ class Fused(Head):
             level = torch.stack([self.laterals[_key(tap)](features[tap]) for tap in names]).sum(0)
             x = merge(level if x is None else level + to_grid(x, level.shape[-2:]))
         assert x is not None
-        x = to_grid(x, (LABEL_GRID // 2, LABEL_GRID // 2))
+        x = to_grid(self.narrow(x), (LABEL_GRID // 2, LABEL_GRID // 2))
         if self.stem is None:
-            return self.classify(self.up_full(self.up_half(x)))  # (B, K, 128, 128)
-        full, half = self.stem(features[PIXELS])
-        x = to_grid(self.up_half(torch.cat([x, half], dim=1)), full.shape[-2:])
-        return self.classify(self.up_full(torch.cat([x, full], dim=1)))  # (B, K, 256, 256)
+            return self.classify(self.last(x))  # (B, K, 128, 128)
+        x = torch.cat([x, self.stem(features[PIXELS])], dim=1)
+        return F.pixel_shuffle(self.classify(self.last(x)), 2)  # (B, K, 256, 256)
 
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         return self.loss_fn(self(features), target)
