@@ -1,6 +1,6 @@
 """Heads that answer with a class: gated networks (SLCA and its controls), and probes of the encoder alone."""
 
-from samadapt.heads.classification.attention import share_inside
+from samadapt.heads.classification.attention import GRAD_CAM, Looking, share_inside
 from samadapt.heads.classification.classifier import Classifier, Trunk, classification_loss
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.classification.probes import AttentiveProbe, LinearProbe
@@ -19,12 +19,14 @@ CLASSIFIERS: dict[str, type[Head]] = {
 __all__ = [
     "CBAM",
     "CLASSIFIERS",
+    "GRAD_CAM",
     "SE",
     "SLCA",
     "AttentiveProbe",
     "Block",
     "Classifier",
     "LinearProbe",
+    "Looking",
     "Plain",
     "Trunk",
     "classification_loss",

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+#: The title of the map that is about the answer, beside those of the stages.
+GRAD_CAM = "Grad-CAM"
+
+
+class Looking(ABC):
+    """The interface of heads that can say where they looked."""
+
+    @abstractmethod
+    def where(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+        """{title: (B, h, w)} over the encoder's square, larger where the head looked.
+
+        Args:
+            target: (B,) class that a map about the answer follows; None: the likeliest one.
+        """
 
 
 def grad_cam(stage_map: Tensor, score: Tensor) -> Tensor:

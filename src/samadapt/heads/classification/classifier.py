@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samadapt.backbones import Backbone, build_backbone
-from samadapt.heads.classification.attention import grad_cam, outside_inference
+from samadapt.heads.classification.attention import GRAD_CAM, Looking, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.options import Taps, one_of, tap_shape
 from samadapt.types import Head, SamAdaptError, Task
@@ -88,7 +88,7 @@ def hidden_width(head: str, channels: int, reduction: int) -> int:
     return max(channels // reduction, 1)
 
 
-class Classifier(Head):
+class Classifier(Head, Looking):
     """Stages, blocks after some of them, global average, one linear layer.
 
     A subclass calls `start` in its constructor, puts a `Block` into `blocks` for every stage it gates, and says
@@ -167,10 +167,15 @@ class Classifier(Head):
             inputs[PIXELS].requires_grad_()  # so that there is a graph where all weights are frozen
             seen: Seen = {}
             logits = self._run(inputs, seen)
-            chosen = logits.argmax(1) if target is None else target.to(logits.device).long()
+            # A class chosen in inference mode is copied too: gradients cannot go through such tensors.
+            chosen = logits.argmax(1) if target is None else target.clone().to(logits.device).long()
             return grad_cam(seen[stage][1], logits.gather(1, chosen[:, None])[:, 0])
 
         return outside_inference(compute)
+
+    def where(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+        """The attention of every block, and Grad-CAM of the last stage."""
+        return self.attention(features) | {GRAD_CAM: self.grad_cam(features, target=target)}
 
     def _run(self, features: Mapping[str, Tensor], seen: Seen | None = None) -> Tensor:
         """Logits (B, K); notes the maps of every stage where there is somewhere to note them."""

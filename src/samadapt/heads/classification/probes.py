@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samadapt.heads.classification.attention import Looking
 from samadapt.heads.classification.classifier import class_weight_tensor, classification_loss
 from samadapt.heads.options import Taps, tap_shape
 from samadapt.types import Head, SamAdaptError, Task
@@ -54,7 +55,7 @@ class LinearProbe(Head):
 
 
 @final
-class AttentiveProbe(Head):
+class AttentiveProbe(Head, Looking):
     """One learned query looks at all places of a map; a linear layer reads what it found.
 
     Args:
@@ -115,6 +116,10 @@ class AttentiveProbe(Head):
         """{tap: (B, h, w)}: the weight of every place, summing to one; the mean of the heads."""
         weights = self._weights(self._tokens(features)).mean(1)
         return {self.tap: weights.unflatten(1, features[self.tap].shape[-2:]).detach()}
+
+    def where(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+        """The attention: it is the same for every class."""
+        return self.attention(features)
 
     def _tokens(self, features: Mapping[str, Tensor]) -> Tensor:
         tokens = features[self.tap].flatten(2).transpose(1, 2)  # (B, places, C)
