@@ -9,10 +9,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from samadapt import folders
 from samadapt.backbones import BACKBONES, Backbone
 from samadapt.cli import app
+from samadapt.figures import attention_figure
 from samadapt.heads import HEADS
 from samadapt.heads.classification import Block, Classifier, Trunk
+from samadapt.phantom import make_phantom
+from samadapt.types import SamAdaptError
 
 FAST = ["--steps", "3", "--batch-size", "4", "--device", "cpu", "--encoder", "pixels", "--side", "32", "-q"]
 
@@ -37,6 +41,11 @@ def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "two.npz"
     np.savez(path, **arrays)
     return path
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "tiny", tiny)
 
 
 def rows_of(folder):
@@ -93,3 +102,51 @@ def test_another_control(archive, tmp_path, monkeypatch):
     type_("train", archive, "--head", "doubling", "--set", "backbone=tiny", "--out", run, *FAST)
     type_("predict", run, archive, "--out", out, "--device", "cpu", "-q")
     assert len(rows_of(out)) == 8
+
+
+# ---------------------------------------------------------------- where it looked
+
+
+def trained(archive, out, *head):
+    type_("train", archive, "--head", *head, "--out", out, *FAST)
+    return out
+
+
+def test_predict_draws_where_a_classifier_looked(archive, tmp_path, tiny_backbone, monkeypatch):
+    drawn = []
+
+    def figure(image, maps, title):
+        drawn.append((image, dict(maps), title))
+        return attention_figure(image, maps, title)
+
+    monkeypatch.setattr(folders, "attention_figure", figure)
+    run = trained(archive, tmp_path / "run", "se", "--set", "backbone=tiny")
+    plain = type_("predict", run, archive, "--out", tmp_path / "plain", "--device", "cpu", "-q")
+    assert not (tmp_path / "plain" / "attention").exists() and "8 cases" in plain
+    out = tmp_path / "looked"
+    type_("predict", run, archive, "--out", out, "--attention", "--device", "cpu", "-q")
+    assert rows_of(out) == rows_of(tmp_path / "plain")
+    pictures = {path.name: path.read_bytes() for path in (out / "attention").iterdir()}
+    assert set(pictures) == {f"{row['case']}.png" for row in rows_of(out)}
+    assert all(content[:4] == b"\x89PNG" for content in pictures.values())
+    for (image, maps, title), row in zip(drawn, rows_of(out), strict=True):
+        assert image.shape == (1, 28, 28) and 50 < image.max() <= 255  # as stored, not as normalised
+        assert list(maps) == ["a", "b", "Grad-CAM"]
+        assert all(x.shape == (28, 28) for x in maps.values())
+        assert title.startswith(f"{row['case']}: {row['prediction']} (0.")
+
+
+def test_a_head_that_looks_nowhere_is_refused_before_anything_is_written(archive, tmp_path):
+    run = trained(archive, tmp_path / "run", "linear_probe", "--set", "tap=pixels", "--live")
+    with pytest.raises(SamAdaptError, match=r"'linear_probe' of .* has no map of where it looked"):
+        type_("predict", run, archive, "--out", tmp_path / "p", "--attention")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_segmentation_run_has_no_attention(tmp_path):
+    data = make_phantom(tmp_path / "data", patients=3, size=48, slices=3)
+    run = tmp_path / "run"
+    type_("train", data, "--head", "unet", "--set", "width=2", "--out", run, *FAST)
+    with pytest.raises(SamAdaptError, match=r"attention is drawn for classifiers; .* is a segmentation run"):
+        type_("predict", run, data, "--out", tmp_path / "p", "--attention")
+    assert not (tmp_path / "p").exists()

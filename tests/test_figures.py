@@ -1,6 +1,6 @@
 import numpy as np
 
-from samadapt.figures import overlay_figure, save_figure, telling_slices
+from samadapt.figures import attention_figure, overlay_figure, range_title, save_figure, telling_slices
 
 
 def maps():
@@ -34,3 +34,24 @@ def test_telling_slices_hold_something():
     _, label = maps()
     assert telling_slices(label) == [1, 2]
     assert len(telling_slices(0 * label, count=2)) == 2
+
+
+def test_attention_stands_beside_the_picture_with_its_range():
+    values = np.linspace(0.5, 1.5, 80).reshape(8, 10)
+    maps = {"stem": values, "stage1": np.full((8, 10), 1.0), "Grad-CAM": 0 * values}
+    figure = attention_figure(np.full((1, 8, 10), 128.0), maps, "case 7")
+    assert [axis.get_title() for axis in figure.axes] == [
+        "image\n", "stem\n0.5 to 1.5", "stage1\nflat: 1", "Grad-CAM\nflat: 0",
+    ]  # fmt: skip
+    assert [len(axis.images) for axis in figure.axes] == [1, 2, 1, 1]  # what is flat has no colours
+    assert np.array_equal(figure.axes[1].images[1].get_array(), values)
+    assert figure.get_suptitle() == "case 7"
+    colour = attention_figure(np.full((3, 8, 10), 255.0), maps, "")
+    assert colour.axes[0].images[0].get_array().shape == (8, 10, 3)
+
+
+def test_a_range_has_the_digits_that_tell_its_ends_apart():
+    ranges = [(0.99984, 1.00031), (0.0, 0.2214), (0.0, 2e-7), (3.0, 412.0)]
+    assert [range_title("x", np.array(ends)).split("\n")[1] for ends in ranges] == [
+        "0.99984 to 1.00031", "0.00 to 0.22", "0 to 2e-07", "3 to 412",
+    ]  # fmt: skip

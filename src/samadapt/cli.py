@@ -207,6 +207,9 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write class probabilities (.npy).")
     ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Of a classifier: also draw where it looked (.png).")
+    ] = False,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -216,8 +219,8 @@ def predict(
     from samadapt.folders import predict_folder
 
     count = predict_folder(
-        run, inputs, out, subset=subset, probabilities=probabilities, device=device, checkpoint=checkpoint,
-        overwrite=overwrite, progress=None if quiet else _note,
+        run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
+        checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else _note,
     )  # fmt: skip
     print(f"predicted: {count} cases in {out}")
 

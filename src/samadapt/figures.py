@@ -1,7 +1,8 @@
-"""Pictures for people: label maps drawn over their slices. matplotlib only, no display needed."""
+"""Pictures for people: label maps and attention drawn over their slices. matplotlib only, no display needed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +51,46 @@ def overlay_figure(
         handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
     )
     return figure
+
+
+def attention_figure(image: np.ndarray, maps: Mapping[str, np.ndarray], title: str) -> Figure:
+    """One slice: the picture, and each map laid over it in colours of its own range, which stands below its title.
+
+    Args:
+        image: (C, H, W), 0..255; 1 channel is shown grey, 3 as colours.
+        maps: title -> (H, W).
+    """
+    height = 2.2 * min(max(image.shape[1] / image.shape[2], 0.4), 1.6)
+    figure = Figure(figsize=(2.2 * (len(maps) + 1), height + 0.8), layout="compressed")
+    figure.suptitle(title, fontsize=10)
+    first, *panels = figure.subplots(1, len(maps) + 1, squeeze=False)[0]
+    colour = image.shape[0] == 3
+    picture = np.clip(image.transpose(1, 2, 0) / 255, 0, 1) if colour else image[0]
+    for axis in (first, *panels):
+        axis.imshow(picture, cmap=None if colour else "gray", vmin=0, vmax=None if colour else 255)
+        axis.set_axis_off()
+    first.set_title("image\n", fontsize=9)
+    for axis, (name, values) in zip(panels, maps.items(), strict=True):
+        axis.set_title(range_title(name, values), fontsize=9)
+        if not is_flat(values):
+            axis.imshow(values, cmap="inferno", vmin=values.min(), vmax=values.max(), alpha=0.55)
+    return figure
+
+
+def is_flat(values: np.ndarray) -> bool:
+    """Below the rounding of the numbers differences are noise, and no colour shall show them."""
+    return bool(np.ptp(values) <= 1e-6 * np.abs(values).max())
+
+
+def range_title(name: str, values: np.ndarray) -> str:
+    """The name, and below it the map's range with as many digits as tell its ends apart."""
+    low, high = float(values.min()), float(values.max())
+    if is_flat(values):
+        return f"{name}\nflat: {low:.3g}"
+    if max(abs(low), abs(high)) < 0.001:
+        return f"{name}\n{low:.2g} to {high:.2g}"
+    digits = max(0, 1 - math.floor(math.log10(high - low)))
+    return f"{name}\n{low:.{digits}f} to {high:.{digits}f}"
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

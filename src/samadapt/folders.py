@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from samadapt import io
 from samadapt.datasets import Dataset, open_dataset
+from samadapt.figures import attention_figure, save_figure
 from samadapt.metrics import Summary, bootstrap_classification, score_predictions, summarise
 from samadapt.prediction import Classifier, Segmenter, load_run, score_labels
 from samadapt.runs import read_config, write_json
@@ -28,6 +30,7 @@ def predict_folder(
     *,
     subset: str | None = None,
     probabilities: bool = False,
+    attention: bool = False,
     device: str = "auto",
     checkpoint: str | None = None,
     overwrite: bool = False,
@@ -40,13 +43,16 @@ def predict_folder(
             data set as `open_dataset` takes it.
         subset: of a data set: a part of its official split or, where it has none, of the run's ("train", "select",
             "val"), or "all". None: the cases that the run's split keeps for scoring, else all.
+        attention: of a classifier: also draw where it looked, `attention/<case>.png`.
     """
     model = load_run(run, device, checkpoint)
     out = Path(out)
+    if attention:
+        _check_that_it_looks(model, Path(run))
     _open_output(out, overwrite)
     cases = _cases(model, Path(run), Path(inputs), subset)
     if isinstance(model, Classifier):
-        count = _classify(model, cases, out, progress)
+        count = _classify(model, cases, out, attention, progress)
     else:
         count = _segment(model, cases, out, probabilities, progress)
     write_json(
@@ -60,6 +66,20 @@ def predict_folder(
         },
     )
     return count
+
+
+def _check_that_it_looks(model: Segmenter | Classifier, run: Path) -> None:
+    """Before anything is written or deleted."""
+    if not isinstance(model, Classifier):
+        raise SamAdaptError(
+            f"attention is drawn for classifiers; {run} is a {model.head.task} run: leave out --attention, or draw its "
+            "label maps"
+        )
+    if not model.looks:
+        raise SamAdaptError(
+            f"head {model.head.spec['name']!r} of {run} has no map of where it looked; leave out --attention, or train "
+            "a head that has one (slca, plain, se, cbam, attentive_probe)"
+        )
 
 
 def _segment(
@@ -80,11 +100,16 @@ def _segment(
 
 
 def _classify(
-    model: Classifier, cases: Iterable[Named], out: Path, progress: Callable[[str], None] | None
+    model: Classifier,
+    cases: Iterable[Named],
+    out: Path,
+    attention: bool,
+    progress: Callable[[str], None] | None,
 ) -> int:
     rows = []
     for case, part in cases:
-        values = model.predict(case)
+        slices = model.predict_slices(case)
+        values = slices.mean(0).numpy()
         if model.multilabel:
             prediction = "|".join(
                 name for name, value in zip(model.classes, values, strict=True) if value > 0.5
@@ -95,6 +120,9 @@ def _classify(
         rows.append(
             row | {f"prob_{n}": f"{v:.7g}" for n, v in zip(model.classes, values.tolist(), strict=True)}
         )
+        if attention:
+            (out / "attention").mkdir(exist_ok=True)
+            _draw_attention(model, case, slices, out / "attention" / f"{case.id}.png")
         if progress:
             progress(case.id)
     temporary = out / "predictions.csv.tmp"
@@ -106,6 +134,13 @@ def _classify(
         writer.writerows(rows)
     temporary.replace(out / "predictions.csv")
     return len(rows)
+
+
+def _draw_attention(model: Classifier, case: Case, slices: Tensor, path: Path) -> None:
+    look, values = model.look(case, slices), slices.mean(0)
+    answer = f"{model.classes[int(values.argmax())]} ({float(values.max()):.2f})"
+    place = f", slice {look.slice_index}" if len(slices) > 1 else ""
+    save_figure(attention_figure(look.image, look.maps, f"{case.id}{place}: {answer}"), path)
 
 
 def _open_output(out: Path, overwrite: bool) -> None:

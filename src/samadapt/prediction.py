@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from samadapt import io
 from samadapt.encoders import load_encoder
 from samadapt.heads import build_head
+from samadapt.heads.classification import Looking
 from samadapt.metrics import score_case
 from samadapt.runs import load_state, pick_device, read_config
 from samadapt.transforms import Window, apply_window, pool_taps, to_original
@@ -50,24 +51,34 @@ class Model:
         Args:
             maps: stored maps of this case (view 0 is used); without them the encoder runs.
         """
-        device = next((p.device for p in self.head.parameters()), torch.device("cpu"))
-        limits = Window.parse(self.window).fit(case.image)
+        shown = self.shown(case)
         for begin in range(0, case.image.shape[1], self.batch_size):
             indices = range(begin, min(begin + self.batch_size, case.image.shape[1]))
-            prepared = [self.encoder.prepare(apply_window(case.image[:, i], limits)) for i in indices]
-            pixels = torch.stack([x for x, _ in prepared]).to(device)
-            if maps is None:
-                features = pool_taps(self._taps(pixels), self.head.reads)
-            else:
-                stored = {t: np.asarray(m[0, begin : indices.stop], np.float32) for t, m in maps.items()}
-                features = {t: torch.from_numpy(m).to(device) for t, m in stored.items()} | {"pixels": pixels}
+            features, frames = self.features(shown, indices, maps)
             answers = self.head(features).float().cpu()
             if not torch.isfinite(answers).all():
                 raise SamAdaptError(
                     f"the head's answer for case {case.id!r} is not finite in slices {begin}..{indices.stop - 1}; "
                     "check the image, the checkpoint and the training's loss (metrics.csv)"
                 )
-            yield from zip(answers, (frame for _, frame in prepared), strict=True)
+            yield from zip(answers, frames, strict=True)
+
+    def shown(self, case: Case) -> Callable[[int], Tensor]:
+        """Slice number -> the slice (C, H, W) in the window, 0..255; the window is that of the whole case."""
+        limits = Window.parse(self.window).fit(case.image)
+        return lambda index: apply_window(case.image[:, index], limits)
+
+    def features(
+        self, shown: Callable[[int], Tensor], indices: range, maps: Maps | None = None
+    ) -> tuple[dict[str, Tensor], list[Frame]]:
+        """What the head reads of these slices, and where they lie in the square."""
+        device = next((p.device for p in self.head.parameters()), torch.device("cpu"))
+        prepared = [self.encoder.prepare(shown(index)) for index in indices]
+        pixels, frames = torch.stack([x for x, _ in prepared]).to(device), [frame for _, frame in prepared]
+        if maps is None:
+            return pool_taps(self._taps(pixels), self.head.reads), frames
+        stored = {t: np.asarray(m[0, indices.start : indices.stop], np.float32) for t, m in maps.items()}
+        return {t: torch.from_numpy(m).to(device) for t, m in stored.items()} | {"pixels": pixels}, frames
 
     def _taps(self, pixels: Tensor) -> dict[str, Tensor]:
         """The encoder runs only for a head that reads more than the pixels."""
@@ -110,6 +121,15 @@ class Segmenter(Model):
 
 
 @dataclass(frozen=True)
+class Look:
+    """Where a classifier looked, in one slice of a case."""
+
+    slice_index: int
+    image: np.ndarray  # (C, H, W) in the window, 0..255
+    maps: Mapping[str, np.ndarray]  # title -> (H, W) float32 on the slice's own pixels
+
+
+@dataclass(frozen=True)
 class Classifier(Model):
     """Class probabilities for a case; a volume's are the mean of its slices'."""
 
@@ -117,11 +137,40 @@ class Classifier(Model):
         self, image: Case | str | Path | Sequence[str | Path], maps: Maps | None = None
     ) -> np.ndarray:
         """(K,) float32 probabilities; independent ones where a case can have several classes."""
+        return self.predict_slices(self.case(image), maps).mean(0).numpy()
+
+    def predict_slices(self, case: Case, maps: Maps | None = None) -> Tensor:
+        """(D, K) probabilities of every slice."""
         rows = [
             logits.sigmoid() if self.multilabel else logits.softmax(0)
-            for logits, _ in self.logits(self.case(image), maps)
+            for logits, _ in self.logits(case, maps)
         ]
-        return torch.stack(rows).mean(0).numpy()
+        return torch.stack(rows)
+
+    @property
+    def looks(self) -> bool:
+        """Whether the head can say where it looked."""
+        return isinstance(self.head, Looking)
+
+    @torch.inference_mode()
+    def look(self, case: Case, slices: Tensor, maps: Maps | None = None) -> Look:
+        """Where the head looked, in the slice in which the case's likeliest class is likeliest.
+
+        Args:
+            slices: the answer of `predict_slices`.
+            maps: as for `predict`.
+        """
+        if not isinstance(self.head, Looking):
+            raise SamAdaptError(
+                f"head {self.head.spec['name']!r} cannot say where it looked; heads with a network (slca, plain, ...) "
+                "and attentive_probe can"
+            )
+        chosen = slices.mean(0).argmax()
+        index, shown = int(slices[:, chosen].argmax()), self.shown(case)
+        features, (frame,) = self.features(shown, range(index, index + 1), maps)
+        found = self.head.where(features, chosen[None])
+        placed = {title: to_original(x.float().cpu(), frame)[0].numpy() for title, x in found.items()}
+        return Look(index, shown(index).numpy(), placed)
 
 
 _MODELS: dict[str, type[Segmenter] | type[Classifier]] = {
