@@ -80,6 +80,24 @@ def make_classification_study(
     return folder
 
 
+def keep_looks(
+    folder: Path, learner: str, cases: list[str], maps: list[str], drawn: int, flat: bool = False
+) -> None:
+    """What the cells of a classifier keep of where it looked; volumes of three slices."""
+    rng = np.random.default_rng(0)
+    arrays = {"cases": np.array(cases), "drawn": np.array(drawn)}
+    for n in range(len(cases)):
+        arrays |= {
+            f"{n}.image": rng.integers(0, 256, (20, 24), dtype=np.uint8),
+            f"{n}.slice": np.array([2, 3]),
+            f"{n}.titles": np.array([f"{name}\n0.2 to 0.9" for name in maps]),
+            f"{n}.maps": rng.integers(0, 1 if flat else 256, (len(maps), 20, 24), dtype=np.uint8),
+        }
+    for digest, cell in json.loads((folder / "experiment.json").read_text())["cells"].items():
+        if cell["learner"] == learner:
+            np.savez_compressed(folder / digest / "attention.npz", **arrays)
+
+
 def _note(folder, quality, cases, task, classes, labels, seeds, score):
     cells = {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ import torch
 from samadapt.datasets import Dataset
 from samadapt.experiment.entrants import Fitted, Job
 from samadapt.experiment.grid import Cell
+from samadapt.experiment.looks import keep_looks
 from samadapt.experiment.slices import SliceKeeper
 from samadapt.features import FeatureStore
 from samadapt.metrics import score_case, score_predictions, write_scores
@@ -89,7 +90,10 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
             scores = _score_segmentation(cell, timed, cases, data, keeper)
             keeper.save(out / "slices.npz")
         else:
-            scores = _score_classification(timed, cases, data)
+            answers = _class_answers(timed, cases)
+            scores = score_predictions(*answers, data.classes)
+    if data.task == "classification" and fitted.look is not None:
+        keep_looks(out / "attention.npz", fitted.look, data.case, answers)
     cost = {
         "learner": cell.learner,
         "labels": cell.labels,
@@ -172,7 +176,8 @@ def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Iterable
     return scores
 
 
-def _score_classification(timed: _Timed, cases: Iterable[Case], data: Dataset) -> list[Score]:
+def _class_answers(timed: _Timed, cases: Iterable[Case]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names, probabilities (N, K), and the truth (N,) or (N, K)."""
     ids, probabilities, truth = [], [], []
     for case in cases:
         assert case.label is not None
@@ -181,7 +186,7 @@ def _score_classification(timed: _Timed, cases: Iterable[Case], data: Dataset) -
         truth.append(case.label.numpy())
     if not np.isfinite(probabilities).all():
         raise SamAdaptError("the learner answers with probabilities that are not numbers; lower --lr")
-    return score_predictions(ids, np.stack(probabilities), np.stack(truth), data.classes)
+    return ids, np.stack(probabilities), np.stack(truth)
 
 
 # ---------------------------------------------------------------- cost

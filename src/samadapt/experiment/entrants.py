@@ -16,7 +16,7 @@ from torch import nn
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, Recipe
 from samadapt.learner import Learner, fit
-from samadapt.prediction import load_run
+from samadapt.prediction import Classifier, Look, Maps, load_run
 from samadapt.training import TrainConfig
 from samadapt.types import Case, SamAdaptError
 
@@ -46,6 +46,7 @@ class Fitted:
     notes: Mapping[str, Any] = field(
         default_factory=dict
     )  # for the fairness table: steps, selection, augmentation
+    look: Callable[[Case], Look] | None = None  # where it looked; None: it cannot say
 
 
 class Entrant(ABC):
@@ -143,11 +144,11 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
     stored = config.tune == "none" and set(model.head.reads) != {"pixels"}
     recipe = Recipe(job.data.window)
 
-    def predict(case: Case) -> np.ndarray:
+    def maps(case: Case) -> Maps | None:
         if not stored:
-            return model.predict(case)
+            return None
         job.store.encode([case], model.encoder, model.head.reads, recipe)  # nothing to do, as a rule
-        return model.predict(case, job.store.read(case, model.encoder, model.head.reads, recipe)[0])
+        return job.store.read(case, model.encoder, model.head.reads, recipe)[0]
 
     trained = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     trained += sum(p.numel() for p in model.encoder.parameters()) if config.tune == "all" else 0
@@ -159,7 +160,15 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
         "augmentation": "none" if learner.augment == "none" else f"{learner.augment}, {views}",
         "device": str(next(model.head.parameters()).device),
     }
-    return Fitted(model.predict if not stored else predict, trained, notes)
+    look = None
+    if isinstance(model, Classifier) and model.looks:
+        classifier = model
+
+        def look(case: Case) -> Look:
+            read = maps(case)
+            return classifier.look(case, classifier.predict_slices(case, read), read)
+
+    return Fitted(lambda case: model.predict(case, maps(case)), trained, notes, look)
 
 
 def check_finite(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from samadapt.report import figures, tables
+from samadapt.report.attention import where_it_looked
 from samadapt.report.measures import Side, contributions, measure
 from samadapt.report.reading import Level, Study, read_study, write_table
 from samadapt.report.verdict import (
@@ -189,5 +190,6 @@ def _classification(study: Study, verdict: Verdict) -> dict[str, Any]:
         "accuracy": tables.means_table(study, accuracy, "acc"),
         "accuracy_curve": Markup(figures.inline_svg(curve, "accuracy", "mean accuracy by labelled patients")),
         "figures": [(title, Markup(figures.inline_svg(f, key, title))) for title, key, f in drawn],
+        "looked": where_it_looked(study, last.level, list(two)),
         "classes": [tables.class_table(study, "auc")],
     }
