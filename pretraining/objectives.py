@@ -52,16 +52,17 @@ class Cells:
             F.avg_pool2d(hot, 4).flatten(2),
         )
 
-    def neck_index(self) -> Tensor:
-        """(P,): the cell of stride 8 in which each chosen cell lies."""
-        return (self.at // self.grid // 2) * (self.grid // 2) + self.at % self.grid // 2
+    def inside(self, times: int) -> Tensor:
+        """(P,): the cell of a grid this many times coarser in which each chosen cell lies."""
+        return (self.at // self.grid // times) * (self.grid // times) + self.at % self.grid // times
 
 
 class Agreement(nn.Module):
-    """Dense agreement: a cell must find its region's prototype, from its own view and from the *others*.
+    """Dense agreement: a cell must find its region's prototype, made from the *other* views alone.
 
-    The other views are differently warped, jittered and coloured, so that what the features keep is shape, place
-    and surroundings, and intensity only as far as views share it.
+    The other views are differently placed, warped, jittered and coloured, so that what the features keep is shape
+    and surroundings, and intensity only as far as views share it. Prototypes of a cell's own view would be found
+    by its place in the picture.
     """
 
     def __init__(self, channels: Mapping[str, int], width: int = 64) -> None:
@@ -89,8 +90,7 @@ class Agreement(nn.Module):
         parts, amount = sums.unflatten(0, (-1, views)), total.unflatten(0, (-1, views))
         others = (parts.sum(1, keepdim=True) - parts).flatten(0, 1)
         elsewhere = (amount.sum(1, keepdim=True) - amount).flatten(0, 1)
-        across = _nearest_region(x, mass, others, elsewhere > 0.5, scale)
-        return 0.5 * (across + _nearest_region(x, mass, sums, total > 1.5, scale))
+        return _nearest_region(x, mass, others, elsewhere > 0.5, scale)
 
 
 def _nearest_region(x: Tensor, mass: Tensor, prototypes: Tensor, known: Tensor, scale: Tensor) -> Tensor:
@@ -112,13 +112,14 @@ def one_example(
     """A new task for each template: fit a linear readout on one view, segment the others with it.
 
     The task groups the regions at random into a background and up to three classes, as data sets do. The readout
-    is a ridge regression in closed form on strides 4 and 8, so that the gradient reaches the features of both
+    is a ridge regression in closed form on strides 4, 8 and 16, so that the gradient reaches the features of both
     sides; it is what a light head on frozen features becomes.
     """
     x = torch.cat(
         [
             features["stride4"].flatten(2)[:, :, cells.at],
-            features["neck"].flatten(2)[:, :, cells.neck_index()],
+            features["neck"].flatten(2)[:, :, cells.inside(2)],
+            features["stride16"].flatten(2)[:, :, cells.inside(4)],
         ],
         1,
     ).float()

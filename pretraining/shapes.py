@@ -257,18 +257,19 @@ def vary(draw: Draw, layer: Layer, views: int, amount: float) -> Layer:
 def warped_grid(draw: Draw, templates: int, views: int, size: int) -> Tensor:
     """(N, size, size, 2): where each cell of each view lies in its template's plane.
 
-    All views of a template share a scale and a rotation, and each has a smaller one and a bend of its own.
+    All views of a template share a scale and a rotation, and each has a rotation, a scale, a bend and above all a
+    place of its own: where views show the same things at the same place, coarse features learn the place alone.
     """
     n = templates * views
     steps = (torch.arange(size, device=draw.device) + 0.5) * (2.0 / size) - 1.0
     plane = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)  # (size, size, 2), x then y
     turned = torch.where(draw.chance(0.35, templates), 0.6, 0.05) * draw.normal(templates)
-    angle = repeat(turned, views) + 0.2 * draw.normal(n)
-    zoom = repeat(draw.log_uniform(templates, low=0.6, high=1.7), views) * (0.14 * draw.normal(n)).exp()
+    angle = repeat(turned, views) + 0.3 * draw.normal(n)
+    zoom = repeat(draw.log_uniform(templates, low=0.6, high=1.5), views) * draw.log_uniform(n, low=0.65, high=1.5)
     aspect = (0.08 * draw.normal(n)).exp()
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     matrix = torch.stack([cos * aspect, -sin, sin, cos / aspect], 1).view(n, 2, 2)
-    shift = repeat(0.12 * draw.normal(templates, 2), views) + 0.16 * draw.normal(n, 2)
+    shift = repeat(0.12 * draw.normal(templates, 2), views) + draw.uniform(n, 2, low=-0.55, high=0.55)
     bend = 0.06 * draw.smooth(n, 2, 4, size) + 0.018 * draw.smooth(n, 2, 9, size)
     strength = draw.uniform(n, 1, 1, 1, low=0.2, high=1.3)
     xy = plane.view(1, -1, 2) @ matrix.transpose(1, 2) + shift[:, None]

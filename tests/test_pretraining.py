@@ -119,7 +119,8 @@ def test_cells_count_shares_and_ignore_padding():
     assert cells.neck[0, 5].tolist() == [1, 1, 0, 0]
     assert cells.coarse[0, 5].item() == 0.5
     assert cells.fine.sum() == 8
-    assert cells.neck_index().tolist() == [(a // 4 // 2) * 2 + a % 4 // 2 for a in cells.at.tolist()]
+    assert cells.inside(2).tolist() == [(a // 4 // 2) * 2 + a % 4 // 2 for a in cells.at.tolist()]
+    assert cells.inside(4).tolist() == [0] * len(cells.at)
 
 
 def test_the_ridge_readout_separates_what_is_separable():

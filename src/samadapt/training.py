@@ -58,7 +58,7 @@ class TrainConfig:
     warmup: float = 0.05  # share of the steps; then a cosine down to 1 % of lr
     ema: float = 0.99  # decay of the averaged weights, which are the ones kept; 0 keeps the last
     tune: str = "none"  # the encoder: "none" (frozen) or "all" (trained with the head)
-    encoder_lr: float = 1e-4
+    encoder_lr: float = 1e-4  # of what is pretrained: a tuned encoder, a classifier's own pretrained network
     balance: bool = False  # classification: draw the classes equally often
     seed: int = 0
     precision: str = "auto"  # "32", "bf16", or "auto": bf16 where the device is fast at it
@@ -258,9 +258,14 @@ class _Learner(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        groups = [{"params": [p for p in self.head.parameters() if p.requires_grad], "lr": self.config.lr}]
+        tuned = [p for p in self.head.pretrained() if p.requires_grad]
         if self.config.tune == "all" and self.encoder is not None:
-            groups.append({"params": list(self.encoder.parameters()), "lr": self.config.encoder_lr})
+            tuned += self.encoder.parameters()
+        known = {id(p) for p in tuned}
+        fresh = [p for p in self.head.parameters() if p.requires_grad and id(p) not in known]
+        groups = [{"params": fresh, "lr": self.config.lr}]
+        if tuned:
+            groups.append({"params": tuned, "lr": self.config.encoder_lr})
         optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
         shape = functools.partial(_schedule, steps=self.config.steps, warmup=self.config.warmup)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)

@@ -149,17 +149,20 @@ def seeded(*key: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A seeded random view of a slice and its label. Ranges are symmetric around "nothing happens"."""
+    """A seeded random view of a slice and its label. Ranges are symmetric around "nothing happens".
+
+    The ranges are wide because labels are few: see "Augmentation" in benchmarks/README.md.
+    """
 
     name: str
-    rotate_degrees: float = 20.0
-    scale: float = 1.35  # zoom between 1/scale and scale
-    shift: float = 0.08  # of the side
-    bend: float = 0.03  # smooth displacement, of the side
-    gamma: float = 1.6
-    contrast: float = 1.3
-    brightness: float = 25.0  # of 255
-    noise: float = 12.0  # largest standard deviation, of 255
+    rotate_degrees: float = 45.0
+    scale: float = 1.6  # zoom between 1/scale and scale
+    shift: float = 0.15  # of the side
+    bend: float = 0.05  # smooth displacement, of the side
+    gamma: float = 2.5
+    contrast: float = 2.0
+    brightness: float = 50.0  # of 255
+    noise: float = 25.0  # largest standard deviation, of 255
     mirror: bool = False  # both axes
 
     def __call__(

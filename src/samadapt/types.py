@@ -95,6 +95,10 @@ class Head(nn.Module, ABC):
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         """Scalar. `target` is (B, LABEL_GRID, LABEL_GRID) uint8/int64 or (B,) int64 (or (B, K) float)."""
 
+    def pretrained(self) -> list[nn.Parameter]:
+        """Weights that start from a training of their own and are only tuned: they get the small learning rate."""
+        return []
+
 
 @dataclass(frozen=True)
 class Score:

@@ -21,8 +21,8 @@ class Pixels(Encoder):
 
     def __init__(self, side: int = 256, prepare: str = "unit") -> None:
         super().__init__()
-        if side < 32:
-            raise SamAdaptError(f"side {side} is too small for encoder 'pixels'; give at least 32 pixels")
+        if side < 28:  # MedMNIST's
+            raise SamAdaptError(f"side {side} is too small for encoder 'pixels'; give at least 28 pixels")
         self.side, self._prepare = side, find_prepare(prepare)
         self.taps = {"pixels": (3, side, side)}
         self.fingerprint = f"pixels-1 side={side} prepare={prepare} float32"

@@ -139,6 +139,9 @@ class Classifier(Head, Looking):
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         return classification_loss(self(features), target, self.class_weights)
 
+    def pretrained(self) -> list[nn.Parameter]:
+        return list(self.backbone.parameters()) if self.spec["weights_of"] else []
+
     def attention(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{stage: (B, h, w)}: where the blocks look, over the encoder's square; empty without blocks."""
         seen: Seen = {}
