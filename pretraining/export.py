@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretraining.train import Recipe, Trainer
-from samadapt.encoders.nano import BACKBONE_KEY, WEIGHTS
+from pretraining.train import COLUMNS, Recipe, Trainer
+from samadapt.encoders.nano import BACKBONE_KEY, VERSION, WEIGHTS
 
 LARGEST = 10_000_000  # bytes of the package's weights, with everything
 
@@ -35,9 +35,9 @@ def describe(run: Path, trainer: Trainer) -> dict[str, object]:
     with (run / "losses.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.step]
     last = rows[-100:]
-    names = ("loss", "agreement", "one_example", "prompts")
-    means = {name: [float(row[name]) for row in last if row[name]] for name in names}
+    means = {name: [float(row[name]) for row in last if row[name]] for name in COLUMNS}
     return {
+        "version": VERSION,
         "recipe": json.loads((run / "recipe.json").read_text()),
         "steps": trainer.step,
         "hours": round(trainer.minutes / 60, 2),

@@ -265,7 +265,9 @@ def warped_grid(draw: Draw, templates: int, views: int, size: int) -> Tensor:
     plane = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)  # (size, size, 2), x then y
     turned = torch.where(draw.chance(0.35, templates), 0.6, 0.05) * draw.normal(templates)
     angle = repeat(turned, views) + 0.3 * draw.normal(n)
-    zoom = repeat(draw.log_uniform(templates, low=0.6, high=1.5), views) * draw.log_uniform(n, low=0.65, high=1.5)
+    zoom = repeat(draw.log_uniform(templates, low=0.6, high=1.5), views) * draw.log_uniform(
+        n, low=0.65, high=1.5
+    )
     aspect = (0.08 * draw.normal(n)).exp()
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     matrix = torch.stack([cos * aspect, -sin, sin, cos / aspect], 1).view(n, 2, 2)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pretraining.describe import Description, describe
 from pretraining.draw import Draw
 from pretraining.generate import Batch, generate
 from pretraining.objectives import Agreement, Cells, one_example, promptable
@@ -29,7 +30,7 @@ from samadapt.heads.mask_decoder import PromptedDecoder
 #: (side, templates, views) of a batch and how often it comes: about the same number of pixels in each.
 SIZES = ((128, 10, 3), (192, 5, 3), (256, 3, 3))
 SIZE_WEIGHTS = (0.55, 0.2, 0.25)
-COLUMNS = ("loss", "agreement", "one_example", "prompts")
+COLUMNS = ("loss", "description", "agreement", "one_example", "prompts")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,16 @@ class Recipe:
     seed: int = 0
     steps: int | None = None
     minutes: float | None = None
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     decoder_lr: float = 0.3  # of lr: transformers bear less than convolutions
     weight_decay: float = 0.02
     warmup: int = 150
     ema: float = 0.998
-    agreement: float = 1.0  # weights of the objectives; 0 leaves one out
+    description: float = 4.0  # weights of the objectives; 0 leaves one out
+    agreement: float = 0.5
     one_example: float = 1.0
     prompts: float = 1.0
-    prompts_every: int = 2  # steps: decoding costs more than it teaches the encoder
+    prompts_every: int = 4  # steps: decoding costs more than it teaches the encoder
     asked_images: int = 6  # pictures that are prompted, and masks asked of each
     asked_masks: int = 3
     scale: float = 1.0  # of the number of templates in a batch; smaller for tests
@@ -63,12 +65,19 @@ class Net(nn.Module):
         self.decoder = PromptedDecoder(**DECODER)
         read = ("stride4", "neck", "stride16")
         self.agreement = Agreement({tap: TAPS[tap][0] for tap in read})
+        self.description = Description({tap: TAPS[tap][0] for tap in (*read, "stride32")})
 
     def losses(self, batch: Batch, draw: Draw, recipe: Recipe, step: int = 0) -> dict[str, Tensor]:
-        """The three objectives on one batch, those with weight 0 left out."""
+        """The objectives on one batch, those with weight 0 left out."""
         features = self.backbone(batch.images)
         cells = Cells.of(batch.labels, draw)
         found = {}
+        if recipe.description:
+            with torch.autocast(batch.images.device.type, enabled=False):  # moments need float32
+                targets, weights = describe(batch.images, batch.labels)
+                found["description"] = self.description(
+                    {tap: x.float() for tap, x in features.items()}, targets, weights
+                )
         if recipe.agreement:
             found["agreement"] = self.agreement(features, cells, batch.views)
         if recipe.one_example:
@@ -138,6 +147,7 @@ class Trainer:
         groups = [
             _group(self.net.backbone, recipe, 1.0),
             _group(self.net.agreement, recipe, 1.0),
+            _group(self.net.description, recipe, 1.0),
             _group(self.net.decoder, recipe, recipe.decoder_lr),
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
+from pretraining.describe import TARGETS, Description, describe
 from pretraining.draw import Draw
 from pretraining.export import export
 from pretraining.generate import Batch, generate
@@ -101,6 +103,39 @@ def test_features_that_tell_the_region_satisfy_agreement_and_random_ones_do_not(
         good = agreement(telling, cells, batch.views)
         bad = agreement({t: torch.randn_like(x) for t, x in telling.items()}, cells, batch.views)
     assert good < 0.6 * bad
+
+
+def test_a_place_is_described_by_its_region_and_not_by_where_it_lies():
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    discs = torch.stack([(torch.hypot(x - cx, y - cy) < 20).long() for cx, cy in ((40, 44), (84, 72))])
+    images = discs[:, None].float().expand(-1, 3, -1, -1) * 2 - 1
+    targets, weights = describe(images, discs)
+    assert targets.shape == weights.shape == (2, TARGETS, 32, 32)
+    first, second = targets[0, :, 11, 10], targets[1, :, 18, 21]  # the middles of the two
+    torch.testing.assert_close(first, second, atol=0.02, rtol=0.02)
+    size, bright, depth = first[0], first[3], first[4]
+    assert size == pytest.approx(2 * math.log(5) - 5, abs=0.1) and bright == pytest.approx(1, abs=0.2)
+    assert depth > -0.1 and targets[0, 4, 11, 14] < depth  # near the border
+    left, right = targets[0, 5, 11, 7], targets[0, 5, 11, 13]
+    assert left > 0 > right  # the way to the middle
+
+
+def test_padding_describes_nothing():
+    labels = torch.zeros(1, 64, 64, dtype=torch.long)
+    labels[:, 32:] = IGNORED
+    _, weights = describe(torch.zeros(1, 3, 64, 64), labels)
+    assert (weights[:, :, 8:] == 0).all() and weights[:, 0, :8].min() == 1
+
+
+def test_features_that_hold_the_description_satisfy_it(batch):
+    targets, weights = describe(batch.images, batch.labels)
+    description = Description({"stride4": TARGETS})
+    with torch.no_grad():
+        description.read["stride4"].weight.copy_(torch.eye(TARGETS)[:, :, None, None])
+        description.read["stride4"].bias.zero_()
+        good = description({"stride4": targets}, targets, weights)
+        bad = description({"stride4": torch.zeros_like(targets)}, targets, weights)
+    assert good < 1e-6 < 0.1 < bad
 
 
 def test_features_that_tell_the_region_solve_a_task_from_one_example(batch):

@@ -206,7 +206,9 @@ def test_what_is_pretrained_moves_at_the_small_learning_rate(tmp_path):
         torch.manual_seed(0)
         head = kind()
         before = next(head.parameters()).detach().clone()
-        config = TrainConfig(steps=1, lr=0.1, encoder_lr=1e-6, weight_decay=0.0, warmup=0.0, ema=0.0, device="cpu")
+        config = TrainConfig(
+            steps=1, lr=0.1, encoder_lr=1e-6, weight_decay=0.0, warmup=0.0, ema=0.0, device="cpu"
+        )
         train(head, pairs(1), config=config, out=tmp_path / kind.__name__)
         moved[kind] = (next(head.parameters()).detach() - before).abs().max()
     assert moved[TinyHead] > 0.05 and moved[HalfPretrained] < 1e-5

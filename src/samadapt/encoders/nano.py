@@ -7,11 +7,13 @@ weights travel with the package. How they were made: `pretraining/README.md`; wh
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from samadapt.transforms import resize_and_pad
 from samadapt.types import Encoder, Frame, SamAdaptError
 
 WEIGHTS = Path(__file__).parent / "weights" / "sam_nano.safetensors"
-VERSION = 1  # of the architecture and of `prepare`; part of the fingerprint
+VERSION = 2  # of the architecture and of `prepare`; part of the fingerprint
 DEFAULT_SIDE = 256
 COARSEST = 32  # sides are multiples of this stride
 BACKBONE_KEY = "image_encoder"
@@ -44,7 +46,9 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
+    # Repeated borders: zeros beyond them are seen from far within, and coarse maps then tell the place in the picture.
+    pad: Literal["zeros", "replicate"] = "replicate" if size > 1 else "zeros"
+    return nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False, padding_mode=pad)
 
 
 class Residual(nn.Module):
@@ -93,12 +97,14 @@ class NanoBackbone(nn.Module):
         self.side16, self.side32 = _conv(160, NECK_WIDTH, 1), _conv(192, NECK_WIDTH, 1)
         self.narrow = _conv(NECK_WIDTH, 48, 1)
         self.out4, self.out8 = self._smooth(48), self._smooth(NECK_WIDTH)
-        self.out16, self.out32 = self._smooth(NECK_WIDTH), self._smooth(NECK_WIDTH)
+        self.out16 = self._smooth(NECK_WIDTH)
+        self.out32 = self._smooth(NECK_WIDTH, groups=8)  # its map may be a single cell
 
     @staticmethod
-    def _smooth(channels: int) -> nn.Sequential:
-        # A pyramid level ends without an activation, normalised over its channels in one group, as SAM's neck.
-        return nn.Sequential(_conv(channels, channels), nn.GroupNorm(1, channels))
+    def _smooth(channels: int, groups: int | None = None) -> nn.Sequential:
+        # A pyramid level ends without an activation, each channel normalised over the picture. Normalised together,
+        # as in SAM's neck, nine tenths of a map's energy became constants that tell nothing about a place.
+        return nn.Sequential(_conv(channels, channels), nn.GroupNorm(groups or channels, channels))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         c4 = self.stage4(self.stem(x))
@@ -170,6 +176,13 @@ def _digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _version(path: Path) -> int | None:
+    """Of the architecture that a file's weights are for; keys and shapes alone do not tell."""
+    with safe_open(path, framework="pt") as file:
+        told = (file.metadata() or {}).get("samadapt", "{}")
+    return json.loads(told).get("version")
+
+
 def build_sam_nano(
     checkpoint: str | Path | None = None, side: int | None = None, seed: int = 0
 ) -> NanoEncoder:
@@ -189,6 +202,11 @@ def build_sam_nano(
         raise SamAdaptError(
             f"no weights of sam_nano at {str(path)!r}; give a .safetensors file written by "
             '`python -m pretraining.export`, leave out the checkpoint for the package\'s own, or say "random"'
+        )
+    if (found := _version(path)) != VERSION:
+        raise SamAdaptError(
+            f"{str(path)!r} was written for version {found} of sam_nano's architecture, this is version {VERSION}; "
+            "train it again (pretraining/README.md), or use the release of samadapt that wrote it"
         )
     weights = {name: value.float() for name, value in load_file(path).items()}
     own = f"{BACKBONE_KEY}."
