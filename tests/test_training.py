@@ -212,3 +212,15 @@ def test_what_is_pretrained_moves_at_the_small_learning_rate(tmp_path):
         train(head, pairs(1), config=config, out=tmp_path / kind.__name__)
         moved[kind] = (next(head.parameters()).detach() - before).abs().max()
     assert moved[TinyHead] > 0.05 and moved[HalfPretrained] < 1e-5
+
+
+class Eager(TinyHead):
+    lr: ClassVar[float] = 0.05
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 0.05), (0.2, 0.2)])
+def test_a_head_has_a_learning_rate_of_its_own(tmp_path, asked, used):
+    config = TrainConfig(steps=1, warmup=0.0, lr=asked, device="cpu")
+    out = train(Eager(), pairs(1), config=config, out=tmp_path / "run")
+    assert json.loads((out / "config.json").read_text())["train"]["lr"] == used
+    assert float(read_metrics(out)[-1]["lr"]) == pytest.approx(used)

@@ -32,7 +32,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Head = Annotated[str, typer.Option(help="See `samadapt list heads`.")]
-EncoderName = Annotated[str, typer.Option("--encoder", help="See `samadapt list encoders`.")]
+EncoderName = Annotated[
+    str | None,
+    typer.Option("--encoder", help="See `samadapt list encoders`; else sam_nano, for head unet pixels."),
+]
 Checkpoint = Annotated[
     str | None, typer.Option(help='The encoder\'s weights: a .pth file, a Hugging Face folder, or "random".')
 ]
@@ -90,19 +93,23 @@ class _Sight:
 
 
 def _learner(
-    head: str, encoder: str, checkpoint: str | None, side: int | None, prepare: str | None, options: list[str] | None,
+    head: str, encoder: str | None, checkpoint: str | None, side: int | None, prepare: str | None, options: list[str] | None,
     views: int, augment: str,
 ) -> Learner:  # fmt: skip
+    from samadapt.heads import HEADS
     from samadapt.learner import Learner, parse_options
 
-    encoder = "pixels" if head == "unet" and encoder == "sam_nano" else encoder
-    return Learner(head, encoder, checkpoint, side, prepare, parse_options(options or []), views, augment)
+    if encoder is None and head in HEADS:
+        encoder = HEADS[head].encoder
+    return Learner(
+        head, encoder or "sam_nano", checkpoint, side, prepare, parse_options(options or []), views, augment
+    )
 
 
 @app.command()
 def encode(
     data: Data,
-    encoder: EncoderName = "sam_nano",
+    encoder: EncoderName = None,
     head: Head = "fused",
     store: Store = Path("features"),
     checkpoint: Checkpoint = None,
@@ -136,7 +143,7 @@ def train(
     data: Data,
     out: Out,
     head: Head = "fused",
-    encoder: EncoderName = "sam_nano",
+    encoder: EncoderName = None,
     labels: Annotated[
         str | None, typer.Option(help="Labelled patients to use (5), or a share (0.25); else all.")
     ] = None,
@@ -148,13 +155,13 @@ def train(
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Slices in a step.")] = 8,
-    lr: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-3,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the head; else its own.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Network of a classification head: resnet18, ...")
     ] = None,
     balance: Annotated[bool, typer.Option(help="Classification: draw the classes equally often.")] = False,
     tune: Annotated[str, typer.Option(help="The encoder: none (frozen) or all (trained too).")] = "none",
-    encoder_lr: Annotated[float, typer.Option(help="Learning rate of a tuned encoder.")] = 1e-4,
+    encoder_lr: Annotated[float, typer.Option(help="Learning rate of what is pretrained and tuned.")] = 1e-4,
     precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
     workers: Annotated[int, typer.Option(help="Processes that load batches.")] = 0,
     store: Store = Path("features"),

@@ -53,7 +53,7 @@ class TrainConfig:
 
     steps: int = 1000
     batch_size: int = 8
-    lr: float = 1e-3
+    lr: float | None = None  # None: the head's own
     weight_decay: float = 1e-2
     warmup: float = 0.05  # share of the steps; then a cosine down to 1 % of lr
     ema: float = 0.99  # decay of the averaged weights, which are the ones kept; 0 keeps the last
@@ -71,8 +71,9 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise SamAdaptError(f"{name} is {getattr(self, name)!r}; known: {', '.join(allowed)}")
         for name in ("steps", "batch_size", "check_every", "lr", "encoder_lr"):
-            if getattr(self, name) <= 0:
-                raise SamAdaptError(f"{name} is {getattr(self, name)}; it must be above 0")
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise SamAdaptError(f"{name} is {value}; it must be above 0")
         if not 0 <= self.ema < 1 or not 0 <= self.warmup <= 1:
             raise SamAdaptError(f"ema {self.ema} must be in [0, 1) and warmup {self.warmup} in [0, 1]")
 
@@ -97,6 +98,8 @@ def train(
         split: written beside the run, for whoever asks which patients were used.
     """
     config, out = config or TrainConfig(), Path(out)
+    if config.lr is None:
+        config = dataclasses.replace(config, lr=head.lr)
     if config.tune == "all" and pairs.live is None:
         raise SamAdaptError(
             "tune='all' trains the encoder, so its maps cannot come from a store, and the head must read more than "

@@ -84,6 +84,8 @@ class Head(nn.Module, ABC):
     """A trainable head: reads feature maps, knows its own loss."""
 
     task: ClassVar[Task]
+    encoder: ClassVar[str] = "sam_nano"  # read unless another one is named
+    lr: ClassVar[float] = 1e-3  # learning rate unless another one is named
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
     spec: Mapping[str, object]  # the arguments of `build_head` that build it again; JSON-able
 

@@ -99,12 +99,17 @@ class NanoBackbone(nn.Module):
         self.out4, self.out8 = self._smooth(48), self._smooth(NECK_WIDTH)
         self.out16 = self._smooth(NECK_WIDTH)
         self.out32 = self._smooth(NECK_WIDTH, groups=8)  # its map may be a single cell
+        for module in self.modules():
+            # PyTorch's default loses two thirds of the variance at every convolution: coarse maps would start at nil.
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     @staticmethod
     def _smooth(channels: int, groups: int | None = None) -> nn.Sequential:
         # A pyramid level ends without an activation, each channel normalised over the picture. Normalised together,
         # as in SAM's neck, nine tenths of a map's energy became constants that tell nothing about a place.
-        return nn.Sequential(_conv(channels, channels), nn.GroupNorm(groups or channels, channels))
+        # The large eps: a channel that is nearly constant over a picture stays so, rounding errors are not blown up.
+        return nn.Sequential(_conv(channels, channels), nn.GroupNorm(groups or channels, channels, eps=1e-3))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         c4 = self.stage4(self.stem(x))

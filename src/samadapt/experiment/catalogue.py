@@ -30,7 +30,8 @@ Maker = Callable[[Learner, BaselineOptions], Entrant]
 
 
 def _unet(base: Learner) -> Trained:
-    return Trained(Learner("unet", "pixels", side=256, views=base.views, augment=base.augment))
+    side = min(base.side or 256, 256)  # what is finer than the labels only costs time
+    return Trained(Learner("unet", "pixels", side=side, views=base.views, augment=base.augment))
 
 
 def _faithful(base: Learner) -> Trained:

@@ -102,12 +102,14 @@ class Classifier(Head, Looking):
     classify: nn.Linear
     image_size: int
     class_weights: Tensor | None
+    starts_pretrained: bool
 
     def start(self, trunk: Trunk, taps: Taps, n_classes: int) -> Backbone:
         """Build everything but the blocks, which come after: with one seed all heads start from one network."""
         tap_shape(self.name, taps, PIXELS)
         self.reads = {PIXELS: 1}
         self.spec = {"name": self.name, "n_classes": n_classes, **trunk.spec()}
+        self.starts_pretrained = bool(trunk.weights or trunk.weights_of)
         self.backbone = trunk.build(self.name)
         self.classify = nn.Linear(self.backbone.channels, n_classes)
         self.blocks = nn.ModuleDict()
@@ -140,7 +142,7 @@ class Classifier(Head, Looking):
         return classification_loss(self(features), target, self.class_weights)
 
     def pretrained(self) -> list[nn.Parameter]:
-        return list(self.backbone.parameters()) if self.spec["weights_of"] else []
+        return list(self.backbone.parameters()) if self.starts_pretrained else []
 
     def attention(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{stage: (B, h, w)}: where the blocks look, over the encoder's square; empty without blocks."""
