@@ -287,6 +287,8 @@ print("I am", name)
 if name == {breaks!r}:
     sys.exit("RuntimeError: no such luck")
 if name == "nnUNetv2_plan_and_preprocess":
+    if int(os.environ["nnUNet_n_proc_DA"]) < 1:  # as nnU-Net 2.8.1's planner
+        sys.exit("RuntimeError: set_num_threads expects a positive integer")
     (done / data.name / "gt_segmentations").mkdir(parents=True)
     plans = {{"configurations": {{c: {{"batch_size": 2, "patch_size": [8, 8]}} for c in {plans!r}}}}}
     (done / data.name / "nnUNetPlans.json").write_text(json.dumps(plans))

@@ -257,9 +257,11 @@ class NnUNet:
 
     def _run(self, name: str, *arguments: str) -> None:
         """One command, everything it says in the log."""
+        # Without loaders of its own it augments in the process that trains; its planner takes the number for threads.
+        loaders = self.threads if "plan" in name else self.threads - 1
         environment = os.environ | {
             **{f"nnUNet_{part}": str(self.work / part) for part in ("raw", "preprocessed", "results")},
-            "nnUNet_n_proc_DA": str(self.threads - 1),
+            "nnUNet_n_proc_DA": str(loaders),
             "nnUNet_def_n_proc": "1",
             "OMP_NUM_THREADS": str(self.threads),
         }
