@@ -291,6 +291,7 @@ def experiment(
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="See `samadapt list encoders`.")] = None,
     checkpoint: Checkpoint = None,
+    side: Side = None,
     labels: Annotated[str | None, typer.Option(help="Labelled patients: 1,2,5,all, or shares.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps of each training.")] = None,
@@ -320,7 +321,7 @@ def experiment(
         None if labels is None else [n if n == "all" else _number(n, "labels") for n in labels.split(",")]
     )
     _merge(settings, {"learners": names or None, "labels": counts, "seeds": seeds})
-    _merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint})
+    _merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint, "side": side})
     _merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
     _merge(settings.setdefault("nnunet", {}), {"budget": budget, "bin": nnunet_bin})
     chosen, config = study.make_study(settings, opened.task)
