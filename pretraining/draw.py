@@ -49,8 +49,3 @@ class Draw:
         """(n, channels, size, size): normal at knots x knots points, smooth between them."""
         grid = self.normal(n, channels, knots, knots)
         return F.interpolate(grid, size=(size, size), mode="bicubic", align_corners=True)
-
-
-def repeat(x: Tensor, views: int) -> Tensor:
-    """(T, ...) -> (T * views, ...): each template's row for each of its views."""
-    return x.repeat_interleave(views, dim=0)

@@ -26,7 +26,8 @@ def packed(trainer: Trainer) -> dict[str, Tensor]:
     for name, value in trainer.averaged().items():
         part, _, rest = name.partition(".")
         if part in parts:
-            found[parts[part] + rest] = value.detach().to("cpu", torch.float16).contiguous()
+            kind = torch.float16 if value.is_floating_point() else value.dtype
+            found[parts[part] + rest] = value.detach().to("cpu", kind).contiguous()
     return found
 
 

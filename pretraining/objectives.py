@@ -1,6 +1,6 @@
 """What the network is asked: the same region, the region's mask for a prompt, and a task from one example.
 
-Shapes: `N` = T * V pictures in template-major order, `C` channels, `h w` a feature map's grid, `R` regions.
+Shapes: `N` = T * V pictures in map-major order, `C` channels, `h w` a feature map's grid, `R` regions.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ class Cells:
 class Agreement(nn.Module):
     """Dense agreement: a cell must find its region's prototype, made from the *other* views alone.
 
-    The other views are differently placed, warped, jittered and coloured, so that what the features keep is shape
-    and surroundings, and intensity only as far as views share it. Prototypes of a cell's own view would be found
-    by its place in the picture.
+    The other views lie at other places and look differently, so that what the features keep is shape and
+    surroundings. Prototypes of a cell's own view would be found by its intensity.
     """
 
     def __init__(self, channels: Mapping[str, int], width: int = 64) -> None:
@@ -71,7 +70,7 @@ class Agreement(nn.Module):
         self.scale = nn.Parameter(torch.full((len(channels),), math.log(10.0)))
 
     def forward(self, features: Mapping[str, Tensor], cells: Cells, views: int) -> Tensor:
-        """Cross-entropy over the template's regions, averaged over taps."""
+        """Cross-entropy over the map's regions, averaged over taps."""
         shares = {"stride4": cells.fine, "neck": cells.neck, "stride16": cells.coarse}
         losses = []
         for index, (tap, project) in enumerate(self.project.items()):
@@ -109,7 +108,7 @@ def _nearest_region(x: Tensor, mass: Tensor, prototypes: Tensor, known: Tensor, 
 def one_example(
     features: Mapping[str, Tensor], cells: Cells, views: int, draw: Draw, classes: int = 4
 ) -> Tensor:
-    """A new task for each template: fit a linear readout on one view, segment the others with it.
+    """A new task for each label map: fit a linear readout on one view, segment the others with it.
 
     The task groups the regions at random into a background and up to three classes, as data sets do. The readout
     is a ridge regression in closed form on strides 4, 8 and 16, so that the gradient reaches the features of both
@@ -136,7 +135,7 @@ def one_example(
 
 @torch.no_grad()
 def task_of(cells: Cells, views: int, draw: Draw, classes: int = 4) -> Tensor:
-    """(T, V, P, K) one-hot: the template's regions grouped at random into background and up to three classes."""
+    """(T, V, P, K) one-hot: the map's regions grouped at random into background and up to three classes."""
     group = _grouping(cells.fine, views, draw, classes)  # (T, R, K)
     return cells.fine.unflatten(0, (-1, views)).transpose(2, 3) @ group[:, None]
 

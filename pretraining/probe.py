@@ -55,10 +55,10 @@ def stacked(features: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def synthetic(net: NanoBackbone, templates: int = 48, side: int = 128, seed: int = 0) -> float:
-    """Loss of tasks learned from one example, on templates that training never draws; lower is better."""
+def synthetic(net: NanoBackbone, maps: int = 48, side: int = 128, seed: int = 0) -> float:
+    """Loss of tasks learned from one example, on label maps that training never draws; lower is better."""
     losses = []
-    for part in range(0, templates, 12):
+    for part in range(0, maps, 12):
         draw = Draw("probe", seed, part)
         batch = generate(draw, 12, 2, side)
         cells = Cells.of(batch.labels, draw)

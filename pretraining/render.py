@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretraining.draw import Draw, repeat
+from pretraining.draw import Draw
 from pretraining.shapes import OUTSIDE, REGIONS
 from samadapt.encoders.nano import normalise
 from samadapt.types import IGNORED
@@ -89,31 +89,6 @@ def draw_style(draw: Draw, n: int) -> Style:
         contrast=draw.log_uniform(n, low=0.45, high=1.25),
         offset=draw.uniform(n, low=-0.5, high=0.5),
     )
-
-
-def acquisitions(draw: Draw, templates: int, views: int, alike: float = 0.85) -> Style:
-    """Most views repeat their template's style nearly, the others have one of their own.
-
-    Nearly the same: another patient in the same scanner, which is what few labels must generalise to. Of its own:
-    another sequence, modality or camera. With more of these, all that views share is *place*, and that is what the
-    features then say: seen in a run with many.
-    """
-    n = templates * views
-    near = draw_style(draw, templates)
-    near = Style(**{name: repeat(value, views) for name, value in vars(near).items()})
-    near.palette[..., 0] += 0.03 * draw.normal(n, REGIONS) + 0.04 * draw.normal(n, 1)
-    near.palette[..., 1:4] += 0.015 * draw.normal(n, REGIONS, 3)
-    near.palette[..., 4:] *= draw.uniform(n, REGIONS, TEXTURES, low=0.7, high=1.3)
-    near.gamma = near.gamma * (0.12 * draw.normal(n)).exp()
-    near.contrast = near.contrast * (0.1 * draw.normal(n)).exp()
-    near.noise = near.noise * draw.uniform(n, low=0.6, high=1.4)
-    near.cast = near.cast * draw.uniform(n, 3, low=0.9, high=1.1)
-    own, keep = draw_style(draw, n), draw.chance(alike, n)
-    chosen = {}
-    for name, value in vars(near).items():
-        mask = keep.view(-1, *(1,) * (value.ndim - 1))
-        chosen[name] = torch.where(mask, value, getattr(own, name))
-    return Style(**chosen)
 
 
 def _textures(draw: Draw, n: int, side: int) -> Tensor:

@@ -1,13 +1,10 @@
 """Random label maps: a base partition and layers of shapes, painted over one another.
 
-A *template* is a set of shape parameters, an invented anatomy. Its *views* are drawn from jittered parameters on
-differently warped coordinates, as another patient's slice would be; a region keeps its number in all of them.
-
 Every shape is a smooth field over the plane and up to three thresholds on it, so that one field gives nested
 regions (rings, walls, cup in disc, bands). Fields are computed at half resolution, interpolated, and only then
 thresholded: sharp borders at a quarter of the cost.
 
-Shapes: `T` templates, `N` = T * views maps in template-major order, `h` half of the side `S`.
+Shapes: `N` maps of side `S`.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretraining.draw import Draw, repeat
+from pretraining.draw import Draw
 
 BASE_REGIONS = 4  # numbers 0..3: the base partition
 LEVELS = 3  # nested regions of one layer; two numbers each, for left and right of a mirrored pair
@@ -189,7 +186,7 @@ def _thresholds(draw: Draw, count: int) -> Tensor:
 
 
 def draw_layer(draw: Draw, count: int, before: Layer | None) -> Layer:
-    """Parameters of a new layer for `count` templates; often beside or within the layer before."""
+    """Parameters of a new layer for `count` maps; often beside or within the layer before."""
     centre = draw.uniform(count, 2, low=-0.75, high=0.75)
     radius = draw.log_uniform(count, low=0.07, high=0.75)
     inside = draw.chance(0.0, count)
@@ -229,49 +226,19 @@ def draw_layer(draw: Draw, count: int, before: Layer | None) -> Layer:
     )
 
 
-def vary(draw: Draw, layer: Layer, views: int, amount: float) -> Layer:
-    """Templates' parameters -> jittered parameters for each view."""
-    many = Layer(**{name: repeat(value, views) for name, value in vars(layer).items()})
-    n = many.radius.shape[0]
-    jitter = amount * draw.normal(n, 6)
-    many.centre = many.centre + 0.05 * jitter[:, 0:2]
-    many.radius = many.radius * (0.13 * jitter[:, 2]).exp()
-    many.stretch = many.stretch * (0.07 * jitter[:, 3]).exp()
-    many.angle = many.angle + 0.12 * jitter[:, 4]
-    many.waves = many.waves + 0.03 * amount * draw.normal(n, 5)
-    mix = 0.3 * amount
-    many.noise = (many.noise + mix * draw.normal(*many.noise.shape)) / math.sqrt(1 + mix * mix)
-    many.segments = many.segments + 0.02 * amount * draw.normal(
-        *many.segments.shape
-    ) * many.segments.new_tensor([1.0, 1.0, 1.0, 1.0, 0.0])
-    many.thresholds = many.thresholds * (0.08 * amount * draw.normal(n, 3)).clamp(-0.25, 0.25).exp()
-    many.thresholds[:, 0] = 1.0
-    many.thresholds = many.thresholds.cummin(1).values
-    many.present = many.present & ~draw.chance(0.06, n)
-    return many
-
-
 # ---------------------------------------------------------------- the map
 
 
-def warped_grid(draw: Draw, templates: int, views: int, size: int) -> Tensor:
-    """(N, size, size, 2): where each cell of each view lies in its template's plane.
-
-    All views of a template share a scale and a rotation, and each has a rotation, a scale, a bend and above all a
-    place of its own: where views show the same things at the same place, coarse features learn the place alone.
-    """
-    n = templates * views
+def warped_grid(draw: Draw, n: int, size: int) -> Tensor:
+    """(N, size, size, 2): where each cell of each map lies in the plane of its shapes."""
     steps = (torch.arange(size, device=draw.device) + 0.5) * (2.0 / size) - 1.0
     plane = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)  # (size, size, 2), x then y
-    turned = torch.where(draw.chance(0.35, templates), 0.6, 0.05) * draw.normal(templates)
-    angle = repeat(turned, views) + 0.3 * draw.normal(n)
-    zoom = repeat(draw.log_uniform(templates, low=0.6, high=1.5), views) * draw.log_uniform(
-        n, low=0.65, high=1.5
-    )
+    angle = torch.where(draw.chance(0.35, n), 0.7, 0.3) * draw.normal(n)
+    zoom = draw.log_uniform(n, low=0.5, high=1.9)
     aspect = (0.08 * draw.normal(n)).exp()
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     matrix = torch.stack([cos * aspect, -sin, sin, cos / aspect], 1).view(n, 2, 2)
-    shift = repeat(0.12 * draw.normal(templates, 2), views) + draw.uniform(n, 2, low=-0.55, high=0.55)
+    shift = draw.uniform(n, 2, low=-0.6, high=0.6)
     bend = 0.06 * draw.smooth(n, 2, 4, size) + 0.018 * draw.smooth(n, 2, 9, size)
     strength = draw.uniform(n, 1, 1, 1, low=0.2, high=1.3)
     xy = plane.view(1, -1, 2) @ matrix.transpose(1, 2) + shift[:, None]
@@ -282,15 +249,14 @@ def _enlarge(fields: Tensor, side: int) -> Tensor:
     return F.interpolate(fields, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def _base(draw: Draw, templates: int, views: int, xy: Tensor, side: int) -> Tensor:
+def _base(draw: Draw, n: int, xy: Tensor, side: int) -> Tensor:
     """(N, S, S): one region, or a partition by the largest of several random fields."""
-    knots = repeat(draw.normal(templates, BASE_REGIONS, 8, 8), views)
-    knots = knots + 0.25 * draw.normal(*knots.shape)
-    zoom = repeat(draw.log_uniform(templates, low=0.2, high=1.0), views)
+    knots = draw.normal(n, BASE_REGIONS, 8, 8)
+    zoom = draw.log_uniform(n, low=0.2, high=1.0)
     fields = F.grid_sample(
         knots, xy * zoom[:, None, None, None], mode="bicubic", padding_mode="reflection", align_corners=False
     )
-    regions = repeat(draw.choice((0.5, 0.2, 0.15, 0.15), templates), views) + 1
+    regions = draw.choice((0.5, 0.2, 0.15, 0.15), n) + 1
     active = torch.arange(BASE_REGIONS, device=xy.device) < regions[:, None]
     fields = _enlarge(fields.masked_fill(~active[:, :, None, None], -1e4), side)
     best, labels = fields[:, 0], torch.zeros(fields[:, 0].shape, dtype=torch.long, device=xy.device)
@@ -311,21 +277,20 @@ def _field(layer: Layer, xy: Tensor) -> Tensor:
     return field.clamp(max=FAR)
 
 
-def label_maps(draw: Draw, templates: int, views: int, side: int) -> Tensor:
-    """(N, S, S) int64 region numbers below REGIONS, N = templates * views in template-major order."""
-    xy = warped_grid(draw, templates, views, side // 2)
-    labels = _base(draw, templates, views, xy, side)
+def label_maps(draw: Draw, n: int, side: int) -> Tensor:
+    """(N, S, S) int64 region numbers below REGIONS; S even."""
+    xy = warped_grid(draw, n, side // 2)
+    labels = _base(draw, n, xy, side)
     labels = labels.to(torch.uint8)  # a byte a pixel: painting is bound by memory
     right = _enlarge(xy[..., 0][:, None], side)[:, 0] > 0
-    count = repeat(draw.integers(3, LAYERS + 1, templates), views)
+    count = draw.integers(3, LAYERS + 1, n)
     before: Layer | None = None
     covered = torch.ones_like(labels, dtype=torch.bool)
     for index in range(LAYERS):
-        template = draw_layer(draw, templates, before)
+        layer = draw_layer(draw, n, before)
         if index == 0:
-            _outline(draw, template)
-        before = template
-        layer = vary(draw, template, views, 1.0)
+            _outline(draw, layer)
+        before = layer
         rows = (layer.present & (count > index)).nonzero()[:, 0]
         layer = layer.pick(rows)
         painted, number = _layer_numbers(layer, xy[rows], right[rows], side)

@@ -7,17 +7,19 @@ the step alone, and the learning rate of the first steps on the step alone: the 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
 from pretraining.describe import Description, describe
@@ -27,9 +29,11 @@ from pretraining.objectives import Agreement, Cells, one_example, promptable
 from samadapt.encoders.nano import DECODER, TAPS, NanoBackbone
 from samadapt.heads.mask_decoder import PromptedDecoder
 
-#: (side, templates, views) of a batch and how often it comes: about the same number of pixels in each.
-SIZES = ((128, 10, 3), (192, 5, 3), (256, 3, 3))
-SIZE_WEIGHTS = (0.55, 0.2, 0.25)
+#: (side, label maps, views) of a batch and how often it comes: about the same number of pixels in each.
+SIZES = ((128, 24, 2), (192, 11, 2), (256, 6, 2))
+SIZE_WEIGHTS = (0.7, 0.15, 0.15)
+_UNSEEN = 1 << 20  # added to the seed
+_STATISTICS = 24  # batches
 COLUMNS = ("loss", "description", "agreement", "one_example", "prompts")
 
 
@@ -40,19 +44,19 @@ class Recipe:
     seed: int = 0
     steps: int | None = None
     minutes: float | None = None
-    lr: float = 1.5e-3
+    lr: float = 2e-3
     decoder_lr: float = 0.3  # of lr: transformers bear less than convolutions
     weight_decay: float = 0.02
     warmup: int = 150
     ema: float = 0.998
-    description: float = 4.0  # weights of the objectives; 0 leaves one out
-    agreement: float = 0.5
-    one_example: float = 1.0
+    description: float = 1.0  # weights of the objectives; 0 leaves one out
+    agreement: float = 1.0
+    one_example: float = 0.0
     prompts: float = 1.0
     prompts_every: int = 4  # steps: decoding costs more than it teaches the encoder
     asked_images: int = 6  # pictures that are prompted, and masks asked of each
     asked_masks: int = 3
-    scale: float = 1.0  # of the number of templates in a batch; smaller for tests
+    scale: float = 1.0  # of the number of label maps in a batch; smaller for tests
     bf16: bool = True
 
 
@@ -94,8 +98,8 @@ class Net(nn.Module):
 def batch_at(recipe: Recipe, step: int, device: str = "cpu") -> Batch:
     """The batch of a step."""
     draw = Draw("batch", recipe.seed, step, device=device)
-    side, templates, views = SIZES[int(draw.choice(SIZE_WEIGHTS, 1))]
-    return generate(draw, max(2, round(templates * recipe.scale)), views, side)
+    side, maps, views = SIZES[int(draw.choice(SIZE_WEIGHTS, 1))]
+    return generate(draw, max(2, round(maps * recipe.scale)), views, side)
 
 
 class _Steps(Dataset):
@@ -209,9 +213,15 @@ class Trainer:
         self.step, self.minutes = state["step"], state["minutes"]
 
     def averaged(self) -> dict[str, Tensor]:
-        """The averaged weights, by name, with the buffers."""
-        names = [name for name, _ in self.net.named_parameters()]
-        return {**self.net.state_dict(), **dict(zip(names, self.average, strict=True))}
+        """The averaged weights, by name, with batch statistics measured anew for them on batches never trained on."""
+        net = copy.deepcopy(self.net)
+        with torch.no_grad():
+            for mine, average in zip(net.parameters(), self.average, strict=True):
+                mine.copy_(average)
+        unseen = replace(self.recipe, seed=self.recipe.seed + _UNSEEN)
+        pictures = (batch_at(unseen, step, self.device).images for step in range(_STATISTICS))
+        update_bn(pictures, net.backbone)
+        return net.state_dict()
 
 
 def save(trainer: Trainer, out: Path) -> None:

@@ -20,7 +20,7 @@ from pretraining.objectives import (
     ridge_readout,
 )
 from pretraining.probe import synthetic, trained, untrained
-from pretraining.render import acquisitions, render
+from pretraining.render import draw_style, render
 from pretraining.shapes import LAYERS, OUTSIDE, REGIONS, label_maps
 from pretraining.train import Recipe, run
 
@@ -32,7 +32,7 @@ TINY = Recipe(steps=3, scale=0.2, asked_images=2, asked_masks=2, bf16=False)
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    return generate(Draw("test", 0), templates=4, views=2, side=64)
+    return generate(Draw("test", 0), maps=4, views=2, side=64)
 
 
 # ---------------------------------------------------------------- pictures
@@ -44,7 +44,7 @@ def test_a_draw_follows_its_key():
 
 
 def test_batches_repeat_with_their_key_and_differ_without(batch):
-    again = generate(Draw("test", 0), templates=4, views=2, side=64)
+    again = generate(Draw("test", 0), maps=4, views=2, side=64)
     assert batch.images.equal(again.images) and batch.labels.equal(again.labels)
     assert not batch.images.equal(generate(Draw("test", 1), 4, 2, 64).images)
 
@@ -59,21 +59,35 @@ def test_pictures_are_finite_in_range_and_labelled(batch):
 def test_padding_is_ignored_and_zero():
     labels = torch.zeros(64, 32, 32, dtype=torch.long)
     draw = Draw("pad")
-    images, labels = render(draw, labels, acquisitions(draw, 64, 1))
+    images, labels = render(draw, labels, draw_style(draw, 64))
     padded = labels == IGNORED
     assert padded.any() and not padded[:, 0, 0].any()
     assert (images.masked_select(padded[:, None].expand_as(images)) == 0).all()
 
 
-def test_views_share_regions_but_not_pixels():
-    labels = label_maps(Draw("views"), templates=16, views=2, side=64).unflatten(0, (16, 2))
-    shared = [len(set(a.unique().tolist()) & set(b.unique().tolist())) for a, b in labels]
-    assert sum(n >= 2 for n in shared) >= 12
-    assert (labels[:, 0] != labels[:, 1]).any(-1).any(-1).all()
+def _overlap(first: torch.Tensor, second: torch.Tensor, dy: int, dx: int) -> float:
+    """Share of cells that agree when `second` is moved, of those that both show."""
+    side = first.shape[0]
+    rows, columns = slice(max(dy, 0), side + min(dy, 0)), slice(max(dx, 0), side + min(dx, 0))
+    back = slice(max(-dy, 0), side + min(-dy, 0)), slice(max(-dx, 0), side + min(-dx, 0))
+    a, b = first[rows, columns], second[back]
+    both = (a < OUTSIDE) & (b < OUTSIDE)
+    return float((a == b)[both].float().mean()) if both.sum() > 400 else 0.0
+
+
+def test_views_are_parts_of_one_map_in_looks_of_their_own():
+    batch = generate(Draw("views"), maps=6, views=2, side=64)
+    for (first, second), (one, other) in zip(
+        batch.labels.unflatten(0, (6, 2)), batch.images.unflatten(0, (6, 2)), strict=True
+    ):
+        fits = [_overlap(first, second, dy, dx) for dy in range(-16, 17) for dx in range(-16, 17)]
+        assert max(fits) == 1.0
+        assert (one - other).abs().mean() > 0.2
+    assert (batch.labels[::2] != batch.labels[1::2]).any(-1).any(-1).all()
 
 
 def test_maps_are_varied():
-    labels = label_maps(Draw("many"), templates=64, views=1, side=64)
+    labels = label_maps(Draw("many"), 64, 64)
     counts = [len(m.unique()) for m in labels]
     assert min(counts) < 5 < max(counts)
     seen = set(labels.unique().tolist())

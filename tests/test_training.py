@@ -116,6 +116,28 @@ def test_a_frozen_encoder_stays_and_a_tuned_one_moves(tmp_path):
     assert torch.equal(saved["conv.weight"], encoder.conv.weight)
 
 
+class Normed(TinyEncoder):
+    """With batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(8).requires_grad_(False)
+        self.eval()
+
+    def forward(self, x):
+        maps = super().forward(x)
+        return maps | {"neck": self.norm(maps["neck"])}
+
+
+def test_the_batch_statistics_of_a_frozen_encoder_stay_too(tmp_path):
+    encoder = Normed()
+    train(TinyHead(), pairs(1, encoder=encoder), config=CONFIG, out=tmp_path / "frozen")
+    assert not encoder.norm.num_batches_tracked
+    tuned = TrainConfig(**{**CONFIG.__dict__, "tune": "all"})
+    train(TinyHead(), pairs(1, encoder=encoder), config=tuned, out=tmp_path / "tuned")
+    assert encoder.norm.running_mean.any()
+
+
 def test_tuning_refuses_stored_maps(tmp_path):
     store, encoder, data = FeatureStore(tmp_path / "store"), TinyEncoder(), fake_data(1)
     store.encode([data.case("p1_a")], encoder, {"neck": 1})

@@ -36,7 +36,7 @@ def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False
     data = open_dataset(out / "data")
     split = data.split(labels=2, seed=seed)
     print(f"2. training on {len(split.train)} scans of 2 patients, {steps} steps each", flush=True)
-    store, config = FeatureStore(out / "features"), TrainConfig(steps=steps, batch_size=4, lr=3e-3, seed=seed)
+    store, config = FeatureStore(out / "features"), TrainConfig(steps=steps, batch_size=4, seed=seed)
     for name, learner in LEARNERS.items():
         folder = out / "runs" / learner.head
         fit(learner, data, split, config, folder, store)

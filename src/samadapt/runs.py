@@ -68,6 +68,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(device)
 
 
+def has_bf16(device: str) -> bool:
+    """Whether bfloat16 is fast there, not merely possible: on a CPU it takes instructions of its own."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
     old, new = before.get(key), after[key]
     if isinstance(old, dict) and isinstance(new, dict):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from samadapt.metrics import ALL, classification_metrics
-from samadapt.runs import open_run, pick_device, save_state, write_json
+from samadapt.runs import has_bf16, open_run, pick_device, save_state, write_json
 from samadapt.transforms import pool_taps, seeded
 from samadapt.types import IGNORED, Encoder, Head, SamAdaptError
 
@@ -112,13 +112,14 @@ def train(
     if split is not None:
         write_json(out / "split.json", split.to_json())
     learner, averager = _Learner(head, pairs.live, config), _Averager(config, select)
-    stream = _Stream(pairs, config, start)
-    loader: DataLoader = DataLoader(stream, batch_size=None, num_workers=config.workers)
+    loader: DataLoader = DataLoader(_Stream(pairs, config, start), None, num_workers=config.workers)
     trainer = _trainer(config, out, averager)
     try:
+        learner.train()  # Lightning leaves it as it is, and loaded encoders come ready to predict
         with _quiet():
             trainer.fit(learner, loader, ckpt_path=out / "last.ckpt" if start else None, weights_only=True)
         learner.put(averager.final_weights())
+        learner.eval()
         if config.tune == "all":
             save_state(pairs.encoder, out / "encoder.safetensors")
         save_state(head, out / "head.safetensors")
@@ -221,6 +222,13 @@ class _Learner(L.LightningModule):
         self.strict_loading = False  # a frozen encoder is not in the checkpoint
         if encoder is not None:
             encoder.requires_grad_(config.tune == "all")
+
+    def train(self, mode: bool = True) -> _Learner:
+        """A frozen encoder stays as it is when it predicts: its batch statistics are frozen too."""
+        super().train(mode)
+        if self.encoder is not None and self.config.tune == "none":
+            self.encoder.eval()
+        return self
 
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter that the optimiser moves, or buffer of the modules they live in."""
@@ -406,20 +414,12 @@ class _Keeper(L.Callback):
         self.rows = list(state_dict["rows"])
 
 
-def _has_bf16(device: str) -> bool:
-    """Whether bfloat16 is fast there, not merely possible: on a CPU it takes instructions of its own."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 def _trainer(config: TrainConfig, out: Path, averager: _Averager) -> L.Trainer:
     device = pick_device(config.device).type
-    wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and _has_bf16(device))
+    wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
     with _quiet():
         return L.Trainer(
-            accelerator={"cuda": "gpu"}.get(device, device),
+            accelerator="gpu" if device == "cuda" else device,
             max_steps=config.steps,
             max_epochs=-1,
             precision="bf16-mixed" if wants_bf16 else "32-true",

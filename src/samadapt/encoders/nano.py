@@ -22,7 +22,7 @@ from samadapt.transforms import resize_and_pad
 from samadapt.types import Encoder, Frame, SamAdaptError
 
 WEIGHTS = Path(__file__).parent / "weights" / "sam_nano.safetensors"
-VERSION = 2  # of the architecture and of `prepare`; part of the fingerprint
+VERSION = 3  # of the architecture and of `prepare`; part of the fingerprint
 DEFAULT_SIDE = 256
 COARSEST = 32  # sides are multiples of this stride
 BACKBONE_KEY = "image_encoder"
@@ -40,9 +40,13 @@ TAPS = {
 }
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    """Normalisation without batch statistics: the same numbers alone and in a batch, frozen or tuned."""
-    return nn.GroupNorm(8, channels)
+def _norm(channels: int) -> nn.BatchNorm2d:
+    """By statistics of all pictures, never of one: a tissue must look the same whatever else a picture shows.
+
+    With group normalisation the same network, trained from scratch on one patient, scored 0.19 on others where this
+    one scored 0.42 (`pretraining/README.md`).
+    """
+    return nn.BatchNorm2d(channels)
 
 
 def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -97,19 +101,15 @@ class NanoBackbone(nn.Module):
         self.side16, self.side32 = _conv(160, NECK_WIDTH, 1), _conv(192, NECK_WIDTH, 1)
         self.narrow = _conv(NECK_WIDTH, 48, 1)
         self.out4, self.out8 = self._smooth(48), self._smooth(NECK_WIDTH)
-        self.out16 = self._smooth(NECK_WIDTH)
-        self.out32 = self._smooth(NECK_WIDTH, groups=8)  # its map may be a single cell
+        self.out16, self.out32 = self._smooth(NECK_WIDTH), self._smooth(NECK_WIDTH)
         for module in self.modules():
             # PyTorch's default loses two thirds of the variance at every convolution: coarse maps would start at nil.
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     @staticmethod
-    def _smooth(channels: int, groups: int | None = None) -> nn.Sequential:
-        # A pyramid level ends without an activation, each channel normalised over the picture. Normalised together,
-        # as in SAM's neck, nine tenths of a map's energy became constants that tell nothing about a place.
-        # The large eps: a channel that is nearly constant over a picture stays so, rounding errors are not blown up.
-        return nn.Sequential(_conv(channels, channels), nn.GroupNorm(groups or channels, channels, eps=1e-3))
+    def _smooth(channels: int) -> nn.Sequential:
+        return nn.Sequential(_conv(channels, channels), _norm(channels))  # ends without an activation
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         c4 = self.stage4(self.stem(x))
@@ -158,7 +158,7 @@ class NanoEncoder(Encoder):
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Of the weights as they are now, the side, the preparation and the type."""
-        changes = sum(parameter._version for parameter in self.image_encoder.parameters())
+        changes = sum(value._version for value in self.image_encoder.state_dict(keep_vars=True).values())
         if self._hashed is None or self._hashed[0] != changes:
             self._hashed = (changes, _digest(self.image_encoder))
         return f"sam_nano-{VERSION} {self._hashed[1]} side={self.side} prepare=nano float32"

@@ -48,7 +48,7 @@ class FeatureJitter(nn.Module):
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-        nn.GroupNorm(8, outputs),
+        nn.BatchNorm2d(outputs),
         nn.SiLU(),
     )
 
@@ -58,9 +58,8 @@ class Lateral(nn.Module):
 
     def __init__(self, channels: int, width: int, jitter: float) -> None:
         super().__init__()
-        # Taps differ in scale by orders of magnitude. Without weights of its own: the projection has them, and
-        # torch 2.13 crashes in their gradient when a channels-last map itself needs none (as frozen ones do).
-        self.norm = nn.GroupNorm(1, channels, affine=False)
+        # Taps differ in scale by orders of magnitude. Without weights of its own: the projection has them.
+        self.norm = nn.BatchNorm2d(channels, affine=False)
         self.jitter = FeatureJitter(jitter)
         self.project = _conv(channels, width, kernel=1)
 
@@ -99,12 +98,12 @@ class Fused(Head):
             (a ViT's blocks) four evenly spaced ones, which are read averaged over 2 x 2 to keep the store small.
         width: channels of the fusion.
         jitter: strength of the augmentation in feature space; 0 is none.
-        dice: share of the Dice part in the loss.
         loss: a name in `losses.LOSSES`.
     """
 
     name: ClassVar[str] = "fused"
     task: ClassVar[Task] = "segmentation"
+    lr: ClassVar[float] = 3e-3  # the one with which it was developed (pretraining/README.md)
 
     def __init__(
         self,
