@@ -49,7 +49,7 @@ class Recipe:
     weight_decay: float = 0.02
     warmup: int = 150
     ema: float = 0.998
-    description: float = 1.0  # weights of the objectives; 0 leaves one out
+    description: float = 0.0  # weights of the objectives; 0 leaves one out
     agreement: float = 1.0
     one_example: float = 0.0
     prompts: float = 1.0

@@ -24,6 +24,7 @@ from samadapt.experiment import cells as cells_module
 from samadapt.experiment.entrants import Fitted
 from samadapt.experiment.grid import make_cells
 from samadapt.features import FeatureStore
+from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.phantom import make_phantom
@@ -277,7 +278,10 @@ def test_names_become_entrants_on_the_users_encoder():
     assert made["cnn"].learner.encoder == "sam_vit_b" and made["cnn"].learner.head == "cnn"
     assert made["unet"].learner.encoder == "pixels"
     assert made["autosam_faithful"].learner.prepare == "autosam"
-    assert made["scratch"].train == {"tune": "all"} and made["scratch"].learner.checkpoint == "random"
+    assert (
+        made["scratch"].train == {"tune": "all", "encoder_lr": HEADS["fused"].lr}
+        and made["scratch"].learner.checkpoint == "random"
+    )
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.simclr import SimclrConfig
-from samadapt.types import SamAdaptError
+from samadapt.types import Head, SamAdaptError
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,15 @@ def _faithful(base: Learner) -> Trained:
     return Trained(dataclasses.replace(base, head="autosam", options={"preset": "faithful"}, prepare=prepare))
 
 
+def _scratch(base: Learner) -> Trained:
+    """All of it new, so all of it at the head's learning rate."""
+    lr = HEADS[base.head].lr if base.head in HEADS else Head.lr
+    return Trained(dataclasses.replace(base, checkpoint="random"), {"tune": "all", "encoder_lr": lr})
+
+
 _ALWAYS: dict[str, Maker] = {
     "random": lambda base, _: Trained(dataclasses.replace(base, checkpoint="random")),
-    "scratch": lambda base, _: Trained(dataclasses.replace(base, checkpoint="random"), {"tune": "all"}),
+    "scratch": lambda base, _: _scratch(base),
     "tuned": lambda base, _: Trained(base, {"tune": "all"}),
 }
 #: task -> name -> entrant; beside them, every head is a learner under its own name.
