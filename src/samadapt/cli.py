@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from samadapt.datasets import Dataset, Split
     from samadapt.features import EncodeReport
     from samadapt.learner import Learner
+
+# Threads that wait sleep instead of spinning, read when torch is loaded: two spinning threads beside another program
+# made the demo more than five times slower on two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(
     help="Adapt Segment Anything to medical images: frozen encoder, light prompt-free heads, few labels.",
