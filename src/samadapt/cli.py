@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from samadapt.features import EncodeReport
     from samadapt.learner import Learner
 
-# Threads that wait sleep instead of spinning, read when torch is loaded: two spinning threads beside another program
-# made the demo more than five times slower on two cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 app = typer.Typer(
     help="Adapt Segment Anything to medical images: frozen encoder, light prompt-free heads, few labels.",
     no_args_is_help=True,
@@ -27,6 +23,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _before() -> None:
+    # Threads that wait sleep instead of spinning; read when torch is loaded. Two spinning threads beside another
+    # program made the demo more than five times slower on two cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 Data = Annotated[
     Path,
