@@ -249,7 +249,7 @@ def test_a_run_becomes_weights_of_the_package(tmp_path):
 @pytest.mark.slow
 def test_a_short_run_separates_regions_better_than_random_weights(tmp_path):
     run(Recipe(steps=700, scale=0.5), tmp_path)  # the loss stands still for the first hundreds of steps
-    assert separation(trained(tmp_path)) > separation(untrained()) + 0.03
+    assert separation(trained(tmp_path)) > separation(untrained()) + 0.01
 
 
 def test_the_packages_weights_separate_regions_whatever_the_contrast():
