@@ -1,4 +1,4 @@
-"""What the network is asked: the same region, the region's mask for a prompt, and a task from one example.
+"""What the network is asked: the same region in another look, and the region's mask for a prompt.
 
 Shapes: `N` = T * V pictures in map-major order, `C` channels, `h w` a feature map's grid, `R` regions.
 """
@@ -32,7 +32,6 @@ class Cells:
 
     fine: Tensor  # (N, R, P) one-hot at the chosen cells of stride 4; all 0 where padded
     at: Tensor  # (P,) their indices in the flattened grid
-    grid: int  # side of the grid of stride 4
     neck: Tensor  # (N, R, hw) share of each region in each cell of stride 8
     coarse: Tensor  # (N, R, hw) of stride 16
 
@@ -40,21 +39,15 @@ class Cells:
     def of(labels: Tensor, draw: Draw, most: int = 512) -> Cells:
         """(N, S, S) region numbers, IGNORED where padded."""
         sampled = labels[:, 2::4, 2::4]
-        grid = sampled.shape[-1]
         hot = torch.arange(REGIONS, device=labels.device)[:, None, None] == sampled[:, None]
-        hot = hot.float()  # (N, R, grid, grid)
-        at = torch.argsort(draw.uniform(grid * grid))[:most]
+        hot = hot.float()  # (N, R, g, g)
+        at = torch.argsort(draw.uniform(sampled[0].numel()))[:most]
         return Cells(
             hot.flatten(2)[:, :, at],
             at,
-            grid,
             F.avg_pool2d(hot, 2).flatten(2),
             F.avg_pool2d(hot, 4).flatten(2),
         )
-
-    def inside(self, times: int) -> Tensor:
-        """(P,): the cell of a grid this many times coarser in which each chosen cell lies."""
-        return (self.at // self.grid // times) * (self.grid // times) + self.at % self.grid // times
 
 
 class Agreement(nn.Module):
@@ -100,94 +93,6 @@ def _nearest_region(x: Tensor, mass: Tensor, prototypes: Tensor, known: Tensor, 
     # Every region counts by the root of its size: small organs matter, single cells do not dominate.
     weight = target.sum(2).clamp(min=1e-6).rsqrt()[:, :, None] * target
     return -(weight * logits.log_softmax(1)).sum() / weight.sum().clamp(min=1.0)
-
-
-# ---------------------------------------------------------------- one example
-
-
-def one_example(
-    features: Mapping[str, Tensor], cells: Cells, views: int, draw: Draw, classes: int = 4
-) -> Tensor:
-    """A new task for each label map: fit a linear readout on one view, segment the others with it.
-
-    The task groups the regions at random into a background and up to three classes, as data sets do. The readout
-    is a ridge regression in closed form on strides 4, 8 and 16, so that the gradient reaches the features of both
-    sides; it is what a light head on frozen features becomes.
-    """
-    x = torch.cat(
-        [
-            features["stride4"].flatten(2)[:, :, cells.at],
-            features["neck"].flatten(2)[:, :, cells.inside(2)],
-            features["stride16"].flatten(2)[:, :, cells.inside(4)],
-        ],
-        1,
-    ).float()
-    x = x.transpose(1, 2).unflatten(0, (-1, views))  # (T, V, P, C)
-    x = torch.cat([x, torch.ones_like(x[..., :1])], 3)
-    target = task_of(cells, views, draw, classes)  # (T, V, P, K)
-    readout = ridge_readout(x[:, 0], target[:, 0])
-    seen = (target[:, 0].sum(1) > 0.5)[
-        :, None, None
-    ]  # (T, 1, 1, K): a class absent from the example is unknown
-    logits = (4.0 * x[:, 1:] @ readout[:, None]).masked_fill(~seen, -1e4)
-    return _task_loss(logits, target[:, 1:] * seen)
-
-
-@torch.no_grad()
-def task_of(cells: Cells, views: int, draw: Draw, classes: int = 4) -> Tensor:
-    """(T, V, P, K) one-hot: the map's regions grouped at random into background and up to three classes."""
-    group = _grouping(cells.fine, views, draw, classes)  # (T, R, K)
-    return cells.fine.unflatten(0, (-1, views)).transpose(2, 3) @ group[:, None]
-
-
-def ridge_readout(x: Tensor, target: Tensor, ridge: float = 0.03) -> Tensor:
-    """Class-balanced ridge regression onto -1 and 1.
-
-    Args:
-        x: (T, P, C) with a column of ones.
-        target: (T, P, K) one-hot, all 0 where a cell is not labelled.
-
-    Returns:
-        (T, C, K).
-    """
-    labelled = target.sum(2, keepdim=True)
-    balance = (target.sum(1, keepdim=True) + 4.0).rsqrt()  # (T, 1, K)
-    weight = (target * balance).sum(2, keepdim=True)  # (T, P, 1)
-    weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-3)
-    weighted = (x * weight).transpose(1, 2)  # (T, C, P)
-    eye = torch.eye(x.shape[2], device=x.device)
-    factor = torch.linalg.cholesky(weighted @ x + ridge * eye)
-    return torch.cholesky_solve(weighted @ (2 * target - labelled), factor)
-
-
-def _grouping(share: Tensor, views: int, draw: Draw, classes: int) -> Tensor:
-    """(N, R, P) -> (T, R, K) one-hot: class 0 is background, the others one or two regions each, larger ones first."""
-    area = share.sum(2).unflatten(0, (-1, views)).amin(1)  # (T, R): present in all views
-    t, regions = area.shape
-    key = draw.uniform(t, regions) + 0.5 * (area > 6).float() - 10.0 * (area < 2).float()
-    key[:, 0] -= 1.0  # the first base region is a background by nature
-    order = key.argsort(1, descending=True)
-    count = draw.integers(1, classes, t)[:, None]
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(regions, device=area.device).expand(t, -1))
-    named = (rank < count) & (area >= 2)
-    label = torch.where(named, rank + 1, 0)
-    # With some chance a further region joins a class: a class is a union of parts in many data sets.
-    joins = (rank == count) & (area >= 2) & draw.chance(0.3, t)[:, None]
-    label = torch.where(joins, 1, label)
-    return F.one_hot(label, classes).float()
-
-
-def _task_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy and soft Dice over (T, V, P, K)."""
-    logp = logits.log_softmax(3)
-    entropy = -(target * logp).sum() / target.sum().clamp(min=1.0)
-    weight = target.sum(3, keepdim=True)
-    p = logp.exp() * weight
-    overlap, size = (p * target).sum(2), (p + target).sum(2)  # (T, V, K)
-    there = target.sum(2) > 0.5
-    dice = 1 - (2 * overlap + 1) / (size + 1)
-    foreground = there[..., 1:]
-    return entropy + (dice[..., 1:] * foreground).sum() / foreground.sum().clamp(min=1)
 
 
 # ---------------------------------------------------------------- prompts

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Dataset
 
-from pretraining.describe import Description, describe
 from pretraining.draw import Draw
 from pretraining.generate import Batch, generate
-from pretraining.objectives import Agreement, Cells, one_example, promptable
+from pretraining.objectives import Agreement, Cells, promptable
 from samadapt.encoders.nano import DECODER, TAPS, NanoBackbone
 from samadapt.heads.mask_decoder import PromptedDecoder
 
@@ -34,7 +33,7 @@ SIZES = ((128, 24, 2), (192, 11, 2), (256, 6, 2))
 SIZE_WEIGHTS = (0.7, 0.15, 0.15)
 _UNSEEN = 1 << 20  # added to the seed
 _STATISTICS = 24  # batches
-COLUMNS = ("loss", "description", "agreement", "one_example", "prompts")
+COLUMNS = ("loss", "agreement", "prompts")
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,7 @@ class Recipe:
     weight_decay: float = 0.02
     warmup: int = 150
     ema: float = 0.998
-    description: float = 0.0  # weights of the objectives; 0 leaves one out
-    agreement: float = 1.0
-    one_example: float = 0.0
+    agreement: float = 1.0  # weights of the objectives; 0 leaves one out
     prompts: float = 1.0
     prompts_every: int = 4  # steps: decoding costs more than it teaches the encoder
     asked_images: int = 6  # pictures that are prompted, and masks asked of each
@@ -67,26 +64,14 @@ class Net(nn.Module):
         super().__init__()
         self.backbone = NanoBackbone()
         self.decoder = PromptedDecoder(**DECODER)
-        read = ("stride4", "neck", "stride16")
-        self.agreement = Agreement({tap: TAPS[tap][0] for tap in read})
-        self.description = Description({tap: TAPS[tap][0] for tap in (*read, "stride32")})
+        self.agreement = Agreement({tap: TAPS[tap][0] for tap in ("stride4", "neck", "stride16")})
 
     def losses(self, batch: Batch, draw: Draw, recipe: Recipe, step: int = 0) -> dict[str, Tensor]:
         """The objectives on one batch, those with weight 0 left out."""
         features = self.backbone(batch.images)
-        cells = Cells.of(batch.labels, draw)
         found = {}
-        if recipe.description:
-            with torch.autocast(batch.images.device.type, enabled=False):  # moments need float32
-                targets, weights = describe(batch.images, batch.labels)
-                found["description"] = self.description(
-                    {tap: x.float() for tap, x in features.items()}, targets, weights
-                )
         if recipe.agreement:
-            found["agreement"] = self.agreement(features, cells, batch.views)
-        if recipe.one_example:
-            with torch.autocast(batch.images.device.type, enabled=False):
-                found["one_example"] = one_example(features, cells, batch.views, draw)
+            found["agreement"] = self.agreement(features, Cells.of(batch.labels, draw), batch.views)
         if recipe.prompts and step % recipe.prompts_every == 0:
             images = min(recipe.asked_images, len(batch.images))
             found["prompts"] = promptable(
@@ -151,7 +136,6 @@ class Trainer:
         groups = [
             _group(self.net.backbone, recipe, 1.0),
             _group(self.net.agreement, recipe, 1.0),
-            _group(self.net.description, recipe, 1.0),
             _group(self.net.decoder, recipe, recipe.decoder_lr),
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
@@ -305,7 +289,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lr", type=float, default=Recipe.lr)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--without", default="", help="objectives to leave out, e.g. prompts,one_example")
+    parser.add_argument("--without", default="", help="objectives to leave out, e.g. prompts")
     parser.add_argument("--float32", action="store_true", help="no bf16")
     parser.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     args = parser.parse_args()

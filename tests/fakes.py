@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,20 @@ class FakeData:
 
 def fake_data(*numbers: int) -> FakeData:
     return FakeData({case.id: case for case in map(disc_case, numbers)})
+
+
+def two_class_archive(path: Path) -> Path:
+    """A MedMNIST archive of two classes, one brighter than the other."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 12), ("val", 6), ("test", 10)):
+        labels = np.arange(count) % 2
+        images = rng.integers(0, 150, (count, 28, 28)) + 100 * labels[:, None, None]
+        arrays |= {
+            f"{part}_images": images.astype(np.uint8),
+            f"{part}_labels": labels[:, None].astype(np.uint8),
+        }
+    np.savez(path, **arrays)
+    return path
 
 
 class TinyEncoder(Encoder):

@@ -3,12 +3,12 @@
 import csv
 import json
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from fakes import two_class_archive
 from samadapt import folders
 from samadapt.backbones import BACKBONES, Backbone
 from samadapt.cli import app
@@ -29,18 +29,7 @@ def type_(*words):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """A MedMNIST archive of two classes, one brighter than the other."""
-    rng, arrays = np.random.default_rng(0), {}
-    for part, count in (("train", 12), ("val", 6), ("test", 8)):
-        labels = np.arange(count) % 2
-        images = rng.integers(0, 150, (count, 28, 28)) + 100 * labels[:, None, None]
-        arrays |= {
-            f"{part}_images": images.astype(np.uint8),
-            f"{part}_labels": labels[:, None].astype(np.uint8),
-        }
-    path = tmp_path_factory.mktemp("data") / "two.npz"
-    np.savez(path, **arrays)
-    return path
+    return two_class_archive(tmp_path_factory.mktemp("data") / "two.npz")
 
 
 @pytest.fixture
@@ -68,7 +57,7 @@ def test_another_backbone(archive, tmp_path, monkeypatch):
         type_("train", archive, "--head", head, "--set", "backbone=tiny", "--out", run, *FAST)
         type_("predict", run, archive, "--out", out, "--device", "cpu", "-q")
         assert json.loads((run / "config.json").read_text())["head"]["backbone"] == "tiny"
-        assert len(rows_of(out)) == 8
+        assert len(rows_of(out)) == 10
         for row in rows_of(out):
             assert float(row["prob_0"]) + float(row["prob_1"]) == pytest.approx(1, abs=1e-5)
 
@@ -101,7 +90,7 @@ def test_another_control(archive, tmp_path, monkeypatch):
     run, out = tmp_path / "run", tmp_path / "predictions"
     type_("train", archive, "--head", "doubling", "--set", "backbone=tiny", "--out", run, *FAST)
     type_("predict", run, archive, "--out", out, "--device", "cpu", "-q")
-    assert len(rows_of(out)) == 8
+    assert len(rows_of(out)) == 10
 
 
 # ---------------------------------------------------------------- where it looked
@@ -122,7 +111,7 @@ def test_predict_draws_where_a_classifier_looked(archive, tmp_path, tiny_backbon
     monkeypatch.setattr(folders, "attention_figure", figure)
     run = trained(archive, tmp_path / "run", "se", "--set", "backbone=tiny")
     plain = type_("predict", run, archive, "--out", tmp_path / "plain", "--device", "cpu", "-q")
-    assert not (tmp_path / "plain" / "attention").exists() and "8 cases" in plain
+    assert not (tmp_path / "plain" / "attention").exists() and "10 cases" in plain
     out = tmp_path / "looked"
     type_("predict", run, archive, "--out", out, "--attention", "--device", "cpu", "-q")
     assert rows_of(out) == rows_of(tmp_path / "plain")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fakes import disc_case
+from fakes import disc_case, two_class_archive
 from samadapt.datasets import open_dataset
 from samadapt.experiment import Grid, Trained, run_experiment
 from samadapt.experiment.looks import drawn_cases, save_looks, sure_mistakes
@@ -66,16 +66,7 @@ def test_kept_maps_are_small_and_lie_on_their_picture(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A study of two learners that look, and one that cannot say where."""
-    rng, arrays = np.random.default_rng(0), {}
-    for part, count in (("train", 12), ("val", 6), ("test", 10)):
-        labels = np.arange(count) % 2
-        images = rng.integers(0, 150, (count, 28, 28)) + 100 * labels[:, None, None]
-        arrays |= {
-            f"{part}_images": images.astype(np.uint8),
-            f"{part}_labels": labels[:, None].astype(np.uint8),
-        }
     root = tmp_path_factory.mktemp("looks")
-    np.savez(root / "two.npz", **arrays)
     common = {"encoder": "sam_nano", "checkpoint": "random", "side": 32, "views": 1}
     learners = {
         "se": Trained(Learner("se", options={"image_size": 32, "small_input": True}, **common)),
@@ -85,7 +76,11 @@ def folder(tmp_path_factory):
     config = TrainConfig(steps=2, batch_size=4, device="cpu", precision="32")
     grid = Grid(learners, (6,), (0,), threads=1)
     outcome = run_experiment(
-        open_dataset(root / "two.npz"), grid, config, root / "e", FeatureStore(root / "store")
+        open_dataset(two_class_archive(root / "two.npz")),
+        grid,
+        config,
+        root / "e",
+        FeatureStore(root / "store"),
     )
     assert outcome.failed == {}
     return root / "e"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 import torch
-from pretraining.describe import TARGETS, Description, describe
 from pretraining.draw import Draw
 from pretraining.export import export
 from pretraining.generate import Batch, generate
@@ -16,8 +14,6 @@ from pretraining.objectives import (
     Cells,
     draw_prompts,
     mask_loss,
-    one_example,
-    ridge_readout,
 )
 from pretraining.probe import separation, trained, untrained
 from pretraining.render import draw_style, render
@@ -119,48 +115,6 @@ def test_features_that_tell_the_region_satisfy_agreement_and_random_ones_do_not(
     assert good < 0.6 * bad
 
 
-def test_a_place_is_described_by_its_region_and_not_by_where_it_lies():
-    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
-    discs = torch.stack([(torch.hypot(x - cx, y - cy) < 20).long() for cx, cy in ((40, 44), (84, 72))])
-    images = discs[:, None].float().expand(-1, 3, -1, -1) * 2 - 1
-    targets, weights = describe(images, discs)
-    assert targets.shape == weights.shape == (2, TARGETS, 32, 32)
-    first, second = targets[0, :, 11, 10], targets[1, :, 18, 21]  # the middles of the two
-    torch.testing.assert_close(first, second, atol=0.02, rtol=0.02)
-    size, bright, depth = first[0], first[3], first[4]
-    assert size == pytest.approx(2 * math.log(5) - 5, abs=0.1) and bright == pytest.approx(1, abs=0.2)
-    assert depth > -0.1 and targets[0, 4, 11, 14] < depth  # near the border
-    left, right = targets[0, 5, 11, 7], targets[0, 5, 11, 13]
-    assert left > 0 > right  # the way to the middle
-
-
-def test_padding_describes_nothing():
-    labels = torch.zeros(1, 64, 64, dtype=torch.long)
-    labels[:, 32:] = IGNORED
-    _, weights = describe(torch.zeros(1, 3, 64, 64), labels)
-    assert (weights[:, :, 8:] == 0).all() and weights[:, 0, :8].min() == 1
-
-
-def test_features_that_hold_the_description_satisfy_it(batch):
-    targets, weights = describe(batch.images, batch.labels)
-    description = Description({"stride4": TARGETS})
-    with torch.no_grad():
-        description.read["stride4"].weight.copy_(torch.eye(TARGETS)[:, :, None, None])
-        description.read["stride4"].bias.zero_()
-        good = description({"stride4": targets}, targets, weights)
-        bad = description({"stride4": torch.zeros_like(targets)}, targets, weights)
-    assert good < 1e-6 < 0.1 < bad
-
-
-def test_features_that_tell_the_region_solve_a_task_from_one_example(batch):
-    telling = _telling(batch)
-    cells = Cells.of(batch.labels, Draw("cells"))
-    noise = {t: torch.randn_like(x) for t, x in telling.items()}
-    good = one_example(telling, cells, batch.views, Draw("task"))
-    bad = one_example(noise, cells, batch.views, Draw("task"))
-    assert good < 0.5 * bad
-
-
 def test_cells_count_shares_and_ignore_padding():
     labels = torch.full((1, 16, 16), 5)
     labels[:, 8:] = IGNORED
@@ -168,26 +122,6 @@ def test_cells_count_shares_and_ignore_padding():
     assert cells.neck[0, 5].tolist() == [1, 1, 0, 0]
     assert cells.coarse[0, 5].item() == 0.5
     assert cells.fine.sum() == 8
-    assert cells.inside(2).tolist() == [(a // 4 // 2) * 2 + a % 4 // 2 for a in cells.at.tolist()]
-    assert cells.inside(4).tolist() == [0] * len(cells.at)
-
-
-def test_the_ridge_readout_separates_what_is_separable():
-    torch.manual_seed(0)
-    target = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 90)), 3).float()
-    x = torch.cat([target @ torch.randn(2, 3, 6) + 0.01 * torch.randn(2, 90, 6), torch.ones(2, 90, 1)], 2)
-    answer = (x @ ridge_readout(x, target, ridge=1e-3)).argmax(2)
-    assert (answer == target.argmax(2)).all()
-
-
-def test_unlabelled_cells_do_not_move_the_readout():
-    torch.manual_seed(0)
-    target = torch.nn.functional.one_hot(torch.randint(0, 2, (1, 40)), 2).float()
-    x = torch.randn(1, 40, 5)
-    target[:, 30:] = 0
-    moved = x.clone()
-    moved[:, 30:] += 100
-    assert torch.allclose(ridge_readout(x, target), ridge_readout(moved, target), atol=1e-5)
 
 
 def test_prompts_lie_where_they_say(batch):
