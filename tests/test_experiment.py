@@ -295,17 +295,20 @@ def test_cells_side_by_side_give_the_same_numbers(data, tmp_path):
 def test_settings_make_a_study():
     grid, config = make_study(
         {
-            "learners": ["cnn", "mine"],
+            "learners": ["cnn", "mine", "unet", "simclr"],
             "labels": [1, 0.5, "all"],
             "seeds": [3, 4],
             "encoder": {"encoder": "sam_vit_b", "side": 256},
             "train": {"steps": 7},
+            "unet": {"width": 4},
             "learner": {"mine": {"head": "fused", "views": 2, "train": {"tune": "all"}}},
         },
         "segmentation",
     )
     assert (grid.labels, grid.seeds, config.steps) == ((1, 0.5, None), (3, 4), 7)
     assert grid.learners["mine"] == Trained(Learner("fused", "sam_vit_b", side=256, views=2), {"tune": "all"})
+    assert grid.learners["unet"].learner.options == {"width": 4}
+    assert grid.learners["simclr"].trained.learner == grid.learners["unet"].learner
     for name in preset_names():
         make_study(read_settings(name), "segmentation")
 
@@ -315,6 +318,8 @@ def test_settings_make_a_study():
     [
         ({"learnerz": ["cnn"]}, "the study has no setting 'learnerz'"),
         ({"learners": ["cnn"], "train": {"stepz": 1}}, "train has no setting 'stepz'"),
+        ({"learners": ["cnn"], "unet": {"depth": 1}}, "unet has no setting 'depth'; it has width, loss"),
+        ({"learners": ["cnn"], "unet": 16}, "unet is 16; expected a table"),
         ({"learners": ["cnn"], "encoder": {"name": "x"}}, "encoder has no setting 'name'"),
         ({"learners": ["a"], "learner": {"a": {"heads": "cnn"}}}, "learner.a has no setting 'heads'"),
         ({"learners": "cnn"}, "learners is 'cnn'; expected a list"),

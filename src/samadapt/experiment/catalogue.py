@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from samadapt.baselines.nnunet import NnUNetConfig
 from samadapt.encoders import ENCODERS
@@ -21,6 +22,7 @@ from samadapt.types import Head, SamAdaptError
 class BaselineOptions:
     """What the user says about baselines that have settings of their own."""
 
+    unet: Mapping[str, Any] = field(default_factory=dict)  # options of the head, for SimCLR's too
     simclr: SimclrConfig = field(default_factory=SimclrConfig)
     nnunet: NnUNetConfig = field(default_factory=NnUNetConfig)
 
@@ -29,9 +31,11 @@ class BaselineOptions:
 Maker = Callable[[Learner, BaselineOptions], Entrant]
 
 
-def _unet(base: Learner) -> Trained:
+def _unet(base: Learner, baselines: BaselineOptions) -> Trained:
     side = min(base.side or 256, 256)  # what is finer than the labels only costs time
-    return Trained(Learner("unet", "pixels", side=side, views=base.views, augment=base.augment))
+    return Trained(
+        Learner("unet", "pixels", side=side, options=baselines.unet, views=base.views, augment=base.augment)
+    )
 
 
 def _faithful(base: Learner) -> Trained:
@@ -56,8 +60,8 @@ _ALWAYS: dict[str, Maker] = {
 ENTRANTS: dict[str, Mapping[str, Maker]] = {
     "segmentation": {
         "autosam_faithful": lambda base, _: _faithful(base),
-        "unet": lambda base, _: _unet(base),
-        "simclr": lambda base, options: Contrasted(_unet(base), options.simclr),
+        "unet": _unet,
+        "simclr": lambda base, options: Contrasted(_unet(base, options), options.simclr),
         "zero_shot": lambda base, _: Prompted(base, "box"),
         "zero_shot_points": lambda base, _: Prompted(base, "points"),
         "nnunet": lambda _, options: NnUNetEntrant(options.nnunet),
@@ -83,7 +87,7 @@ def build_entrants(
     Args:
         base: encoder, checkpoint, side, views and augmentation for all; its head is the one of `random`,
             `scratch` and `tuned`.
-        options: of SimCLR and nnU-Net.
+        options: of U-Net, SimCLR and nnU-Net.
     """
     base, options = base or Learner(), options or BaselineOptions()
     known = known_entrants(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from samadapt.baselines.nnunet import NnUNetConfig
 from samadapt.experiment.catalogue import BaselineOptions, build_entrants
 from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.experiment.grid import Grid
+from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.simclr import SimclrConfig
 from samadapt.training import TrainConfig
@@ -19,7 +21,7 @@ from samadapt.types import SamAdaptError
 
 _PRESETS = Path(__file__).parent / "presets"
 _GRID = ("labels", "seeds", "select", "fold", "stacked", "threads")
-_TABLES = ("encoder", "train", "learner", "simclr", "nnunet")
+_TABLES = ("encoder", "train", "learner", "unet", "simclr", "nnunet")
 
 
 def preset_names() -> list[str]:
@@ -45,8 +47,8 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
 
     Args:
         settings: `learners` (names), `labels`, `seeds` (a number, or a list), `select`, `fold`, `stacked`, `threads`;
-            tables: `encoder` (fields of `Learner` for all), `train` (fields of `TrainConfig`), `simclr` and
-            `nnunet` (fields of `SimclrConfig` and `NnUNetConfig`), and `learner.<name>`, a learner of one's own: fields of `Learner`, and a table `train` of what differs.
+            tables: `encoder` (fields of `Learner` for all), `train` (fields of `TrainConfig`), `unet` (options of
+            the head, e.g. width), `simclr` and `nnunet` (fields of `SimclrConfig` and `NnUNetConfig`), and `learner.<name>`, a learner of one's own: fields of `Learner`, and a table `train` of what differs.
 
     Example:
         >>> grid, config = make_study({"learners": ["cnn"], "labels": [1, 2], "seeds": 2}, "segmentation")
@@ -63,7 +65,10 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
         raise SamAdaptError(f'labels holds {wrong[0]!r}; expected numbers of patients, shares, or "all"')
     seeds = settings.get("seeds", 3)
     options = {key: settings[key] for key in ("select", "fold", "stacked", "threads") if key in settings}
+    unet = settings.get("unet", {})
+    _demand_known("unet", unet, [*inspect.signature(HEADS["unet"]).parameters][2:])  # taps, n_classes
     baselines = BaselineOptions(
+        unet,
         SimclrConfig(**_fields("simclr", settings, SimclrConfig)),
         NnUNetConfig(**_fields("nnunet", settings, NnUNetConfig)),
     )
