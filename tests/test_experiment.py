@@ -230,6 +230,29 @@ def test_another_study_in_the_folder_is_refused(data, tmp_path, change, words):
         study(**{"data": data, "out": tmp_path / "e", "learners": {"truth": Constant()}, **change})
 
 
+def test_weights_that_changed_under_their_name_are_refused(data, tmp_path):
+    """The digest of a cell holds the name of a checkpoint, not what is in it."""
+
+    class Moved(Constant):
+        def fingerprint(self):
+            return self.weights
+
+    learner = Moved()
+    learner.weights = "aaa"
+    study(data, tmp_path / "s", {"truth": learner}, (1,))
+    study(data, tmp_path / "s", {"truth": learner}, (1,))
+    learner.weights = "bbb"
+    with pytest.raises(SamAdaptError, match='another encoder of \'truth\': "aaa" there, "bbb" now'):
+        study(data, tmp_path / "s", {"truth": learner}, (1,))
+
+
+def test_a_learner_knows_the_weights_it_starts_from():
+    learner = Learner("fused", "sam_nano", side=64)
+    assert learner.fingerprint() == learner.build(2)[0].fingerprint
+    assert dataclasses.replace(learner, side=96).fingerprint() != learner.fingerprint()
+    assert dataclasses.replace(learner, checkpoint="random").fingerprint() is None
+
+
 def test_another_data_set_or_version_is_refused(data, tmp_path, monkeypatch):
     study(data, tmp_path / "e", {"truth": Constant()})
     other = dataclasses.replace(data, entries=data.entries[2:], folds=())

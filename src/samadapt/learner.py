@@ -50,6 +50,14 @@ class Learner:
             )
         return encoder.only(head.reads), head
 
+    def fingerprint(self) -> str | None:
+        """Of the encoder with its weights as they are here and now; None where every seed draws its own."""
+        if self.checkpoint == "random":
+            return None
+        return load_encoder(
+            self.encoder, checkpoint=self.checkpoint, side=self.side, prepare=self.prepare
+        ).fingerprint
+
     def recipe(self, window: str) -> Recipe:
         """How stored maps of the training slices are made."""
         return (

@@ -62,6 +62,10 @@ class Entrant(ABC):
     def spec(self) -> dict[str, Any]:
         """JSON-able; everything that changes its answers."""
 
+    def fingerprint(self) -> str | None:
+        """Of the weights that it starts from, where they are the same for all seeds; `spec` names only their place."""
+        return None
+
     @abstractmethod
     def fit(self, job: Job) -> Fitted:
         """Learn from `job.split.train`; leave everything in `job.out`."""
@@ -106,6 +110,9 @@ class Trained(Entrant):
     @property
     def spec(self) -> dict[str, Any]:
         return {"kind": "trained", **dataclasses.asdict(self.learner), "train": dict(self.train)}
+
+    def fingerprint(self) -> str | None:
+        return self.learner.fingerprint()
 
     def config(self, common: TrainConfig) -> TrainConfig:
         """The study's, with what differs for this one."""

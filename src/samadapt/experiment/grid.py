@@ -7,6 +7,7 @@ experiments/<name>/<digest of the cell>/      # a run folder, cost.json, slices.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -136,6 +137,7 @@ def open_experiment(
     if before is not None:
         _demand_same(out, before, note)
         note["learners"] = before["learners"] | note["learners"]
+        note["encoders"] = before.get("encoders", {}) | note["encoders"]
         note["commands"] = [
             *before["commands"],
             *[c for c in note["commands"] if c not in before["commands"]],
@@ -169,9 +171,20 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
             name: {"spec": entrant.spec, "uses_truth": entrant.uses_truth, "learns": entrant.learns}
             for name, entrant in grid.entrants.items()
         },
+        "encoders": _fingerprints(grid.entrants),
         "environment": environment(),
         "commands": [sys.argv],
     }  # fmt: skip
+
+
+def _fingerprints(entrants: Mapping[str, Entrant]) -> dict[str, str]:
+    """Learner -> fingerprint of the weights it starts from, where it has any: a file may change under its name."""
+    found: dict[str, str] = {}
+    for name, entrant in entrants.items():
+        with contextlib.suppress(SamAdaptError):  # its cells will fail with it, each recorded
+            if fingerprint := entrant.fingerprint():
+                found[name] = fingerprint
+    return found
 
 
 def _read(out: Path) -> dict[str, Any] | None:
@@ -194,6 +207,8 @@ def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     pairs += [("threads", before.get("threads"), now["threads"])]
     shared = set(before["learners"]) & set(now["learners"])
     pairs += [(f"learner {n!r}", before["learners"][n], now["learners"][n]) for n in sorted(shared)]
+    told = shared & set(before.get("encoders", {})) & set(now["encoders"])
+    pairs += [(f"encoder of {n!r}", before["encoders"][n], now["encoders"][n]) for n in sorted(told)]
     for what, old, new in pairs:
         if old != new:
             raise SamAdaptError(
