@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from fakes import TinyEncoder, TinyHead, fake_data
-from samadapt import training
 from samadapt.features import FeatureStore, Pairs
-from samadapt.training import TrainConfig, train
+from samadapt.training import TrainConfig, loop, train
+from samadapt.training.stream import Stream
 from samadapt.types import SamAdaptError
 
 CONFIG = TrainConfig(steps=24, batch_size=2, check_every=6, device="cpu")
@@ -33,14 +33,14 @@ class Killed(BaseException):
 
 def killed_at(step, monkeypatch):
     """Make the loop die at a step, as `kill -9` would: nothing gets a chance to tidy up."""
-    original = training._Learner.training_step
+    original = loop._Learner.training_step
 
     def dying(self, batch, batch_idx):
         if self.global_step == step:
             raise Killed
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(training._Learner, "training_step", dying)
+    monkeypatch.setattr(loop._Learner, "training_step", dying)
 
 
 def test_a_run_learns_and_explains_itself(tmp_path):
@@ -162,7 +162,7 @@ def test_selection_keeps_the_best_step(tmp_path, monkeypatch):
         kept.append({k: v.clone() for k, v in self.average.items()})
         return next(values)
 
-    monkeypatch.setattr(training._Averager, "_score", score)
+    monkeypatch.setattr(loop._Averager, "_score", score)
     out = train(TinyHead(), pairs(1), select=pairs(2), config=CONFIG, out=tmp_path / "run")
     saved = load_file(out / "head.safetensors")
     assert torch.equal(saved["net.1.weight"], kept[1]["head.net.1.weight"])
@@ -210,11 +210,30 @@ def test_balance_draws_the_classes_equally_often():
             return len(self.items)
 
     def share(balance):
-        stream = training._Stream(Rare(), TrainConfig(balance=balance), 0)
-        return sum(stream._draw(n) == 9 for n in range(400)) / 400
+        stream = Stream(Rare(), 50, 8, 0, balance)
+        return sum(stream.draw(n) == 9 for n in range(400)) / 400
 
     assert share(False) == 0.1
     assert 0.4 < share(True) < 0.6
+
+
+def test_balance_of_several_labels_draws_the_rare_answers_of_each():
+    labels = torch.zeros(20, 2)
+    labels[0, 0] = labels[1:11, 1] = 1  # the first label is rare, the second is half and half
+    pairs = SimpleNamespace(
+        items=[(str(n), 0) for n in range(20)],
+        data=SimpleNamespace(label=lambda case_id: labels[int(case_id)]),
+    )
+    stream = Stream(pairs, 50, 8, 0, balance=True)
+    drawn = torch.stack([labels[stream.draw(n)] for n in range(600)])
+    rare = (1 + 0.1) / (1 + 0.1 + 19 / 19 + 19 * 0.1)  # of the sum of the weights, halved on both sides
+    assert drawn[:, 0].mean() == pytest.approx(rare, abs=0.06) and rare > 5 / 20
+
+
+def test_balance_is_not_for_segmentation(tmp_path):
+    with pytest.raises(SamAdaptError, match="a segmentation's cases have none"):
+        train(TinyHead(), pairs(1), config=TrainConfig(balance=True), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class HalfPretrained(TinyHead):

@@ -15,36 +15,23 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from samadapt.metrics import ALL, classification_metrics
 from samadapt.runs import has_bf16, open_run, pick_device, save_state, write_json
+from samadapt.training.stream import Batch, Examples, Stream
 from samadapt.transforms import pool_taps, seeded
 from samadapt.types import IGNORED, Encoder, Head, SamAdaptError
-
-Batch = tuple[dict[str, Tensor], Tensor]
-
-
-class Examples(Protocol):
-    """What training needs of `Pairs`."""
-
-    data: Any
-    encoder: Encoder
-    live: Encoder | None
-    recipe: Any
-
-    def __len__(self) -> int: ...
-    def batch(self, indices: Sequence[int], key: tuple[object, ...] | None = None) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +46,7 @@ class TrainConfig:
     ema: float = 0.99  # decay of the averaged weights, which are the ones kept; 0 keeps the last
     tune: str = "none"  # the encoder: "none" (frozen) or "all" (trained with the head)
     encoder_lr: float = 1e-4  # of what is pretrained: a tuned encoder, a classifier's own pretrained network
-    balance: bool = False  # classification: draw the classes equally often
+    balance: bool = False  # classification: draw the classes, or the answers to each label, equally often
     seed: int = 0
     precision: str = "auto"  # "32", "bf16", or "auto": bf16 where the device is fast at it
     device: str = "auto"
@@ -105,14 +92,19 @@ def train(
             "tune='all' trains the encoder, so its maps cannot come from a store, and the head must read more than "
             "pixels; leave out the store (--store) or use --tune none"
         )
-    settings = describe_run(head, pairs, config, select, split)
+    if config.balance and head.task == "segmentation":
+        raise SamAdaptError(
+            "balance draws the classes of cases equally often, and a segmentation's cases have none; leave it out"
+        )
+    settings = _describe(head, pairs, config, select, split)
     start = open_run(out, settings, overwrite)
     if start is None:
         return out
     if split is not None:
         write_json(out / "split.json", split.to_json())
     learner, averager = _Learner(head, pairs.live, config), _Averager(config, select)
-    loader: DataLoader = DataLoader(_Stream(pairs, config, start), None, num_workers=config.workers)
+    stream = Stream(pairs, config.steps, config.batch_size, config.seed, config.balance, start)
+    loader: DataLoader = DataLoader(stream, None, num_workers=config.workers)
     trainer = _trainer(config, out, averager)
     try:
         learner.train()  # Lightning leaves it as it is, and loaded encoders come ready to predict
@@ -138,7 +130,7 @@ def _disk_error(out: Path, error: Exception) -> SamAdaptError:
     )
 
 
-def describe_run(
+def _describe(
     head: Head, pairs: Examples, config: TrainConfig, select: Examples | None, split: Any
 ) -> dict[str, Any]:
     """Everything that `config.json` says: enough to build the model again and to know what it saw."""
@@ -166,48 +158,6 @@ def describe_run(
         "split_hash": split.hash if split is not None else None,
         "train": dataclasses.asdict(config),
     }
-
-
-# ---------------------------------------------------------------- the data stream
-
-
-class _Stream(IterableDataset):
-    """Batches by step number alone, so that a resumed run sees what an undisturbed one would."""
-
-    def __init__(self, pairs: Examples, config: TrainConfig, start: int) -> None:
-        self.pairs, self.config, self.start = pairs, config, start
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank = torch.distributed.get_rank() if distributed else 0
-        world = torch.distributed.get_world_size() if distributed else 1
-        size = self.config.batch_size
-        for step in range(self.start + first, self.config.steps, stride):
-            number = (step * world + rank) * size
-            indices = [self._draw(n) for n in range(number, number + size)]
-            yield self.pairs.batch(indices, key=(self.config.seed, number))
-
-    def _draw(self, number: int) -> int:
-        """The item of the `number`-th draw: every item once in each round, in a new order."""
-        total = len(self.pairs)
-        if self.config.balance:
-            return int(
-                torch.multinomial(self._weights, 1, generator=seeded("balance", self.config.seed, number))
-            )
-        return int(_order(total, self.config.seed, number // total)[number % total])
-
-    @functools.cached_property
-    def _weights(self) -> Tensor:
-        """One over the number of items of the item's class."""
-        targets = torch.tensor([int(self.pairs.data.label(case_id)) for case_id, _ in self.pairs.items])  # type: ignore[attr-defined]
-        return 1.0 / torch.bincount(targets).clamp(min=1)[targets].float()
-
-
-@functools.lru_cache(maxsize=4)
-def _order(total: int, seed: int, round_: int) -> Tensor:
-    return torch.randperm(total, generator=seeded("order", seed, round_))
 
 
 # ---------------------------------------------------------------- the learner

@@ -1,0 +1,74 @@
+"""What training asks of its examples, and the batches it draws from them, by step number alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from samadapt.transforms import seeded
+from samadapt.types import Encoder
+
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+class Examples(Protocol):
+    """What training needs of `Pairs`."""
+
+    data: Any
+    encoder: Encoder
+    live: Encoder | None
+    recipe: Any
+
+    @property
+    def items(self) -> Sequence[tuple[str, int]]:
+        """Case and slice of each item."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: Sequence[int], key: tuple[object, ...] | None = None) -> Batch: ...
+
+
+class Stream(IterableDataset):
+    """Batches by step number alone, so that a resumed run sees what an undisturbed one would."""
+
+    def __init__(
+        self, pairs: Examples, steps: int, size: int, seed: int, balance: bool = False, start: int = 0
+    ) -> None:
+        self.pairs, self.steps, self.size, self.seed = pairs, steps, size, seed
+        self.balance, self.start = balance, start
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        world = torch.distributed.get_world_size() if distributed else 1
+        for step in range(self.start + first, self.steps, stride):
+            number = (step * world + rank) * self.size
+            indices = [self.draw(n) for n in range(number, number + self.size)]
+            yield self.pairs.batch(indices, key=(self.seed, number))
+
+    def draw(self, number: int) -> int:
+        """The item of the `number`-th draw: every item once in each round, in a new order; or balanced."""
+        if self.balance:
+            generator = seeded("balance", self.seed, number)
+            return int(torch.multinomial(self._weights, 1, generator=generator))
+        total = len(self.pairs)
+        return int(_order(total, self.seed, number // total)[number % total])
+
+    @functools.cached_property
+    def _weights(self) -> Tensor:
+        """One over the number of items that have the item's class; of several labels, the mean over them."""
+        targets = torch.stack([self.pairs.data.label(case_id) for case_id, _ in self.pairs.items]).long()
+        columns = targets[:, None] if targets.dim() == 1 else targets  # (items, labels)
+        shares = [1.0 / torch.bincount(column)[column].float() for column in columns.T]
+        return torch.stack(shares).mean(0)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(total: int, seed: int, round_: int) -> Tensor:
+    return torch.randperm(total, generator=seeded("order", seed, round_))
