@@ -90,6 +90,24 @@ def test_who_is_given_the_truth_is_no_rival(tmp_path):
     assert first_sentence(page).startswith("Use fused") and "zero_shot (uses the truth as prompt)" in page
 
 
+def test_a_study_in_progress_speaks_of_the_levels_where_somebody_has_learned(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7, "zero_shot": 0.97}, labels=(1, 2))
+    for digest, cell in json.loads((folder / "experiment.json").read_text())["cells"].items():
+        if cell["labels"] == 2 and cell["learner"] != "zero_shot":
+            (folder / digest / "scores.csv").unlink()
+    verdict = verdict_of(folder)
+    assert [f.level.patients for f in verdict.findings] == [1]
+    page = write_report(folder).read_text()
+    assert first_sentence(page).startswith("Use fused: with 1 labelled patient ")
+
+
+def test_the_truth_alone_decides_nothing(tmp_path):
+    make_study(tmp_path / "e", {"zero_shot": 0.97}, labels=(1,))
+    assert "only learners that are given the truth were run" in first_sentence(
+        write_report(tmp_path / "e").read_text()
+    )
+
+
 def test_nor_the_rival_that_a_baseline_must_beat(tmp_path):
     make_study(tmp_path / "e", {"fused": 0.7, "unet": 0.8, "zero_shot": 0.97}, labels=(5,))
     sentence = verdict_of(tmp_path / "e").sentence

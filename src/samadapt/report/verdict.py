@@ -14,7 +14,7 @@ from samadapt.report.reading import Level, Study
 from samadapt.statistics import Estimate, holm
 
 ALPHA = 0.05
-Kind = Literal["head", "baseline", "none", "unknown", "no baseline", "no head"]
+Kind = Literal["head", "baseline", "none", "unknown", "no baseline", "no head", "nobody"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def best(study: Study, means: Means, level: Level, baselines: bool) -> str:
 
 def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: str) -> Verdict:
     """The decision, level by level, then said in one sentence."""
-    findings = [_find(study, means, comparisons, level) for level in {level: None for _, level in means}]
+    every = [_find(study, means, comparisons, level) for level in {level: None for _, level in means}]
+    # A learner that is given the truth has an answer at every level, also where nobody has learned yet.
+    findings = [f for f in every if f.kind != "nobody"] or every
     shown = measure(name).title
     groups = [list(g) for _, g in itertools.groupby(findings, key=lambda f: (f.kind, f.winner))]
     whole = len(groups) == 1
@@ -132,7 +134,7 @@ def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: s
 def _find(study: Study, means: Means, comparisons: Sequence[Comparison], level: Level) -> Finding:
     head, baseline = (best(study, means, level, baselines=side) for side in (False, True))
     if not baseline:
-        return Finding(level, "no baseline", head)
+        return Finding(level, "no baseline" if head else "nobody", head)
     if not head:
         return Finding(level, "no head", "", baseline)
     here = {c.learner: c for c in comparisons if c.level == level and not study.learners[c.learner].baseline}
@@ -175,6 +177,8 @@ def _whole(study: Study, findings: list[Finding], shown: str) -> str:
             )
         case "no head":
             return f"nothing to decide: only baselines were run; the best by mean {shown} is {baselines}"
+        case "nobody":
+            return "nothing to decide: only learners that are given the truth were run"
     return f"nothing can be told between {heads} and {baselines}: too few patients, or all alike, for an interval"
 
 

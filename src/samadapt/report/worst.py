@@ -44,6 +44,8 @@ def case_means(values: np.ndarray) -> np.ndarray:
 
 def worst_cases(study: Study, sides: Sequence[Side], name: str, count: int = 5) -> list[WorstCase]:
     """Of the first side, worst first; the other sides' answers to the same slice beside it."""
+    if not sides:
+        return []
     means = [case_means(seed_mean(study, side, name)) for side in sides]
     order = [i for i in np.argsort(means[0], kind="stable") if not math.isnan(means[0][i])]
     found = []
