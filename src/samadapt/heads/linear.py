@@ -78,6 +78,7 @@ class Linear(Head):
 
     name: ClassVar[str] = "linear"
     task: ClassVar[Task] = "segmentation"
+    lr: ClassVar[float] = 1e-2  # at 1e-3 it has hardly begun after 300 steps (benchmarks/README.md)
 
     def __init__(
         self,
