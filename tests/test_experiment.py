@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from samadapt.experiment import (
     run_experiment,
 )
 from samadapt.experiment import cells as cells_module
+from samadapt.experiment import grid as grid_module
 from samadapt.experiment.entrants import Fitted
 from samadapt.experiment.grid import make_cells
 from samadapt.features import FeatureStore
@@ -234,8 +236,9 @@ def test_weights_that_changed_under_their_name_are_refused(data, tmp_path):
     """The digest of a cell holds the name of a checkpoint, not what is in it."""
 
     class Moved(Constant):
-        def fingerprint(self):
-            return self.weights
+        @property
+        def starts_from(self):
+            return SimpleNamespace(source=("here",), fingerprint=lambda: self.weights)
 
     learner = Moved()
     learner.weights = "aaa"
@@ -244,6 +247,14 @@ def test_weights_that_changed_under_their_name_are_refused(data, tmp_path):
     learner.weights = "bbb"
     with pytest.raises(SamAdaptError, match='another encoder of \'truth\': "aaa" there, "bbb" now'):
         study(data, tmp_path / "s", {"truth": learner}, (1,))
+
+
+def test_an_encoder_of_several_learners_is_loaded_once_for_its_fingerprint(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Learner, "fingerprint", lambda self: asked.append(self.source) or "f")
+    base = Learner("cnn", "sam_nano", side=64)
+    entrants = {"a": Trained(base), "b": Trained(dataclasses.replace(base, head="linear")), "c": Constant()}
+    assert grid_module._fingerprints(entrants) == {"a": "f", "b": "f"} and asked == [base.source]
 
 
 def test_a_learner_knows_the_weights_it_starts_from():

@@ -50,6 +50,11 @@ class Learner:
             )
         return encoder.only(head.reads), head
 
+    @property
+    def source(self) -> tuple[str, str | None, int | None, str | None]:
+        """Which encoder, the seed apart; two learners with equal ones read the same maps."""
+        return self.encoder, self.checkpoint, self.side, self.prepare
+
     def fingerprint(self) -> str | None:
         """Of the encoder with its weights as they are here and now; None where every seed draws its own."""
         if self.checkpoint == "random":

@@ -105,8 +105,9 @@ class Prompted(Entrant):
         kept = ("encoder", "checkpoint", "side", "prepare")
         return {"kind": "zero_shot", "prompt": self.prompt, **{k: getattr(self.learner, k) for k in kept}}
 
-    def fingerprint(self) -> str | None:
-        return self.learner.fingerprint()
+    @property
+    def starts_from(self) -> Learner:
+        return self.learner
 
     @property
     def _reader(self) -> Learner:

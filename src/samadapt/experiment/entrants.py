@@ -62,8 +62,9 @@ class Entrant(ABC):
     def spec(self) -> dict[str, Any]:
         """JSON-able; everything that changes its answers."""
 
-    def fingerprint(self) -> str | None:
-        """Of the weights that it starts from, where they are the same for all seeds; `spec` names only their place."""
+    @property
+    def starts_from(self) -> Learner | None:
+        """Whose encoder it starts from, if any; `spec` names only the place of its weights."""
         return None
 
     @abstractmethod
@@ -111,8 +112,9 @@ class Trained(Entrant):
     def spec(self) -> dict[str, Any]:
         return {"kind": "trained", **dataclasses.asdict(self.learner), "train": dict(self.train)}
 
-    def fingerprint(self) -> str | None:
-        return self.learner.fingerprint()
+    @property
+    def starts_from(self) -> Learner:
+        return self.learner
 
     def config(self, common: TrainConfig) -> TrainConfig:
         """The study's, with what differs for this one."""

@@ -179,12 +179,13 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
 
 def _fingerprints(entrants: Mapping[str, Entrant]) -> dict[str, str]:
     """Learner -> fingerprint of the weights it starts from, where it has any: a file may change under its name."""
-    found: dict[str, str] = {}
-    for name, entrant in entrants.items():
+    learners = {name: entrant.starts_from for name, entrant in entrants.items()}
+    known: dict[object, str | None] = {}  # each encoder is loaded once: SAM's take gigabytes
+    for source, learner in {x.source: x for x in learners.values() if x is not None}.items():
         with contextlib.suppress(SamAdaptError):  # its cells will fail with it, each recorded
-            if fingerprint := entrant.fingerprint():
-                found[name] = fingerprint
-    return found
+            known[source] = learner.fingerprint()
+    every = {name: known.get(x.source) for name, x in learners.items() if x is not None}
+    return {name: fingerprint for name, fingerprint in every.items() if fingerprint}
 
 
 def _read(out: Path) -> dict[str, Any] | None:

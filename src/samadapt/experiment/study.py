@@ -130,7 +130,7 @@ def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
 
 def _merge(merged: dict[object, Encode], encode: Encode) -> None:
     x = encode.learner
-    place = (x.encoder, x.checkpoint, x.side, x.prepare, encode.seed, encode.recipe, encode.scored)
+    place = (*x.source, encode.seed, encode.recipe, encode.scored)
     turn = 0  # two heads that want one tap at two pooling windows take two turns
     while (known := merged.get((place, turn))) is not None:
         if all(known.reads.get(tap, window) == window for tap, window in encode.reads.items()):
