@@ -227,10 +227,15 @@ class _Learner(L.LightningModule):
         groups = [{"params": fresh, "lr": self.config.lr}]
         if tuned:
             groups.append({"params": tuned, "lr": self.config.encoder_lr})
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
+        # Fused: one call for all tensors; on a CPU a third of a small network's step was spent here.
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay, fused=True)
         shape = functools.partial(_schedule, steps=self.config.steps, warmup=self.config.warmup)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """To norm 1. Lightning's own refuses fused optimisers, for the sake of a scaler that bf16 does not have."""
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         kept = self.trained()
@@ -378,7 +383,6 @@ def _trainer(config: TrainConfig, out: Path, averager: _Averager) -> L.Trainer:
             enable_checkpointing=False,
             enable_progress_bar=sys.stderr.isatty() and "SAMADAPT_QUIET" not in os.environ,
             enable_model_summary=False,
-            gradient_clip_val=1.0,
             log_every_n_steps=10,
         )
 
