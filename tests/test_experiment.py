@@ -145,6 +145,24 @@ def test_the_encoder_runs_once_over_each_image_and_view(data, tmp_path, tiny):
     assert sum(encoder.calls for encoder in tiny) == calls  # the store is reused by another study
 
 
+def test_no_stored_views_means_a_new_one_in_every_step(data, tmp_path, tiny):
+    config = dataclasses.replace(CONFIG, batch_size=1)
+    learners = {"drawn": Trained(Learner("probe", "tiny", views=0)), "probe": PROBE}
+    study(data, tmp_path / "e", learners, config=config)
+    encoded = json.loads((tmp_path / "e/encoding.json").read_text())
+    split = data.split(1)
+    passes = [(i, 2) for i in split.train] + [(i, 1) for i in split.val]  # of the other one, and for scoring
+    assert encoded["slices"] == sum(views * data[i].image.shape[1] for i, views in passes)
+    notes = [json.loads(path.read_text()) for path in (tmp_path / "e").glob("*/cost.json")]
+    found = {note["learner"]: note["augmentation"] for note in notes}
+    assert found == {
+        "drawn": "default, new views in every step",
+        "probe": "default, 2 stored views of a slice",
+    }
+    runs = [json.loads(path.read_text())["stored_maps"] for path in (tmp_path / "e").glob("*/config.json")]
+    assert sorted(runs) == [False, True]
+
+
 def test_rerunning_does_only_what_is_missing(data, tmp_path, monkeypatch):
     study(data, tmp_path / "e", {"unet": SMALL_UNET}, (1,), (0, 1))
     before = scores_of(tmp_path / "e")

@@ -320,7 +320,7 @@ def test_stacked_scans_show_their_patients(tmp_path):
 
 def test_a_classification_study_has_its_own_figures(eyes):
     page = write_report(eyes).read_text()
-    assert first_sentence(page).startswith("Use slca: with 5 and 10 labelled patients its mean AUC")
+    assert first_sentence(page).startswith("Use slca: with 5 and 10 labelled cases its mean AUC")
     for title in ("ROC curves", "Reliability", "Confusion", "Accuracy"):
         assert f"<h2>{title}" in page
     assert (eyes / "auc_vs_labels.svg").is_file() and "http" not in page

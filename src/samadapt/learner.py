@@ -31,7 +31,7 @@ class Learner:
     side: int | None = None
     prepare: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # of the head: preset, class_mode, depth, ...
-    views: int = 6  # stored views of each training slice; without a store every step draws a new one
+    views: int = 6  # stored views of each training slice; 0, or without a store: a new one in every step
     augment: str = "default"
 
     def build(self, n_classes: int, seed: int = 0) -> tuple[Encoder, Head]:
@@ -129,12 +129,12 @@ def fit(
         start(head)
     encoder = encoder.to(pick_device(config.device))
     training, selection = data[split.train], data[split.select] if split.select else None
-    stored = store if config.tune == "none" and set(head.reads) != {"pixels"} else None
+    stored = store if learner.views and config.tune == "none" and set(head.reads) != {"pixels"} else None
     if stored is not None:
         stored.encode(training.cases, encoder, head.reads, learner.recipe(data.window), progress=progress)
         if selection is not None:
             stored.encode(selection.cases, encoder, head.reads, Recipe(data.window), progress=progress)
-    views = learner.recipe(data.window).views
+    views = learner.recipe(data.window).views if stored is not None else 1
     pairs = Pairs(training, encoder, head.reads, stored, views, learner.augment)
     select = Pairs(selection, encoder, head.reads, stored) if selection is not None else None
     return train(head, pairs, select, config, out, split, overwrite)

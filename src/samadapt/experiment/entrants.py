@@ -135,10 +135,11 @@ class Trained(Entrant):
         _, head = self.learner.build(len(data.classes), seed)
         if set(head.reads) == {"pixels"}:
             return ()
-        recipes = ((self.learner.recipe(data.window), False), (Recipe(data.window), True))
-        return tuple(
-            Encode(self.learner, seed, dict(head.reads), recipe, scored) for recipe, scored in recipes
-        )
+        reads = dict(head.reads)
+        scored = (Encode(self.learner, seed, reads, Recipe(data.window), scored=True),)
+        if not self.learner.views:  # its training draws a new view in every step
+            return scored
+        return Encode(self.learner, seed, reads, self.learner.recipe(data.window), scored=False), *scored
 
     def fit(self, job: Job) -> Fitted:
         config = self.config(job.config)
@@ -161,7 +162,8 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
 
     trained = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     trained += sum(p.numel() for p in model.encoder.parameters()) if config.tune == "all" else 0
-    views = "new views in every step" if not stored else f"{learner.views} stored views of a slice"
+    drawn = stored and learner.views
+    views = f"{learner.views} stored views of a slice" if drawn else "new views in every step"
     notes = {
         "steps": config.steps,
         "batch_size": config.batch_size,

@@ -123,7 +123,7 @@ def label_curves(
             )
     axes.set_xticks(list(place.values()), [str(level.patients) for level in study.levels])
     axes.set_xlim(min(place.values(), default=0) - 0.3 * gap, max(place.values(), default=0) + 0.3 * gap)
-    axes.set_xlabel("labelled patients")
+    axes.set_xlabel(f"labelled {study.unit}s")
     axes.set_ylabel(f"mean {measure(name).title}")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)

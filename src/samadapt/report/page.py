@@ -58,7 +58,7 @@ def write_report(experiment_dir: str | Path, out: str | Path | None = None) -> P
         _write(out / f"{stem}.png", figures.to_png(curve, dpi=200))
         context = _context(study, name, means, comparisons, verdict)
         context["curve"] = Markup(
-            figures.inline_svg(curve, "curve", f"mean {measure(name).title} by labelled patients")
+            figures.inline_svg(curve, "curve", f"mean {measure(name).title} by labelled {study.unit}s")
         )
     page = _template().render(**context, stem=stem)
     _write(out / "report.html", page.encode())
@@ -99,6 +99,7 @@ def _context(
         "title": f"Few-label study of {study.note['data']['name']}",
         "verdict": verdict,
         "shown": shown,
+        "unit": study.unit,
         "one_seed": one_seed,
         "smallest_p": smallest_p(study, comparisons),
         "counts": {
@@ -132,9 +133,9 @@ def _worth(study: Study, worth: Sequence[Gain], verdict: Verdict, shown: str) ->
         f"{signed(g.per_patient.mean)} {shown} between {g.low.patients} and {g.high.patients}" for g in known
     ]
     return (
-        f"With {study.learners[chosen].title}, one more labelled patient is worth about "
+        f"With {study.learners[chosen].title}, one more labelled {study.unit} is worth about "
         + ", ".join(parts)
-        + " labelled patients."
+        + f" labelled {study.unit}s."
     )
 
 
@@ -188,7 +189,9 @@ def _classification(study: Study, verdict: Verdict) -> dict[str, Any]:
         "classification": True,
         "last": last.level,
         "accuracy": tables.means_table(study, accuracy, "acc"),
-        "accuracy_curve": Markup(figures.inline_svg(curve, "accuracy", "mean accuracy by labelled patients")),
+        "accuracy_curve": Markup(
+            figures.inline_svg(curve, "accuracy", f"mean accuracy by labelled {study.unit}s")
+        ),
         "figures": [(title, Markup(figures.inline_svg(f, key, title))) for title, key, f in drawn],
         "looked": where_it_looked(study, last.level, list(two)),
         "classes": [tables.class_table(study, "auc")],

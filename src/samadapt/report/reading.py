@@ -105,6 +105,12 @@ class Study:
         return self.note["data"]["task"] == "classification"
 
     @property
+    def unit(self) -> str:
+        """What is labelled and drawn: "patient", or "case" where nothing says which cases are of one patient."""
+        known = self.note["protocol"].get("stacked") or self.cases != self.groups
+        return "patient" if known else "case"
+
+    @property
     def done(self) -> list[Cell]:
         return [cell for cell in self.cells if cell.done]
 

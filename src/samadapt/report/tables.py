@@ -280,7 +280,9 @@ def facts(study: Study) -> list[tuple[str, str]]:
         ("classes", ", ".join(map(str, data["classes"]))),
         (
             "scored",
-            f"{len(study.cases)} cases of {len(set(study.groups))} patients, the same for all learners",
+            f"{len(study.cases)} cases"
+            + (f" of {len(set(study.groups))} patients" if study.unit == "patient" else "")
+            + ", the same for all learners",
         ),
         ("protocol", protocol),
         ("samadapt", str(note.get("version", "?"))),

@@ -128,7 +128,7 @@ def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: s
     sentence = "; ".join(parts)
     sentence = sentence[0].upper() + sentence[1:] + ("" if whole else f" (by mean {shown})") + "."
     details = [_detail(study, f, shown) for f in findings if f.comparison is not None]
-    return Verdict(sentence, tuple(details), _rule(shown), tuple(findings))
+    return Verdict(sentence, tuple(details), _rule(study, shown), tuple(findings))
 
 
 def _find(study: Study, means: Means, comparisons: Sequence[Comparison], level: Level) -> Finding:
@@ -149,7 +149,7 @@ def _whole(study: Study, findings: list[Finding], shown: str) -> str:
     """Where all numbers of labelled patients say the same."""
     heads = _listed(study.learners[f.head].title for f in findings if f.head)
     baselines = _listed(study.learners[f.baseline].title for f in findings if f.baseline)
-    where = f"with {_patients(findings)}"
+    where = f"with {_labelled(study, findings)}"
     gaps = [abs(f.comparison.difference.mean) for f in findings if f.comparison]
     by = ""
     if gaps:
@@ -179,12 +179,12 @@ def _whole(study: Study, findings: list[Finding], shown: str) -> str:
             return f"nothing to decide: only baselines were run; the best by mean {shown} is {baselines}"
         case "nobody":
             return "nothing to decide: only learners that are given the truth were run"
-    return f"nothing can be told between {heads} and {baselines}: too few patients, or all alike, for an interval"
+    return f"nothing can be told between {heads} and {baselines}: too few {study.unit}s, or all alike, for an interval"
 
 
 def _part(study: Study, findings: list[Finding]) -> str:
     """One of several answers, each for some numbers of labelled patients."""
-    where = f"with {_patients(findings)}"
+    where = f"with {_labelled(study, findings)}"
     heads = _listed(study.learners[f.head].title for f in findings if f.head)
     baselines = _listed(study.learners[f.baseline].title for f in findings if f.baseline)
     match findings[0].kind:
@@ -202,7 +202,7 @@ def _detail(study: Study, finding: Finding, shown: str) -> str:
     assert row is not None
     ours, theirs = (study.learners[name].title for name in (row.learner, row.baseline))
     text = (
-        f"With {_patients([finding])}: {ours} {row.ours:.3f}, {theirs} {row.theirs:.3f} mean {shown}; "
+        f"With {_labelled(study, [finding])}: {ours} {row.ours:.3f}, {theirs} {row.theirs:.3f} mean {shown}; "
         f"difference {signed(row.difference.mean)}"
     )
     if math.isnan(row.difference.low):
@@ -219,19 +219,19 @@ def _plain(row: Comparison) -> str:
     )
 
 
-def _rule(shown: str) -> str:
+def _rule(study: Study, shown: str) -> str:
     return (
-        f"The rule: at each number of labelled patients, every learner is compared with the best baseline, the "
-        f"learner without a pretrained encoder that has the highest mean {shown}, on the same patients and the same "
+        f"The rule: at each number of labelled {study.unit}s, every learner is compared with the best baseline, the "
+        f"learner without a pretrained encoder that has the highest mean {shown}, on the same {study.unit}s and the same "
         "seeds. “Use” is said where the 95 % interval of the difference leaves out 0 and its p value, corrected "
         f"by Holm for all learners compared at that number, is below {ALPHA}. Everything else is “no difference "
         "shown”, which does not mean that there is none. Learners that are given the truth never count."
     )
 
 
-def _patients(findings: Sequence[Finding]) -> str:
+def _labelled(study: Study, findings: Sequence[Finding]) -> str:
     numbers = [f.level.patients for f in findings]
-    return f"{_listed(map(str, numbers))} labelled patient{'' if numbers == [1] else 's'}"
+    return f"{_listed(map(str, numbers))} labelled {study.unit}{'' if numbers == [1] else 's'}"
 
 
 def _listed(names: object) -> str:
