@@ -11,14 +11,14 @@ def medmnist(truth, scores, task):
     """After medmnist/evaluator.py (`getAUC`, `getACC`, threshold one half).
 
     binary: the last column, above the threshold; multi-label: the mean over labels, above the threshold;
-    otherwise the mean of one-vs-rest, and the highest score.
+    otherwise the mean of one-vs-rest, and the highest score. One half itself is yes for several labels, no for two classes.
     """
     if task == "binary-class":
         return roc_auc_score(truth, scores[:, -1]), accuracy_score(truth, scores[:, -1] > 0.5)
     columns = range(scores.shape[1])
     if task == "multi-label, binary-class":
         auc = [roc_auc_score(truth[:, k], scores[:, k]) for k in columns]
-        acc = [accuracy_score(truth[:, k], scores[:, k] > 0.5) for k in columns]
+        acc = [accuracy_score(truth[:, k], scores[:, k] >= 0.5) for k in columns]
         return np.mean(auc), np.mean(acc)
     auc = [roc_auc_score((truth == k).astype(int), scores[:, k]) for k in columns]
     return np.mean(auc), accuracy_score(truth, scores.argmax(1))

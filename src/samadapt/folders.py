@@ -112,7 +112,7 @@ def _classify(
         values = slices.mean(0).numpy()
         if model.multilabel:
             prediction = "|".join(
-                name for name, value in zip(model.classes, values, strict=True) if value > 0.5
+                name for name, value in zip(model.classes, values, strict=True) if value >= 0.5
             )
         else:
             prediction = model.classes[int(values.argmax())]

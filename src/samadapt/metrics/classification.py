@@ -1,7 +1,7 @@
 """AUC, accuracy and their kin from class probabilities, with patient-bootstrap intervals.
 
 The protocol is MedMNIST's. Binary (two classes): the probability of class 1, above 0.5. Several classes: the
-highest probability; the AUC is the unweighted mean of one-vs-rest. Multi-label: each label is binary; the mean.
+highest probability; the AUC is the unweighted mean of one-vs-rest. Multi-label: each label is yes from 0.5 on; the mean.
 
 Every metric takes weights (R, N), how often each case counts in each of R resamples, and answers (R,): the
 numbers and their intervals come from the same code. scikit-learn is the oracle in the tests.
@@ -60,7 +60,7 @@ class Predictions:
     def answers(self) -> np.ndarray:
         """(N, K) 0/1: what is answered."""
         if self.multilabel:
-            return (self.probabilities > 0.5).astype(float)
+            return (self.probabilities >= 0.5).astype(float)
         chosen = self.probabilities[:, 1] > 0.5 if self.binary else self.probabilities.argmax(1)
         return np.eye(self.truth.shape[1])[chosen.astype(int)]
 
