@@ -49,6 +49,7 @@ HEADS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "linear probe": ("linear_probe", {}, None),
     "attentive probe": ("attentive_probe", {}, None),
 }
+ONE_SEED = " **One seed: the intervals hold the chance of the scored cases, not that of the training.**"
 PROBES = ("linear probe", "attentive probe")  # without a network of their own
 REFERENCE = "MedMNIST's recipe"  # plain, at the pictures' own 28 px, not augmented
 #: AUC / ACC as published. METHODS C.1 (MedMNIST v2) says which were checked and which are recalled.
@@ -264,7 +265,7 @@ def table(results: list[Result]) -> str:
         lines += [
             f"\n## {dataset}, {share:.0%} of the labels ({here[0].note['labels']}; {len(here[0].truth)} scored)",
             "",
-            here[0].note["rule"] + ".",
+            here[0].note["rule"] + "." + (ONE_SEED if len({r.cell.seed for r in here}) == 1 else ""),
             "",
             PUBLISHED.get(dataset, ""),
             "",

@@ -397,9 +397,10 @@ def _merge(settings: dict[str, Any], options: dict[str, Any]) -> None:
 def _split_summary(data: Dataset, split: Split) -> str:
     patients = sorted({data.groups[i] for i in split.train})
     chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
+    of = "" if patients == sorted(split.train) else f" of {len(patients)} patients"
     return (
         f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
-        f"{split.rule}\ntraining on {len(split.train)} cases of {len(patients)} patients: {chosen}"
+        f"{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}"
     )
 
 
