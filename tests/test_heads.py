@@ -283,6 +283,15 @@ def test_fused_without_pixels():
     assert head.stem is None and set(features) == {"neck", "fine"}
 
 
+@pytest.mark.parametrize(("side", "answer"), [(64, 64), (56, 56), (35, 36), (256, 256), (1024, 256)])
+def test_fused_answers_no_finer_than_the_encoder_saw(side, answer):
+    taps = {"pixels": (3, side, side), "neck": (8, side // 8, side // 8)}
+    features = {tap: torch.randn(2, *shape) for tap, shape in taps.items()}
+    assert build_head("fused", taps, 3)(features).shape == (2, 3, answer, answer)
+    without = build_head("fused", taps, 3, read=["neck"])
+    assert without(features).shape == (2, 3, answer // 2, answer // 2)
+
+
 def test_jitter_only_while_training():
     torch.manual_seed(0)
     jitter, x = FeatureJitter(0.5), torch.randn(2, 8, 6, 6)

@@ -68,28 +68,29 @@ class Lateral(nn.Module):
 
 
 class Stem(nn.Module):
-    """Pixels (B, C, S, S) -> (B, 32, 128, 128): half the label's grid, each cell reading its four pixels.
+    """Pixels (B, C, S, S) -> (B, 32, cells, cells), each cell reading its 2 x 2 pixels.
 
-    Where the pixels are finer than the labels they are averaged, where coarser they are interpolated. Nothing is
-    computed at the label's own grid, where most of a head's time would go: 2 x 2 pixels are folded into channels.
+    Where the pixels are finer than that they are averaged. Nothing is computed at the grid of the answer, where
+    most of a head's time would go: 2 x 2 pixels are folded into channels.
     """
 
     WIDTH = 32
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, cells: int) -> None:
         super().__init__()
+        self.size = (2 * cells, 2 * cells)
         self.layers = nn.Sequential(_conv(4 * channels, self.WIDTH), _conv(self.WIDTH, self.WIDTH))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        size = (LABEL_GRID, LABEL_GRID)
-        if pixels.shape[-1] > LABEL_GRID:
-            pixels = F.adaptive_avg_pool2d(pixels, size)
-        return self.layers(F.pixel_unshuffle(to_grid(pixels, size), 2))
+        if pixels.shape[-1] > self.size[-1]:
+            pixels = F.adaptive_avg_pool2d(pixels, self.size)
+        return self.layers(F.pixel_unshuffle(to_grid(pixels, self.size), 2))
 
 
 @final
 class Fused(Head):
-    """Reads several strides and a shallow stem on the pixels; fuses coarse to fine; answers at the label's grid.
+    """Reads several strides and a shallow stem on the pixels; fuses coarse to fine; answers at the label's grid,
+    or that of the pixels where it is coarser.
 
     Args:
         taps: the encoder's taps.
@@ -139,7 +140,9 @@ class Fused(Head):
             {_key(tap): Lateral(shape[0], width, jitter) for tap, shape in shapes.items()}
         )
         self.merge = nn.ModuleList(_conv(width, width) for _ in self.levels)
-        self.stem = Stem(stem[0]) if stem else None
+        # Half the grid of the answer: finer than the encoder saw would cost time and tell nothing.
+        self.cells = (min(LABEL_GRID, taps[PIXELS][-1] if PIXELS in taps else LABEL_GRID) + 1) // 2
+        self.stem = Stem(stem[0], self.cells) if stem else None
         self.narrow = _conv(width, Stem.WIDTH, kernel=1)
         inputs = Stem.WIDTH * (2 if stem else 1)
         self.last = nn.Sequential(_conv(inputs, Stem.WIDTH), _conv(Stem.WIDTH, Stem.WIDTH))
@@ -152,11 +155,11 @@ class Fused(Head):
             level = torch.stack([self.laterals[_key(tap)](features[tap]) for tap in names]).sum(0)
             x = merge(level if x is None else level + to_grid(x, level.shape[-2:]))
         assert x is not None
-        x = to_grid(self.narrow(x), (LABEL_GRID // 2, LABEL_GRID // 2))
+        x = to_grid(self.narrow(x), (self.cells, self.cells))
         if self.stem is None:
-            return self.classify(self.last(x))  # (B, K, 128, 128)
+            return self.classify(self.last(x))  # (B, K, cells, cells)
         x = torch.cat([x, self.stem(features[PIXELS])], dim=1)
-        return F.pixel_shuffle(self.classify(self.last(x)), 2)  # (B, K, 256, 256)
+        return F.pixel_shuffle(self.classify(self.last(x)), 2)  # (B, K, 2 cells, 2 cells)
 
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         return self.loss_fn(self(features), target)
