@@ -1,6 +1,7 @@
 """The study: cells, resuming, failures, refusals, and numbers that depend on the cell alone."""
 
 import dataclasses
+import gc
 import json
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from samadapt.experiment import cells as cells_module
 from samadapt.experiment import grid as grid_module
 from samadapt.experiment.entrants import Fitted
 from samadapt.experiment.grid import make_cells
-from samadapt.features import FeatureStore
+from samadapt.features import FeatureStore, Pairs
 from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
@@ -161,6 +162,16 @@ def test_no_stored_views_means_a_new_one_in_every_step(data, tmp_path, tiny):
     }
     runs = [json.loads(path.read_text())["stored_maps"] for path in (tmp_path / "e").glob("*/config.json")]
     assert sorted(runs) == [False, True]
+
+
+def test_a_finished_cell_lets_go_of_its_maps(data, tmp_path, tiny):
+    gc.collect()
+    gc.disable()  # else it is chance whether they are gone
+    try:
+        study(data, tmp_path / "e", {"probe": PROBE})
+        assert not any(isinstance(thing, Pairs) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_rerunning_does_only_what_is_missing(data, tmp_path, monkeypatch):
