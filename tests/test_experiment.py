@@ -169,7 +169,7 @@ def test_a_finished_cell_lets_go_of_its_maps(data, tmp_path, tiny):
     gc.disable()  # else it is chance whether they are gone
     try:
         study(data, tmp_path / "e", {"probe": PROBE})
-        assert not any(isinstance(thing, Pairs) for thing in gc.get_objects())
+        assert not any(type(thing) is Pairs for thing in gc.get_objects())
     finally:
         gc.enable()
 
