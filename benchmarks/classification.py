@@ -52,6 +52,7 @@ HEADS: dict[str, tuple[str, dict[str, Any], str | None]] = {
 ONE_SEED = " **One seed: the intervals hold the chance of the scored cases, not that of the training.**"
 PROBES = ("linear probe", "attentive probe")  # without a network of their own
 REFERENCE = "MedMNIST's recipe"  # plain, at the pictures' own 28 px, not augmented
+ROWS = (*HEADS, REFERENCE)  # of the table, in its order
 #: AUC / ACC as published. METHODS C.1 (MedMNIST v2) says which were checked and which are recalled.
 PUBLISHED = {
     "breastmnist": "MedMNIST v2: ResNet-18 (28) 0.901 / 0.863, ResNet-50 (28) 0.857 / 0.812 (recalled)",
@@ -82,7 +83,7 @@ class Plan:
 
     datasets: tuple[str, ...] = tuple(DATASETS)
     backbones: tuple[str, ...] = ("resnet18", "resnet50")
-    heads: tuple[str, ...] = (*HEADS, REFERENCE)
+    heads: tuple[str, ...] = ROWS
     shares: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     seeds: int = 5
     encoder: str = "sam_nano"
@@ -99,12 +100,13 @@ class Plan:
 
     def cells(self) -> Iterator[Cell]:
         """In the order in which they are run: every row of one seed before the next seed."""
+        heads = [
+            head for head in self.heads if head != REFERENCE
+        ]  # which has a network and a share of its own
         for seed in range(self.seeds):
             for dataset in self.datasets:
                 for share in self.shares:
-                    for head in self.heads:
-                        if head == REFERENCE:
-                            continue
+                    for head in heads:
                         for backbone in ("-",) if head in PROBES else self.backbones:
                             yield Cell(dataset, backbone, head, share, seed)
                 if REFERENCE in self.heads and dataset != "isic2017":
@@ -126,9 +128,8 @@ class Plan:
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=cell.seed, device=self.device,
             precision=self.precision,
         )  # fmt: skip
-        if (
-            cell.head == REFERENCE
-        ):  # 100 epochs, batch 128, Adam 1e-3; schedule and rhythm of selection are ours
+        if cell.head == REFERENCE:
+            # 100 epochs, batch 128, Adam 1e-3; the schedule and the rhythm of selection are ours.
             epoch = -(-images // 128)
             same = {"batch_size": 128, "lr": 1e-3, "ema": 0.0, "weight_decay": 0.0}
             return replace(config, steps=100 * epoch, check_every=epoch, **same)  # type: ignore[arg-type]
@@ -279,8 +280,7 @@ def table(results: list[Result]) -> str:
 
 
 def _rows(results: list[Result]) -> list[tuple[str, str]]:
-    order = [*HEADS, REFERENCE]
-    return sorted({(r.cell.backbone, r.cell.head) for r in results}, key=lambda k: (k[0], order.index(k[1])))
+    return sorted({(r.cell.backbone, r.cell.head) for r in results}, key=lambda k: (k[0], ROWS.index(k[1])))
 
 
 def _row(mine: list[Result], here: list[Result]) -> str:
@@ -339,11 +339,9 @@ def parse() -> tuple[argparse.Namespace, Plan]:
     if "shares" in changes:
         changes["shares"] = tuple(map(float, changes["shares"]))
     plan = replace(plan, **changes)
-    unknown = (set(plan.heads) - {*HEADS, REFERENCE}) | (set(plan.datasets) - set(DATASETS))
+    unknown = (set(plan.heads) - set(ROWS)) | (set(plan.datasets) - set(DATASETS))
     if unknown:
-        parser.error(
-            f"unknown {sorted(unknown)}; heads: {'; '.join((*HEADS, REFERENCE))}; data sets: {'; '.join(DATASETS)}"
-        )
+        parser.error(f"unknown {sorted(unknown)}; heads: {'; '.join(ROWS)}; data sets: {'; '.join(DATASETS)}")
     return given, plan
 
 

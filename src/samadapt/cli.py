@@ -395,9 +395,11 @@ def _merge(settings: dict[str, Any], options: dict[str, Any]) -> None:
 
 
 def _split_summary(data: Dataset, split: Split) -> str:
+    from samadapt.datasets import unit_of
+
     patients = sorted({data.groups[i] for i in split.train})
     chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
-    of = "" if patients == sorted(split.train) else f" of {len(patients)} patients"
+    of = f" of {len(patients)} patients" if unit_of(data) == "patient" else ""
     return (
         f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
         f"{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}"

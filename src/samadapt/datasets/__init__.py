@@ -2,6 +2,6 @@
 
 from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.layouts import LAYOUTS, open_dataset
-from samadapt.datasets.split import Split
+from samadapt.datasets.split import Split, unit_of
 
-__all__ = ["LAYOUTS", "Dataset", "Entry", "Split", "open_dataset"]
+__all__ = ["LAYOUTS", "Dataset", "Entry", "Split", "open_dataset", "unit_of"]

@@ -152,9 +152,13 @@ def make_split(
     )
 
 
+def unit_of(data: Splittable) -> str:
+    """What is drawn: "patient", or "case" where each is a patient of its own."""
+    return "case" if all(case == group for case, group in data.groups.items()) else "patient"
+
+
 def _drawn(data: Splittable, budget: int, available: int, seed: int) -> str:
-    unit = "cases" if all(case == group for case, group in data.groups.items()) else "patients"
-    return f"{budget} of {available} labelled {unit}" + (
+    return f"{budget} of {available} labelled {unit_of(data)}s" + (
         f", drawn with seed {seed}" if budget < available else ""
     )
 

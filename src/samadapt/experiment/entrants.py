@@ -162,8 +162,8 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
 
     trained = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     trained += sum(p.numel() for p in model.encoder.parameters()) if config.tune == "all" else 0
-    drawn = stored and learner.views
-    views = f"{learner.views} stored views of a slice" if drawn else "new views in every step"
+    kept = stored and learner.views
+    views = f"{learner.views} stored views of a slice" if kept else "new views in every step"
     notes = {
         "steps": config.steps,
         "batch_size": config.batch_size,
