@@ -174,6 +174,7 @@ def run_cell(cell: Cell, plan: Plan, root: Path, data: Dataset, out: Path) -> No
         "inside": looking(model, root, cell, cases) if network and cell.dataset == "isic2017" else {},
     }
     (out / "cell.json.tmp").write_text(json.dumps(note, indent=1))
+    (run / "last.ckpt").unlink(missing_ok=True)  # four times the weights; hundreds of cells would fill a disk
     (out / "cell.json.tmp").replace(out / "cell.json")
 
 

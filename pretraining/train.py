@@ -31,6 +31,7 @@ from samadapt.heads.mask_decoder import PromptedDecoder
 #: (side, label maps, views) of a batch and how often it comes: about the same number of pixels in each.
 SIZES = ((128, 24, 2), (192, 11, 2), (256, 6, 2))
 SIZE_WEIGHTS = (0.7, 0.15, 0.15)
+FIRST = (64, 12, 2)  # of the first `Recipe.small` steps
 _UNSEEN = 1 << 20  # added to the seed
 _STATISTICS = 24  # batches
 COLUMNS = ("loss", "agreement", "prompts")
@@ -46,7 +47,10 @@ class Recipe:
     lr: float = 2e-3
     decoder_lr: float = 0.3  # of lr: transformers bear less than convolutions
     weight_decay: float = 0.02
-    warmup: int = 150
+    warmup: int = 50
+    small: int = (
+        600  # steps on small pictures first, five in the time of one: the agreement stands still at first
+    )
     ema: float = 0.998
     agreement: float = 1.0  # weights of the objectives; 0 leaves one out
     prompts: float = 1.0
@@ -83,7 +87,8 @@ class Net(nn.Module):
 def batch_at(recipe: Recipe, step: int, device: str = "cpu") -> Batch:
     """The batch of a step."""
     draw = Draw("batch", recipe.seed, step, device=device)
-    side, maps, views = SIZES[int(draw.choice(SIZE_WEIGHTS, 1))]
+    size = SIZES[int(draw.choice(SIZE_WEIGHTS, 1))]
+    side, maps, views = FIRST if step < recipe.small else size
     return generate(draw, max(2, round(maps * recipe.scale)), views, side)
 
 
@@ -203,7 +208,8 @@ class Trainer:
             for mine, average in zip(net.parameters(), self.average, strict=True):
                 mine.copy_(average)
         unseen = replace(self.recipe, seed=self.recipe.seed + _UNSEEN)
-        pictures = (batch_at(unseen, step, self.device).images for step in range(_STATISTICS))
+        steps = range(unseen.small, unseen.small + _STATISTICS)
+        pictures = (batch_at(unseen, step, self.device).images for step in steps)
         update_bn(pictures, net.backbone)
         return net.state_dict()
 

@@ -182,7 +182,7 @@ def test_a_run_becomes_weights_of_the_package(tmp_path):
 
 @pytest.mark.slow
 def test_a_short_run_separates_regions_better_than_random_weights(tmp_path):
-    run(Recipe(steps=700, scale=0.5), tmp_path)  # the loss stands still for the first hundreds of steps
+    run(Recipe(steps=500), tmp_path)  # two minutes of one core; with --minutes 2 a busy machine would decide
     assert separation(trained(tmp_path)) > separation(untrained()) + 0.01
 
 

@@ -129,13 +129,16 @@ class Normed(TinyEncoder):
         return maps | {"neck": self.norm(maps["neck"])}
 
 
-def test_the_batch_statistics_of_a_frozen_encoder_stay_too(tmp_path):
+@pytest.mark.parametrize(
+    ("tune", "checkpoint", "stay"),
+    [("none", None, True), ("none", "random", True), ("all", None, True), ("all", "random", False)],
+)
+def test_batch_statistics_move_only_where_the_encoder_starts_from_nothing(tmp_path, tune, checkpoint, stay):
     encoder = Normed()
-    train(TinyHead(), pairs(1, encoder=encoder), config=CONFIG, out=tmp_path / "frozen")
-    assert not encoder.norm.num_batches_tracked
-    tuned = TrainConfig(**{**CONFIG.__dict__, "tune": "all"})
-    train(TinyHead(), pairs(1, encoder=encoder), config=tuned, out=tmp_path / "tuned")
-    assert encoder.norm.running_mean.any()
+    encoder.spec = {**encoder.spec, "checkpoint": checkpoint}
+    config = TrainConfig(**{**CONFIG.__dict__, "tune": tune})
+    train(TinyHead(), pairs(1, encoder=encoder), config=config, out=tmp_path / "run")
+    assert bool(encoder.norm.num_batches_tracked == 0) == stay
 
 
 def test_tuning_refuses_stored_maps(tmp_path):

@@ -68,6 +68,11 @@ class Encoder(nn.Module, ABC):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, S, S) -> {tap: (B, C, h, w)}."""
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether its weights come from a training; False where they were drawn."""
+        return self.spec.get("checkpoint") != "random"
+
     def only(self, taps: Iterable[str]) -> Encoder:
         """The same network, giving fewer taps where that saves memory."""
         return self
