@@ -152,7 +152,8 @@ class NanoEncoder(Encoder):
             tap: (channels, side // stride, side // stride) for tap, (channels, stride) in TAPS.items()
         }
         # Convolutions of few channels on large maps: a fifth faster this way, on a CPU too.
-        self.image_encoder = NanoBackbone().to(memory_format=torch.channels_last)
+        self.image_encoder = NanoBackbone()
+        self.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._decoder = decoder or {}
         self._hashed: tuple[int, str] | None = None
 

@@ -150,7 +150,7 @@ class Fused(Head):
         self.last = nn.Sequential(_conv(inputs, Stem.WIDTH), _conv(Stem.WIDTH, Stem.WIDTH))
         # With the pixels at hand each cell answers for its own four (sub-pixel convolution, Shi et al. 2016).
         self.classify = nn.Conv2d(Stem.WIDTH, n_classes * (4 if stem else 1), 1)
-        self.to(memory_format=torch.channels_last)  # faster, as in `encoders/nano.py`
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, see `encoders/nano.py`
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         x = None
