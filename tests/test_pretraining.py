@@ -18,12 +18,12 @@ from pretraining.objectives import (
 from pretraining.probe import separation, trained, untrained
 from pretraining.render import draw_style, render
 from pretraining.shapes import LAYERS, OUTSIDE, REGIONS, label_maps
-from pretraining.train import Recipe, run
+from pretraining.train import Recipe, batch_at, run
 
 from samadapt.encoders.nano import build_sam_nano
 from samadapt.types import IGNORED
 
-TINY = Recipe(steps=3, scale=0.2, asked_images=2, asked_masks=2, bf16=False)
+TINY = Recipe(steps=3, small=2, scale=0.2, asked_images=2, asked_masks=2, bf16=False)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,17 @@ def test_the_same_seed_gives_the_same_losses():
     assert first != run(Recipe(**{**vars(TINY), "seed": 1}), None)
 
 
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_hundred_losses_of_the_real_recipe():
+    first, again = run(Recipe(steps=100), None), run(Recipe(steps=100), None)
+    assert first == again and len(first) == 100
+
+
+def test_a_run_begins_with_small_pictures():
+    sides = [batch_at(TINY, step).images.shape[-1] for step in range(4)]
+    assert sides[:2] == [64, 64] and min(sides[2:]) >= 128
+
+
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     whole = run(TINY, tmp_path / "whole")
     run(Recipe(**{**vars(TINY), "steps": 2}), tmp_path / "parts")
@@ -182,7 +193,8 @@ def test_a_run_becomes_weights_of_the_package(tmp_path):
 
 @pytest.mark.slow
 def test_a_short_run_separates_regions_better_than_random_weights(tmp_path):
-    run(Recipe(steps=500), tmp_path)  # two minutes of one core; with --minutes 2 a busy machine would decide
+    # About what two minutes of two cores do; bounded by minutes, a busy machine would decide.
+    run(Recipe(steps=600), tmp_path)
     assert separation(trained(tmp_path)) > separation(untrained()) + 0.01
 
 
