@@ -23,6 +23,8 @@ from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
 Progress = Callable[[str], None]
+#: Fewer stored pictures than this are said aloud: ISIC 2017, five pictures, Dice 0.59 with 60 and 0.66 with new ones.
+FEW_PICTURES = 300
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -96,7 +98,10 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     report = EncodeReport()
     training = {i for cell in cells for i in (*cell.split.train, *cell.split.select)}
     trained = tuple(i for i in study.data.ids if i in training)
-    for encode in _merged(study, cells, say):
+    wanted = _merged(study, cells, say)
+    for views in sorted({encode.recipe.views for encode in wanted if not encode.scored} - {1}):
+        _tell_few(study, cells, views, say)
+    for encode in wanted:
         encoder, _ = encode.learner.build(len(study.data.classes), encode.seed)
         cases = study.data[cells[0].split.val if encode.scored else trained].cases
         one = study.store.encode(cases, encoder.to(pick_device(device)), encode.reads, encode.recipe)
@@ -107,6 +112,17 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
         before = json.loads(path.read_text()) if path.is_file() else {"slices": 0, "bytes": 0, "seconds": 0.0}
         write_json(path, {key: round(value + getattr(report, key), 2) for key, value in before.items()})
         say(f"encoded {report.slices} slices, {report.bytes / 2**20:.0f} MiB, in {_clock(report.seconds)}")
+
+
+def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> None:
+    """Stored views are all that a learner sees; of few slices that is little."""
+    fewest = min((cell.split.train for cell in cells), key=len)
+    slices = sum(study.data.case(i).image.shape[1] for i in fewest)
+    if slices * views < FEW_PICTURES:
+        say(
+            f"the smallest training set has {slices} slices: with {views} stored views of each a learner sees "
+            f"{slices * views} pictures in all; more views, or views = 0 (a new one in every step), may do better"
+        )
 
 
 def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
