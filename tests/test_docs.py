@@ -11,6 +11,7 @@ import typer
 
 import samadapt
 from samadapt.cli import app
+from samadapt.experiment.settings import make_study, read_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
@@ -44,6 +45,20 @@ def test_the_check_sees_a_wrong_command():
     assert commands("```\nsamadapt train DATA --labels 5  # five\nls\n```") == [
         ["samadapt", "train", "DATA", "--labels", "5"]
     ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_grid_is_a_study_and_says_how_to_run_it(path):
+    told = [
+        line.removeprefix("# ") for line in path.read_text().splitlines() if "samadapt experiment" in line
+    ]
+    words = [shlex.split(line) for line in told]
+    assert words and [problem for line in words for problem in problems(line)] == []
+    assert all(f"benchmarks/{path.name}" in line for line in words)
+    heads = {learner.get("head") for learner in read_settings(path).get("learner", {}).values()}
+    task = "classification" if heads & {"plain", "slca"} else "segmentation"
+    grid, config = make_study(read_settings(path), task)
+    assert grid.entrants and config.steps
 
 
 def test_every_name_of_the_readmes_python_exists():

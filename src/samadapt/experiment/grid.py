@@ -74,12 +74,12 @@ class Cell:
 
 
 def make_cells(data: Dataset, grid: Grid, config: TrainConfig) -> list[Cell]:
-    """Every cell, seed by seed and labels by labels, so that a study cut short still compares learners.
+    """Every cell, one draw at all numbers of labels before the next, so that a study cut short has whole curves.
 
     A grid that the data cannot fill (more labels than patients) is refused here, before anything runs.
     """
     cells: list[Cell] = []
-    splits = {(n, s): data.split(n, s, grid.select, None, grid.fold) for n in grid.labels for s in grid.seeds}
+    splits = {(n, s): data.split(n, s, grid.select, None, grid.fold) for s in grid.seeds for n in grid.labels}
     first = next(iter(splits.values()))
     if any(split.val != first.val for split in splits.values()):
         raise AssertionError("the scored cases differ between the splits of one fold")
