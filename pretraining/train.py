@@ -48,9 +48,7 @@ class Recipe:
     decoder_lr: float = 0.3  # of lr: transformers bear less than convolutions
     weight_decay: float = 0.02
     warmup: int = 50
-    small: int = (
-        600  # steps on small pictures first, five in the time of one: the agreement stands still at first
-    )
+    small: int = 600  # steps on small pictures first: the agreement stands still for hundreds of steps
     ema: float = 0.998
     agreement: float = 1.0  # weights of the objectives; 0 leaves one out
     prompts: float = 1.0

@@ -151,7 +151,7 @@ class NanoEncoder(Encoder):
         self.taps = {"pixels": (3, side, side)} | {
             tap: (channels, side // stride, side // stride) for tap, (channels, stride) in TAPS.items()
         }
-        # Convolutions of few channels on large maps: a fifth faster this way, on a CPU too.
+        # Convolutions of few channels on large maps are faster this way, on a CPU too.
         self.image_encoder = NanoBackbone()
         self.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._decoder = decoder or {}
