@@ -23,7 +23,7 @@ from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
 Progress = Callable[[str], None]
-#: Fewer stored pictures than this are said aloud: ISIC 2017, five pictures, Dice 0.59 with 60 and 0.66 with new ones.
+#: Fewer stored pictures than this are said aloud: they can cost much (docs/studies.md).
 FEW_PICTURES = 300
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
