@@ -168,7 +168,8 @@ def test_no_stored_views_means_a_new_one_in_every_step(data, tmp_path, tiny):
 def test_few_stored_pictures_are_said_aloud(data, tmp_path, tiny, views, told):
     _, lines = study(data, tmp_path / "e", {"probe": Trained(Learner("probe", "tiny", views=views))})
     slices = sum(data[i].image.shape[1] for i in data.split(1).train)
-    assert any(f"{slices} slices: with 2 stored views" in line for line in lines) == told
+    assert any(f"{slices} slices: with {views} stored views" in line for line in lines) == told
+    assert any("stored views" in line for line in lines) == told
 
 
 def test_a_finished_cell_lets_go_of_its_maps(data, tmp_path, tiny):

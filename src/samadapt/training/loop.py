@@ -230,7 +230,7 @@ class _Learner(L.LightningModule):
         groups = [{"params": fresh, "lr": self.config.lr}]
         if tuned:
             groups.append({"params": tuned, "lr": self.config.encoder_lr})
-        # Fused: one call for all tensors; one for each took a sixth of a small network's step on a CPU.
+        # Fused: one call for all tensors; one for each is a good part of a small network's step on a CPU.
         optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay, fused=True)
         shape = functools.partial(_schedule, steps=self.config.steps, warmup=self.config.warmup)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
