@@ -77,11 +77,11 @@ def test_the_loss_by_hand():
 
 
 def test_views_are_independent_and_seeded(slices):
-    one, two = simclr.two_views(slices[0], "default", ("key", 3))
-    again = simclr.two_views(slices[0], "default", ("key", 3))
+    one, two = simclr.two_views(slices[0], "default", ("key", 3), 32)
+    again = simclr.two_views(slices[0], "default", ("key", 3), 32)
     assert torch.equal(one, again[0]) and torch.equal(two, again[1])
     assert not torch.equal(one, two)
-    assert not torch.equal(one, simclr.two_views(slices[0], "default", ("key", 4))[0])
+    assert not torch.equal(one, simclr.two_views(slices[0], "default", ("key", 4), 32)[0])
 
 
 def test_each_view_is_made_from_the_slice_itself(slices, monkeypatch):
@@ -89,12 +89,12 @@ def test_each_view_is_made_from_the_slice_itself(slices, monkeypatch):
     seen = []
 
     class Spy:
-        def __call__(self, image, label, rng):
+        def __call__(self, image, label, rng, side):
             seen.append((image.clone(), rng.initial_seed()))
             return image * 0, label
 
     monkeypatch.setattr(simclr, "build_augmentation", lambda name: Spy())
-    simclr.two_views(slices[1], "default", (0,))
+    simclr.two_views(slices[1], "default", (0,), 32)
     (first, seed_one), (second, seed_two) = seen
     assert torch.equal(first, slices[1].float()) and torch.equal(second, slices[1].float())
     assert seed_one != seed_two
@@ -138,7 +138,7 @@ def test_the_loss_falls(encoder, tmp_path, monkeypatch):
     columns = torch.arange(32)
     stripes = [(255 * ((columns // n) % 2)).expand(1, 32, 32).to(torch.uint8) for n in (1, 2, 4, 8, 16)]
 
-    def noisy(slice_, augment, key):
+    def noisy(slice_, augment, key, side):
         return tuple(slice_ + 20 * torch.randn(slice_.shape, generator=seeded(*key, n)) for n in (0, 1))
 
     monkeypatch.setattr(simclr, "two_views", noisy)  # the real ones take a hundred times as long

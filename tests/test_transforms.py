@@ -9,6 +9,7 @@ from samadapt.transforms import (
     AUGMENTATIONS,
     Window,
     apply_window,
+    drawing_size,
     fit_longest,
     place_label,
     pool_taps,
@@ -106,8 +107,8 @@ def test_a_view_is_its_key_and_moves_image_and_label_alike(name):
     assert augment is not None
     seen = set()
     for key in range(12):
-        view, moved = augment(image, label, seeded(key))
-        again, _ = augment(image, label, seeded(key))
+        view, moved = augment(image, label, seeded(key), 128)
+        again, _ = augment(image, label, seeded(key), 128)
         assert torch.equal(view, again)
         assert view.min() >= 0
         assert view.max() <= 255
@@ -118,12 +119,31 @@ def test_a_view_is_its_key_and_moves_image_and_label_alike(name):
     assert len(seen) == 12
 
 
+@pytest.mark.parametrize(
+    ("size", "side", "drawn"),
+    [
+        ((3000, 4000), 128, (192, 256)),  # a photograph: twice what is seen of it
+        ((3000, 4000), 1024, (1536, 2048)),
+        ((300, 200), 256, (300, 200)),  # as it is
+        ((20, 28), 256, (183, 256)),  # a tiny label would be shredded
+        ((28, 28), 64, (128, 128)),  # ... but nothing is drawn finer than twice what is seen
+    ],
+)
+def test_a_view_is_drawn_no_finer_than_twice_what_is_seen(size, side, drawn):
+    assert drawing_size(size, side) == drawn
+    image, label = torch.rand(3, *size), torch.ones(size, dtype=torch.uint8)
+    view, moved = AUGMENTATIONS["default"](image, label, seeded(0), side)
+    assert tuple(view.shape[1:]) == tuple(moved.shape) == drawn
+    assert moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) <= {1, IGNORED}
+
+
 def test_a_rotation_is_rigid_in_pixels():
     """A disc stays a disc on an oblong slice: the field turns pixels, not the normalised square."""
     rows, columns = torch.meshgrid(torch.arange(300), torch.arange(600), indexing="ij")
     disc = ((rows - 150) ** 2 + (columns - 300) ** 2 < 60**2).to(torch.uint8)
     augment = AUGMENTATIONS["default"].__class__("turn", rotate_degrees=80, scale=1, shift=0, bend=0)
-    _, moved = augment(255 * disc[None].float(), disc, seeded(3))
+    _, moved = augment(255 * disc[None].float(), disc, seeded(3), 300)
     where = (moved == 1).nonzero()
     extent = where.max(0).values - where.min(0).values
     assert abs(int(extent[0]) - int(extent[1])) <= 4

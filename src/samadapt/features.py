@@ -37,7 +37,7 @@ from samadapt.transforms import (
 )
 from samadapt.types import Case, Encoder, Frame, SamAdaptError
 
-_FORMAT = 1  # change it when the meaning of the stored numbers changes
+_FORMAT = 2  # change it when the meaning of the stored numbers changes
 
 
 class Cases(Protocol):
@@ -88,10 +88,16 @@ def image_hash(case: Case) -> str:
 
 
 def view_of(
-    slice_: Tensor, label: Tensor | None, key: tuple[object, ...], augmentation: Augmentation | None
+    slice_: Tensor,
+    label: Tensor | None,
+    key: tuple[object, ...],
+    augmentation: Augmentation | None,
+    side: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """One seeded view of a windowed slice (C, H, W) and its label (H, W)."""
-    return (slice_, label) if augmentation is None else augmentation(slice_, label, seeded("view", *key))
+    """One seeded view of a windowed slice (C, H, W) and its label (H, W), for a square of `side`."""
+    return (
+        (slice_, label) if augmentation is None else augmentation(slice_, label, seeded("view", *key), side)
+    )
 
 
 class FeatureStore:
@@ -253,7 +259,9 @@ def _prepared(case: Case, encoder: Encoder, recipe: Recipe) -> Iterator[tuple[Te
         augmentation = build_augmentation(recipe.augmentation) if view else None
         for index in range(case.image.shape[1]):
             slice_ = apply_window(case.image[:, index], limits)
-            yield encoder.prepare(view_of(slice_, None, (case.id, index, view), augmentation)[0])
+            yield encoder.prepare(
+                view_of(slice_, None, (case.id, index, view), augmentation, encoder.side)[0]
+            )
 
 
 def _batches(items: Iterator[tuple[Tensor, Frame]], size: int) -> Iterator[tuple[Tensor, Frame]]:
@@ -372,6 +380,7 @@ class Pairs:
             case.label[slice_index] if dense else None,
             view,
             augmentation,
+            self.encoder.side,
         )
         features: dict[str, Tensor] = {}
         frame = None

@@ -115,11 +115,11 @@ def gather_slices(cases: Iterable[Case], window: str, side: int, most_per_case: 
     return slices
 
 
-def two_views(slice_: Tensor, augment: str, key: tuple[object, ...]) -> tuple[Tensor, Tensor]:
+def two_views(slice_: Tensor, augment: str, key: tuple[object, ...], side: int) -> tuple[Tensor, Tensor]:
     """Two views of a slice (C, H, W), each drawn by itself from the slice; the same key gives the same two."""
     augmentation = build_augmentation(augment)
     assert augmentation is not None
-    one, two = (augmentation(slice_.float(), None, seeded("simclr view", *key, n))[0] for n in (0, 1))
+    one, two = (augmentation(slice_.float(), None, seeded("simclr view", *key, n), side)[0] for n in (0, 1))
     return one, two
 
 
@@ -220,7 +220,7 @@ def _batch(
     slices: Sequence[Tensor], indices: Sequence[int], encoder: Encoder, config: SimclrConfig, key: tuple
 ) -> tuple[Tensor, Tensor]:
     """Two views of each slice as the head's pixels: 2 x (B, 3, S, S)."""
-    pairs = [two_views(slices[i], config.augment, (*key, n)) for n, i in enumerate(indices)]
+    pairs = [two_views(slices[i], config.augment, (*key, n), encoder.side) for n, i in enumerate(indices)]
     one, two = (
         torch.stack([encoder.prepare(view)[0] for view in views]) for views in zip(*pairs, strict=True)
     )

@@ -147,6 +147,16 @@ def seeded(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def drawing_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(H, W) at which a view for a square of `side` is drawn.
+
+    At most twice what will be seen of it: a photograph of 12 megapixels would take a second. And not tiny, for warping
+    a tiny label by nearest neighbour would shred it.
+    """
+    longest = min(max(*size, LABEL_GRID), 2 * side)
+    return size if longest == max(size) else fit_longest(size, longest)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """A seeded random view of a slice and its label. Ranges are symmetric around "nothing happens".
@@ -166,19 +176,19 @@ class Augmentation:
     mirror: bool = False  # both axes
 
     def __call__(
-        self, image: Tensor, label: Tensor | None, rng: torch.Generator
+        self, image: Tensor, label: Tensor | None, rng: torch.Generator, side: int
     ) -> tuple[Tensor, Tensor | None]:
-        """(C, H, W) 0..255 and (H, W) -> the same, warped alike; what comes from outside is IGNORED."""
-        if max(image.shape[-2:]) < LABEL_GRID:  # warping a tiny label by nearest neighbour would shred it
-            size = fit_longest((image.shape[-2], image.shape[-1]), LABEL_GRID)
+        """(C, H, W) 0..255 and (H, W) -> warped alike, at the size of `drawing_size`; what comes from outside is IGNORED.
+
+        Args:
+            side: of the square that the view is made for.
+        """
+        size = drawing_size((image.shape[-2], image.shape[-1]), side)
+        if size != tuple(image.shape[-2:]):
             image = resize(image, size)
-            label = (
-                None
-                if label is None
-                else F.interpolate(label[None, None].float(), size=size, mode="nearest-exact")[0, 0].to(
-                    label.dtype
-                )
-            )
+            if label is not None:
+                same = F.interpolate(label[None, None].float(), size=size, mode="nearest-exact")[0, 0]
+                label = same.to(label.dtype)
         field = self._field(image.shape[-2:], rng)
         image = F.grid_sample(
             image[None], field, mode="bilinear", padding_mode="border", align_corners=False
