@@ -120,6 +120,42 @@ def test_without_a_baseline_nothing_is_decided(tmp_path):
     assert "There is nothing to compare" in write_report(tmp_path / "e").read_text()
 
 
+def test_all_can_be_compared_with_one_that_is_asked_for(tmp_path):
+    """A question about controls: what does each lack? The verdict is not touched by it."""
+    quality = {"slca": 0.80, "linear": 0.70, "unet": 0.78, "zero_shot": 0.97}
+    folder = make_study(tmp_path / "e", quality, labels=(1, 5))
+    plain = write_report(folder).read_text()
+    page = write_report(folder, against="slca").read_text()
+    assert (
+        "Against slca" in page
+        and "Against slca" not in plain
+        and first_sentence(page) == first_sentence(plain)
+    )
+    with open(folder / "comparisons.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["compared_with"] == "slca"]
+    assert sorted((row["learner"], row["labels"]) for row in rows) == [
+        (name, n) for name in ("linear", "unet", "zero_shot") for n in ("1", "5")
+    ]
+    study = read_study(folder)
+    for row in rows:
+        mean = dict(
+            zip(("ours", "theirs"), (float(row["mean"]), float(row["mean_compared_with"])), strict=True)
+        )
+        difference = float(row["difference"])
+        assert difference == pytest.approx(mean["ours"] - mean["theirs"], abs=1e-4)
+        assert float(row["low"]) < difference < float(row["high"])
+        level = next(level for level in study.levels if str(level.labels) == row["labels"])
+        matrix = contributions(study, Side(row["learner"], level), Side("slca", level))
+        assert difference == pytest.approx(matrix.mean(), abs=1e-5)
+    assert {row["verdict"] for row in rows if row["learner"] == "linear"} == {"worse"}
+    assert {row["p_holm"] for row in rows if row["learner"] == "zero_shot"} == {""}
+    write_report(folder, against="unet")  # the best baseline itself: every comparison stands there once
+    with open(folder / "comparisons.csv") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    with pytest.raises(SamAdaptError, match=r"no learner 'cbam'.*slca, linear, unet"):
+        write_report(folder, against="cbam")
+
+
 def test_a_random_encoder_is_a_baseline(tmp_path):
     study = read_study(make_study(tmp_path / "e", {"fused": 0.8, "scratch": 0.7}, labels=(5,)))
     assert study.learners["scratch"].baseline and not study.learners["fused"].baseline
@@ -238,7 +274,7 @@ def test_a_report_is_the_same_when_made_again(unet_wins, tmp_path):
     folder, page = unet_wins
     assert write_report(folder, tmp_path / "again").read_text() == page
     assert sorted(p.name for p in (tmp_path / "again").iterdir()) == [
-        "dice_vs_labels.png", "dice_vs_labels.svg", "report.html", "table.csv",
+        "comparisons.csv", "dice_vs_labels.png", "dice_vs_labels.svg", "report.html", "table.csv",
     ]  # fmt: skip
 
 

@@ -347,11 +347,14 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the report; the study's by default.")
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="A learner that all others are compared with too, e.g. slca.")
+    ] = None,
 ) -> None:
     """One HTML page, a tidy table and the curves of a study, from its scores alone."""
     from samadapt.report import write_report
 
-    print(f"report: {write_report(study, out)}")
+    print(f"report: {write_report(study, out, against)}")
 
 
 @app.command("list")

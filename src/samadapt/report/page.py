@@ -27,14 +27,19 @@ from samadapt.report.verdict import (
     smallest_p,
 )
 from samadapt.report.worst import seed_mean, worst_cases
+from samadapt.statistics import SamAdaptError
 
 
-def write_report(experiment_dir: str | Path, out: str | Path | None = None) -> Path:
-    """Report a study from its scores alone: report.html, table.csv, <metric>_vs_labels.svg and .png.
+def write_report(
+    experiment_dir: str | Path, out: str | Path | None = None, against: str | None = None
+) -> Path:
+    """Report a study from its scores alone: report.html, table.csv, comparisons.csv, <metric>_vs_labels.svg and .png.
 
     Args:
         experiment_dir: the `--out` of an experiment, finished or not.
         out: folder to write to; the study's own by default.
+        against: a learner that all others are compared with too, for a question that is not about the best baseline
+            (what does a control lack?). The verdict stays with the best baseline.
 
     Returns:
         The page.
@@ -44,19 +49,28 @@ def write_report(experiment_dir: str | Path, out: str | Path | None = None) -> P
         PosixPath('experiments/acdc/report.html')
     """
     study = read_study(experiment_dir)
+    if against is not None and against not in study.learners:
+        raise SamAdaptError(
+            f"no learner {against!r} in {experiment_dir}; --against knows: {', '.join(study.learners)}"
+        )
     out = Path(experiment_dir if out is None else out)
     out.mkdir(parents=True, exist_ok=True)
     name = "auc" if study.classification else "dsc"
     means = all_means(study, name)
     comparisons = compare_all(study, means, name)
     verdict = judge(study, means, comparisons, name)
+    asked = compare_all(study, means, name, against) if against else []
     write_table(study, out / "table.csv")
+    others = [c for c in comparisons if c.baseline != against]  # each once
+    tables.write_comparisons([*others, *asked], out / "comparisons.csv")
     with figures.style():  # type: ignore[attr-defined]
         curve = figures.label_curves(study, means, _seed_means(study, means, name), name)
         stem = f"{'auc' if study.classification else 'dice'}_vs_labels"
         _write(out / f"{stem}.svg", figures.to_svg(curve).encode())
         _write(out / f"{stem}.png", figures.to_png(curve, dpi=200))
         context = _context(study, name, means, comparisons, verdict)
+        context["against"] = study.learners[against].title if against else ""
+        context["asked"] = tables.comparison_table(study, asked, name, "compared with")
         context["curve"] = Markup(
             figures.inline_svg(curve, "curve", f"mean {measure(name).title} by labelled {study.unit}s")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shlex
@@ -65,8 +66,14 @@ def means_table(study: Study, means: Means, name: str) -> Table:
     return Table(head, tuple(rows), tuple(mark(study, n) for n in names))
 
 
-def comparison_table(study: Study, comparisons: Sequence[Comparison], name: str) -> Table:
-    """Largest difference first, at each number of labelled patients."""
+def comparison_table(
+    study: Study, comparisons: Sequence[Comparison], name: str, other: str = "best baseline"
+) -> Table:
+    """Largest difference first, at each number of labelled patients.
+
+    Args:
+        other: what the one that is compared with is called.
+    """
     digits = measure(name).digits
     ordered = sorted(
         comparisons,
@@ -89,7 +96,7 @@ def comparison_table(study: Study, comparisons: Sequence[Comparison], name: str)
         for c in ordered
     ]  # fmt: skip
     head = (
-        "labelled", "learner", "best baseline", "learner's mean", "baseline's", "difference", "95 % interval", "p",
+        "labelled", "learner", other, "learner's mean", f"{other.split()[-1]}'s", "difference", "95 % interval", "p",
         "p, Holm", "verdict",
     )  # fmt: skip
     firsts = [i == 0 or ordered[i - 1].level != c.level for i, c in enumerate(ordered)]
@@ -98,6 +105,28 @@ def comparison_table(study: Study, comparisons: Sequence[Comparison], name: str)
         for c, first in zip(ordered, firsts, strict=True)
     ]
     return Table(head, tuple(rows), tuple(marks), words=3)
+
+
+def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
+    """Every comparison in full, one a line; empty where there is no interval or no test."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            [
+                "learner", "compared_with", "labels", "labelled_patients", "seeds", "mean", "mean_compared_with",
+                "difference", "low", "high", "p", "p_holm", "verdict",
+            ]
+        )  # fmt: skip
+        for c in comparisons:
+            d = c.difference
+            numbers = (c.ours, c.theirs, d.mean, d.low, d.high, d.p, c.p_holm)
+            written = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]
+            labels = "all" if c.level.labels is None else c.level.labels
+            start = (c.learner, c.baseline, labels, c.level.patients, d.n_seeds)
+            writer.writerow([*start, *written, c.verdict])
+    temporary.replace(path)
+    return path
 
 
 def gains_table(study: Study, gains: Sequence[Gain], name: str) -> Table:

@@ -19,7 +19,7 @@ Kind = Literal["head", "baseline", "none", "unknown", "no baseline", "no head", 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A learner minus the best baseline, at one number of labelled patients."""
+    """A learner minus the best baseline (or another one that was asked for), at one number of labelled patients."""
 
     learner: str
     level: Level
@@ -76,21 +76,26 @@ def all_means(study: Study, name: str, target: str = "") -> Means:
     return found
 
 
-def compare_all(study: Study, means: Means, name: str) -> list[Comparison]:
-    """Every learner with the best baseline of its level; the p values corrected by Holm, level by level."""
+def compare_all(study: Study, means: Means, name: str, against: str = "") -> list[Comparison]:
+    """Every learner with the best baseline of its level; the p values corrected by Holm, level by level.
+
+    Args:
+        against: a learner to compare with instead, at every level.
+    """
     rows = []
     for level in {level: None for _, level in means}:
-        baseline = best(study, means, level, baselines=True)
+        other = against or best(study, means, level, baselines=True)
         for learner in study.learners:
-            if not baseline or learner == baseline or (learner, level) not in means:
+            if learner == other or (learner, level) not in means or (other, level) not in means:
                 continue
-            matrix = contributions(study, Side(learner, level), Side(baseline, level), name)
-            ours, theirs = means[learner, level].mean, means[baseline, level].mean
-            rows.append(Comparison(learner, level, baseline, ours, theirs, estimate(matrix)))
+            matrix = contributions(study, Side(learner, level), Side(other, level), name)
+            ours, theirs = means[learner, level].mean, means[other, level].mean
+            rows.append(Comparison(learner, level, other, ours, theirs, estimate(matrix)))
+    given = {learner for learner, of in study.learners.items() if of.uses_truth}
     corrected: list[Comparison] = []
     for _, group in itertools.groupby(rows, key=lambda row: row.level):
         same = list(group)
-        tested = [math.nan if study.learners[row.learner].uses_truth else row.difference.p for row in same]
+        tested = [math.nan if given & {row.learner, row.baseline} else row.difference.p for row in same]
         corrected += [dataclasses.replace(x, p_holm=p) for x, p in zip(same, holm(tested), strict=True)]
     return corrected
 
