@@ -344,12 +344,8 @@ def experiment(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="The --out of `samadapt experiment`.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the report; the study's by default.")
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="A learner that all others are compared with too, e.g. slca.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the study's by default.")] = None,
+    against: Annotated[str | None, typer.Option(help="A learner to compare all others with too.")] = None,
 ) -> None:
     """One HTML page, a tidy table and the curves of a study, from its scores alone."""
     from samadapt.report import write_report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -106,9 +107,14 @@ def _classify(
     attention: bool,
     progress: Callable[[str], None] | None,
 ) -> int:
-    rows = []
-    for case, part in cases:
-        slices = model.predict_slices(case)
+    rows, parts = [], deque[str]()
+
+    def entering() -> Iterator[tuple[Case, None]]:
+        for case, part in cases:
+            parts.append(part)
+            yield case, None
+
+    for case, slices in model.predict_all(entering()):
         values = slices.mean(0).numpy()
         if model.multilabel:
             prediction = "|".join(
@@ -116,7 +122,7 @@ def _classify(
             )
         else:
             prediction = model.classes[int(values.argmax())]
-        row = {"case": case.id, "split": part, "prediction": prediction}
+        row = {"case": case.id, "split": parts.popleft(), "prediction": prediction}
         rows.append(
             row | {f"prob_{n}": f"{v:.7g}" for n, v in zip(model.classes, values.tolist(), strict=True)}
         )

@@ -181,12 +181,16 @@ def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Iterable
 
 def _class_answers(timed: _Timed, cases: Iterable[Case]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, probabilities (N, K), and the truth (N,) or (N, K)."""
-    ids, probabilities, truth = [], [], []
-    for case in cases:
-        assert case.label is not None
-        ids.append(case.id)
-        probabilities.append(timed.predict(case))
-        truth.append(case.label.numpy())
+    ids, truth = [], []
+
+    def noted() -> Iterator[Case]:
+        for case in cases:
+            assert case.label is not None
+            ids.append(case.id)
+            truth.append(case.label.numpy())
+            yield case
+
+    probabilities = timed.predict_all(noted())
     if not np.isfinite(probabilities).all():
         raise SamAdaptError("the learner answers with probabilities that are not numbers; lower --lr")
     return ids, np.stack(probabilities), np.stack(truth)
@@ -202,11 +206,36 @@ class _Timed:
         self.fitted, self.wall, self.cpu, self.count = fitted, 0.0, 0.0, 0
 
     def predict(self, case: Case) -> np.ndarray:
-        wall, cpu = time.monotonic(), sum(os.times()[:4])
-        answer = self.fitted.predict(case)
-        self.wall, self.cpu = self.wall + time.monotonic() - wall, self.cpu + sum(os.times()[:4]) - cpu
+        with self._clock(1):
+            answer = self.fitted.predict(case)
         self.count += 1
         return answer
+
+    def predict_all(self, cases: Iterable[Case]) -> list[np.ndarray]:
+        """The cases' answers, in their order."""
+        if self.fitted.predict_all is None:
+            return [self.predict(case) for case in cases]
+        with self._clock(1):
+            answers = list(self.fitted.predict_all(self._loading(cases)))
+        self.count += len(answers)
+        return answers
+
+    def _loading(self, cases: Iterable[Case]) -> Iterator[Case]:
+        """The same cases; what it takes to get them does not count."""
+        left = iter(cases)
+        while True:
+            with self._clock(-1):
+                case = next(left, None)
+            if case is None:
+                return
+            yield case
+
+    @contextmanager
+    def _clock(self, sign: int) -> Iterator[None]:
+        wall, cpu = time.monotonic(), sum(os.times()[:4])
+        yield
+        self.wall += sign * (time.monotonic() - wall)
+        self.cpu += sign * (sum(os.times()[:4]) - cpu)
 
     @property
     def spent(self) -> dict[str, float]:
