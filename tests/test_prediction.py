@@ -119,7 +119,7 @@ def test_a_classifier_averages_the_slices():
 
 
 def test_pictures_pass_the_network_together(monkeypatch):
-    """One by one, small pictures take six times as long; the answers are the same, and each its own."""
+    """One by one, small pictures take several times as long; the answers are the same, and each its own."""
     model = Classifier(TinyEncoder(), MeanHead(), ("dark", "bright"), window="none")
     cases = [disc_case(n, depth=1 + n % 3) for n in range(12)]
     for n, case in enumerate(cases):
