@@ -70,7 +70,7 @@ def write_report(
         _write(out / f"{stem}.png", figures.to_png(curve, dpi=200))
         context = _context(study, name, means, comparisons, verdict)
         context["against"] = study.learners[against].title if against else ""
-        context["asked"] = tables.comparison_table(study, asked, name, "compared with")
+        context["asked"] = tables.comparison_table(study, asked, name, ("compared with", "its mean"))
         context["curve"] = Markup(
             figures.inline_svg(curve, "curve", f"mean {measure(name).title} by labelled {study.unit}s")
         )

@@ -67,12 +67,15 @@ def means_table(study: Study, means: Means, name: str) -> Table:
 
 
 def comparison_table(
-    study: Study, comparisons: Sequence[Comparison], name: str, other: str = "best baseline"
+    study: Study,
+    comparisons: Sequence[Comparison],
+    name: str,
+    other: tuple[str, str] = ("best baseline", "baseline's"),
 ) -> Table:
     """Largest difference first, at each number of labelled patients.
 
     Args:
-        other: what the one that is compared with is called.
+        other: the heads of the columns of who is compared with, and of its mean.
     """
     digits = measure(name).digits
     ordered = sorted(
@@ -96,7 +99,7 @@ def comparison_table(
         for c in ordered
     ]  # fmt: skip
     head = (
-        "labelled", "learner", other, "learner's mean", f"{other.split()[-1]}'s", "difference", "95 % interval", "p",
+        "labelled", "learner", other[0], "learner's mean", other[1], "difference", "95 % interval", "p",
         "p, Holm", "verdict",
     )  # fmt: skip
     firsts = [i == 0 or ordered[i - 1].level != c.level for i, c in enumerate(ordered)]
