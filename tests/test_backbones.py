@@ -42,6 +42,12 @@ def test_a_stem_for_small_inputs_keeps_the_grid():
     backbone = build_backbone("resnet18", small_input=True)
     found, _ = stages_of(backbone, backbone.side)
     assert [shape[1] for shape in found.values()] == [28, 28, 14, 7, 4]  # as MedMNIST's ResNet for 28 px
+    for (
+        module
+    ) in backbone.modules():  # and as theirs it starts from torch's own weights: uniform, 1 / sqrt(fan in)
+        if isinstance(module, torch.nn.Conv2d):
+            largest = module.weight[0].numel() ** -0.5
+            assert 0.9 * largest < float(module.weight.abs().max()) <= largest
     with pytest.raises(SamAdaptError, match="no stem for small inputs"):
         build_backbone("senet154", small_input=True)
 

@@ -27,8 +27,10 @@ def _resnet(layer: str, depths: Sequence[int], small_input: bool) -> Backbone:
     stem = model.embedder
     if small_input:  # as MedMNIST's own networks for 28 px: 3x3, no stride, no pooling
         stem.embedder.convolution = nn.Conv2d(3, config.embedding_size, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
         stem.pooler = nn.Identity()  # type: ignore[assignment]
+        for module in model.modules():  # theirs start from torch's own, smaller weights, and fit more slowly
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
     parts = dict(zip(STAGES, [stem, *model.encoder.stages], strict=True))
     channels = dict(zip(STAGES, [config.embedding_size, *widths], strict=True))
     return Backbone(parts, channels, side=SMALL_SIDE if small_input else 224, rename=_rename_resnet)
