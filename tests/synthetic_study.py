@@ -17,6 +17,8 @@ SPECS = {
     "scratch": {"kind": "trained", "head": "fused", "encoder": "sam_nano", "checkpoint": "random"},
     "zero_shot": {"kind": "zero_shot", "prompt": "box"},
     "plain": {"kind": "trained", "head": "plain", "encoder": "sam_nano"},
+    "shuffled": {"kind": "trained", "head": "slca", "encoder": "sam_nano", "options": {"shuffle": True}},
+    "own": {"kind": "trained", "head": "slca", "encoder": "sam_nano", "options": {"source": "own"}},
 }
 
 

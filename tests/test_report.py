@@ -161,6 +161,15 @@ def test_a_random_encoder_is_a_baseline(tmp_path):
     assert study.learners["scratch"].baseline and not study.learners["fused"].baseline
 
 
+def test_gates_that_know_nothing_of_the_picture_are_a_baseline(tmp_path):
+    folder = make_classification_study(
+        tmp_path / "e", {"slca": 0.5, "shuffled": 2.0, "own": 0.5, "plain": 0.0}
+    )
+    study = read_study(folder)
+    assert {name for name, of in study.learners.items() if of.baseline} == {"shuffled", "own", "plain"}
+    assert "use shuffled rather than slca" in verdict_of(folder, "auc").sentence
+
+
 def test_answers_may_differ_with_the_number_of_labels(tmp_path):
     folder = make_study(tmp_path / "e", {"fused": 0.80, "unet": 0.80}, labels=(1, 5))
     note = json.loads((folder / "experiment.json").read_text())

@@ -33,18 +33,21 @@ class Learner:
 
     name: str
     title: str
-    baseline: bool  # uses no pretrained encoder
+    baseline: bool  # uses no pretrained encoder, or not for the picture at hand
     uses_truth: bool  # its answers are made from the truth: no competitor
     learns: bool  # False: one cell stands for all labels and seeds
 
     @staticmethod
     def of(name: str, note: Mapping[str, Any]) -> Learner:
         spec = note.get("spec", {})
+        options = spec.get("options") or {}
         without = (
             spec.get("kind") in _BASELINE_KINDS
             or spec.get("head") in _BASELINE_HEADS
             or spec.get("encoder") == "pixels"
             or spec.get("checkpoint") == "random"
+            or options.get("shuffle", False)  # SLCA's controls: another picture's maps, or no encoder's
+            or options.get("source", "taps") != "taps"
         )
         uses_truth = bool(note.get("uses_truth"))
         return Learner(
