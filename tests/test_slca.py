@@ -70,7 +70,7 @@ def trained(head):
 @pytest.mark.parametrize("fusion", ["multiply", "residual", "add", "concat"])
 @pytest.mark.parametrize("gate", ["sigmoid2", "softmax"])
 def test_before_training_it_is_the_plain_network(fusion, gate):
-    head, plain = make(fusion=fusion, gate=gate).eval(), make("plain").eval()
+    head, plain = make(fusion=fusion, gate=gate, identity=True).eval(), make("plain").eval()
     x = images()
     torch.testing.assert_close(head(pool_taps(x, head.reads)), plain(x))
     assert not torch.allclose(trained(head)(pool_taps(x, head.reads)), plain(x), atol=1e-3)
@@ -78,11 +78,21 @@ def test_before_training_it_is_the_plain_network(fusion, gate):
 
 @pytest.mark.parametrize("name", ["se", "cbam"])
 def test_the_controls_start_there_too(name):
-    torch.testing.assert_close(make(name).eval()(images()), make("plain").eval()(images()))
+    torch.testing.assert_close(make(name, identity=True).eval()(images()), make("plain").eval()(images()))
+
+
+@pytest.mark.parametrize("name", ["slca", "se", "cbam"])
+def test_unless_told_it_starts_there_only_with_weights_worth_keeping(name):
+    drawn, given = make(name), make(name, weights_of="somebody's")
+    assert (drawn.spec["identity"], given.spec["identity"]) == (False, True)
+    x = images()
+    plain = make("plain").eval()(x)
+    assert not torch.allclose(drawn.eval()(pool_taps(x, drawn.reads)), plain, atol=1e-3)
+    torch.testing.assert_close(given.eval()(pool_taps(x, given.reads)), plain)
 
 
 def test_a_plain_sigmoid_starts_nearly_open():
-    head = make(gate="sigmoid")
+    head = make(gate="sigmoid", identity=True)
     attention = head.attention(pool_taps(images(), head.reads))
     for weights in attention.values():
         torch.testing.assert_close(weights, torch.full_like(weights, torch.sigmoid(torch.tensor(4.0)).item()))

@@ -74,7 +74,9 @@ class OwnGated(Classifier):
         reduction: channels of a stage over channels of its bottleneck.
         gate: `sigmoid2` (2 * sigmoid, one at the start), `sigmoid` or `softmax`.
         stages: names of the gated stages; None: all.
-        identity: whether a block changes nothing before it is trained.
+        identity: whether a block changes nothing before it is trained; None: where the network starts from given
+            weights, which open gates would ruin. From random ones, gates that start at one hardly leave it in a few
+            hundred steps (docs/classification.md).
         others: as `Plain`.
     """
 
@@ -91,13 +93,14 @@ class OwnGated(Classifier):
         reduction: int = 16,
         gate: str = "sigmoid2",
         stages: Sequence[str] | None = None,
-        identity: bool = True,
+        identity: bool | None = None,
     ) -> None:
         super().__init__()
         one_of(self.name, "gate", gate, GATES)
         trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
+        identity = self.starts_pretrained if identity is None else identity
         own = {"reduction": reduction, "gate": gate, "stages": gated, "identity": identity}
         self.spec = {**self.spec, **own}
         for stage in gated:
@@ -149,7 +152,9 @@ class SLCA(Classifier):
         source: `taps`; `own`: the stage's own map; `matched`: the own map, with about as many parameters as the
             taps would take.
         shuffle: give every image the gates of another one (a control).
-        identity: whether a block changes nothing before it is trained.
+        identity: whether a block changes nothing before it is trained; None: where the network starts from given
+            weights, which open gates would ruin. From random ones, gates that start at one hardly leave it in a few
+            hundred steps (docs/classification.md).
         others: as `Plain`.
     """
 
@@ -174,7 +179,7 @@ class SLCA(Classifier):
         stages: Sequence[str] | None = None,
         source: str = "taps",
         shuffle: bool = False,
-        identity: bool = True,
+        identity: bool | None = None,
     ) -> None:
         super().__init__()
         one_of(self.name, "gate", gate, GATES)
@@ -187,6 +192,7 @@ class SLCA(Classifier):
         trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
+        identity = self.starts_pretrained if identity is None else identity
         options = GateOptions(gate, fusion, resize, window, identity)
         self.stage_taps = {} if source == "own" else taps_of_stages(taps, list(network.stages), gated, read)
         widths = self._hidden(network, gated, taps, reduction, source)
