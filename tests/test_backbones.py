@@ -42,9 +42,8 @@ def test_a_stem_for_small_inputs_keeps_the_grid():
     backbone = build_backbone("resnet18", small_input=True)
     found, _ = stages_of(backbone, backbone.side)
     assert [shape[1] for shape in found.values()] == [28, 28, 14, 7, 4]  # as MedMNIST's ResNet for 28 px
-    for (
-        module
-    ) in backbone.modules():  # and as theirs it starts from torch's own weights: uniform, 1 / sqrt(fan in)
+    # ... and as theirs it starts from torch's own weights: uniform, up to 1 / sqrt(fan in).
+    for module in backbone.modules():
         if isinstance(module, torch.nn.Conv2d):
             largest = module.weight[0].numel() ** -0.5
             assert 0.9 < float(module.weight.detach().abs().max()) / largest < 1.001
