@@ -40,6 +40,18 @@ class MeanHead(BrightHead):
         return super().forward(features).mean((-2, -1))
 
 
+def counted(monkeypatch, head):
+    """A list that gets the size of every batch asked of such heads."""
+    seen, original = [], head.forward
+
+    def counting(self, features):
+        seen.append(len(features["pixels"]))
+        return original(self, features)
+
+    monkeypatch.setattr(head, "forward", counting)
+    return seen
+
+
 def segmenter(head=None, **options):
     return Segmenter(TinyEncoder(side=128), head or BrightHead(), ("background", "disc"), **options)
 
@@ -92,14 +104,7 @@ def test_from_the_store_as_from_the_image(tmp_path):
 
 def test_full_size_logits_exist_for_one_batch_of_slices_at_a_time(monkeypatch):
     """Memory stays flat with the number of slices: what is asked of the head is a few slices."""
-    seen = []
-    original = BrightHead.forward
-
-    def counting(self, features):
-        seen.append(len(features["pixels"]))
-        return original(self, features)
-
-    monkeypatch.setattr(BrightHead, "forward", counting)
+    seen = counted(monkeypatch, BrightHead)
     segmenter().predict(disc_case(1, depth=11))
     assert seen == [4, 4, 3]
 
@@ -125,14 +130,7 @@ def test_pictures_pass_the_network_together(monkeypatch):
     for n, case in enumerate(cases):
         case.image[:] = 20 * n
     alone = [model.predict_slices(case) for case in cases]
-    seen = []
-    original = MeanHead.forward
-
-    def counting(self, features):
-        seen.append(len(features["pixels"]))
-        return original(self, features)
-
-    monkeypatch.setattr(MeanHead, "forward", counting)
+    seen = counted(monkeypatch, MeanHead)
     found = list(model.predict_all((case, None) for case in cases))
     assert seen == [16, 8]  # 24 slices; the head reads pixels alone
     assert [case.id for case, _ in found] == [case.id for case in cases]

@@ -129,7 +129,7 @@ def fit(
         start(head)
     encoder = encoder.to(pick_device(config.device))
     training, selection = data[split.train], data[split.select] if split.select else None
-    stored = store if learner.views and config.tune == "none" and set(head.reads) != {"pixels"} else None
+    stored = store if learner.views and config.tune == "none" and not head.pixels_only else None
     if stored is not None:
         stored.encode(training.cases, encoder, head.reads, learner.recipe(data.window), progress=progress)
         if selection is not None:

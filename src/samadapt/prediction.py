@@ -18,9 +18,8 @@ from samadapt.heads.classification import Looking
 from samadapt.metrics import score_case
 from samadapt.runs import load_state, pick_device, read_config
 from samadapt.transforms import Window, apply_window, pool_taps, to_original
-from samadapt.types import Case, Encoder, Frame, Head, SamAdaptError, Score
+from samadapt.types import PIXELS, Case, Encoder, Frame, Head, SamAdaptError, Score
 
-PIXELS = "pixels"
 Maps = Mapping[str, np.ndarray]  # tap -> (V, D, C, h, w), as a FeatureStore reads them
 Seen = tuple[Case, int, Mapping[str, Tensor], Frame]  # a slice: whose, which, what goes in, where it lies
 
@@ -68,11 +67,10 @@ class Model:
                 if len(batch) >= most:
                     yield from self._answers(batch)
                     batch = []
-        yield from self._answers(batch)
+        if batch:
+            yield from self._answers(batch)
 
     def _answers(self, batch: Sequence[Seen]) -> Iterator[tuple[Case, Tensor, Frame]]:
-        if not batch:
-            return
         answers = self.head(self.features([inputs for _, _, inputs, _ in batch])).float().cpu()
         for (case, index, _, frame), answer in zip(batch, answers, strict=True):
             if not torch.isfinite(answer).all():
@@ -109,14 +107,9 @@ class Model:
         """What the head reads of prepared slices, {tap: (B, C, h, w)}; the encoder runs where no maps were stored."""
         device = next((p.device for p in self.head.parameters()), torch.device("cpu"))
         given = {tap: torch.stack([inputs[tap] for inputs in slices]).to(device) for tap in slices[0]}
-        if self.pixels_only or len(given) > 1:
+        if self.head.pixels_only or len(given) > 1:
             return given
         return pool_taps(self.encoder(given[PIXELS]), self.head.reads)
-
-    @property
-    def pixels_only(self) -> bool:
-        """Whether the head never needs the encoder."""
-        return set(self.head.reads) == {PIXELS}
 
 
 @dataclass(frozen=True)
@@ -192,7 +185,7 @@ class Classifier(Model):
 
     def most(self, stored: bool) -> int:
         """More where no encoder runs, which is what takes the memory."""
-        return 4 * self.batch_size if stored or self.pixels_only else self.batch_size
+        return 4 * self.batch_size if stored or self.head.pixels_only else self.batch_size
 
     @property
     def looks(self) -> bool:

@@ -22,6 +22,8 @@ Task = Literal["segmentation", "classification"]
 
 #: Side of the square label grid on which every segmentation head is trained.
 LABEL_GRID = 256
+#: The tap that every encoder gives: its input, as prepared.
+PIXELS = "pixels"
 #: Label value that no loss and no metric looks at: padding, and a data set's own "ignore" label.
 IGNORED = 255
 
@@ -102,6 +104,11 @@ class Head(nn.Module, ABC):
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         """Scalar. `target` is (B, LABEL_GRID, LABEL_GRID) uint8/int64 or (B,) int64 (or (B, K) float)."""
 
+    @property
+    def pixels_only(self) -> bool:
+        """Whether it never needs the encoder."""
+        return set(self.reads) == {PIXELS}
+
     def pretrained(self) -> list[nn.Parameter]:
         """Weights that start from a training of their own and are only tuned: they get the small learning rate."""
         return []
@@ -120,6 +127,7 @@ class Score:
 __all__ = [
     "IGNORED",
     "LABEL_GRID",
+    "PIXELS",
     "Case",
     "Encoder",
     "Frame",

@@ -18,7 +18,7 @@ from samadapt import simclr
 from samadapt.baselines.nnunet import NnUNet, NnUNetConfig
 from samadapt.baselines.zero_shot import ZeroShot, load_decoder
 from samadapt.datasets import Dataset
-from samadapt.experiment.entrants import Encode, Entrant, Fitted, Job, Trained, fitted_run
+from samadapt.experiment.entrants import Encode, Entrant, Fitted, Job, Trained, fitted_run, one_by_one
 from samadapt.features import Recipe
 from samadapt.learner import Learner, fit
 from samadapt.runs import pick_device
@@ -138,7 +138,7 @@ class Prompted(Entrant):
             "prompt": f"the truth's {self.prompt}",
             "device": str(device),
         }
-        return Fitted(predict, 0, notes)
+        return Fitted(one_by_one(predict), 0, notes)
 
 
 @final
@@ -156,4 +156,4 @@ class NnUNetEntrant(Entrant):
         device = pick_device(job.config.device).type
         model = NnUNet(self.config, job.out / "nnunet", device, torch.get_num_threads())  # set by the study
         notes: Mapping[str, Any] = model.fit(job.data, job.split)
-        return Fitted(model.predict, model.parameters, notes)
+        return Fitted(one_by_one(model.predict), model.parameters, notes)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ from samadapt.metrics import score_case, score_predictions, write_scores
 from samadapt.runs import write_json
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,7 @@ def _score_segmentation(
 
 
 def _answers(timed: _Timed, cases: Iterable[Case], keeper: SliceKeeper) -> Iterator[tuple[Case, np.ndarray]]:
-    for case in cases:
-        label = timed.predict(case)
+    for case, label in timed.answers(cases):
         if label.shape != _truth(case).shape:
             raise SamAdaptError(
                 f"the answer for {case.id!r} has shape {label.shape}; expected {_truth(case).shape}, as the label"
@@ -181,16 +182,12 @@ def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Iterable
 
 def _class_answers(timed: _Timed, cases: Iterable[Case]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, probabilities (N, K), and the truth (N,) or (N, K)."""
-    ids, truth = [], []
-
-    def noted() -> Iterator[Case]:
-        for case in cases:
-            assert case.label is not None
-            ids.append(case.id)
-            truth.append(case.label.numpy())
-            yield case
-
-    probabilities = timed.predict_all(noted())
+    ids, probabilities, truth = [], [], []
+    for case, answer in timed.answers(cases):
+        assert case.label is not None
+        ids.append(case.id)
+        probabilities.append(answer)
+        truth.append(case.label.numpy())
     if not np.isfinite(probabilities).all():
         raise SamAdaptError("the learner answers with probabilities that are not numbers; lower --lr")
     return ids, np.stack(probabilities), np.stack(truth)
@@ -205,37 +202,23 @@ class _Timed:
     def __init__(self, fitted: Fitted) -> None:
         self.fitted, self.wall, self.cpu, self.count = fitted, 0.0, 0.0, 0
 
-    def predict(self, case: Case) -> np.ndarray:
-        with self._clock(1):
-            answer = self.fitted.predict(case)
-        self.count += 1
-        return answer
+    def answers(self, cases: Iterable[Case]) -> Iterator[tuple[Case, np.ndarray]]:
+        """Each case with its answer; what it takes to get the cases does not count."""
+        for answer in self._each(self.fitted.answers(self._each(cases, -1)), 1):
+            self.count += 1
+            yield answer
 
-    def predict_all(self, cases: Iterable[Case]) -> list[np.ndarray]:
-        """The cases' answers, in their order."""
-        if self.fitted.predict_all is None:
-            return [self.predict(case) for case in cases]
-        with self._clock(1):
-            answers = list(self.fitted.predict_all(self._loading(cases)))
-        self.count += len(answers)
-        return answers
-
-    def _loading(self, cases: Iterable[Case]) -> Iterator[Case]:
-        """The same cases; what it takes to get them does not count."""
-        left = iter(cases)
+    def _each(self, items: Iterable[T], sign: int) -> Iterator[T]:
+        """The same items; the time that each took is added, or taken off."""
+        left = iter(items)
         while True:
-            with self._clock(-1):
-                case = next(left, None)
-            if case is None:
+            wall, cpu = time.monotonic(), sum(os.times()[:4])
+            item = next(left, None)
+            self.wall += sign * (time.monotonic() - wall)
+            self.cpu += sign * (sum(os.times()[:4]) - cpu)
+            if item is None:
                 return
-            yield case
-
-    @contextmanager
-    def _clock(self, sign: int) -> Iterator[None]:
-        wall, cpu = time.monotonic(), sum(os.times()[:4])
-        yield
-        self.wall += sign * (time.monotonic() - wall)
-        self.cpu += sign * (sum(os.times()[:4]) - cpu)
+            yield item
 
     @property
     def spent(self) -> dict[str, float]:

@@ -37,18 +37,25 @@ class Job:
         return self.out.parent / "shared"
 
 
+#: Cases -> each with its answer, in their order: (D, H, W) uint8 label map, or (K,) probabilities.
+Answers = Callable[[Iterable[Case]], Iterator[tuple[Case, np.ndarray]]]
+
+
+def one_by_one(predict: Callable[[Case], np.ndarray]) -> Answers:
+    """Of who answers for a case at a time."""
+    return lambda cases: ((case, predict(case)) for case in cases)
+
+
 @dataclass(frozen=True)
 class Fitted:
     """An entrant that has learnt."""
 
-    predict: Callable[[Case], np.ndarray]  # (D, H, W) uint8 label map, or (K,) probabilities
+    answers: Answers
     parameters: int  # trained ones
     notes: Mapping[str, Any] = field(
         default_factory=dict
     )  # for the fairness table: steps, selection, augmentation
     look: Callable[[Case], Look] | None = None  # where it looked; None: it cannot say
-    #: Of many cases, in their order, where that is faster than one by one.
-    predict_all: Callable[[Iterable[Case]], Iterator[np.ndarray]] | None = None
 
 
 class Entrant(ABC):
@@ -135,7 +142,7 @@ class Trained(Entrant):
         if not self.frozen:
             return ()
         _, head = self.learner.build(len(data.classes), seed)
-        if set(head.reads) == {"pixels"}:
+        if head.pixels_only:
             return ()
         reads = dict(head.reads)
         scored = (Encode(self.learner, seed, reads, Recipe(data.window), scored=True),)
@@ -153,7 +160,7 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
     """A finished run folder as an entrant; a frozen encoder's maps come from the store."""
     model = load_run(job.out, config.device)
     check_finite(model.head)
-    stored = config.tune == "none" and set(model.head.reads) != {"pixels"}
+    stored = config.tune == "none" and not model.head.pixels_only
     recipe = Recipe(job.data.window)
 
     def maps(case: Case) -> Maps | None:
@@ -174,24 +181,18 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
         "device": str(next(model.head.parameters()).device),
     }
     if not isinstance(model, Classifier):
-        return Fitted(lambda case: model.predict(case, maps(case)), trained, notes)
+        return Fitted(one_by_one(lambda case: model.predict(case, maps(case))), trained, notes)
     classifier = model
 
     def look(case: Case) -> Look:
         read = maps(case)
         return classifier.look(case, classifier.predict_slices(case, read), read)
 
-    def predict_all(cases: Iterable[Case]) -> Iterator[np.ndarray]:
-        answers = classifier.predict_all((case, maps(case)) for case in cases)
-        return (slices.mean(0).numpy() for _, slices in answers)
+    def answers(cases: Iterable[Case]) -> Iterator[tuple[Case, np.ndarray]]:
+        found = classifier.predict_all((case, maps(case)) for case in cases)
+        return ((case, slices.mean(0).numpy()) for case, slices in found)
 
-    return Fitted(
-        lambda case: classifier.predict(case, maps(case)),
-        trained,
-        notes,
-        look if classifier.looks else None,
-        predict_all,
-    )
+    return Fitted(answers, trained, notes, look if classifier.looks else None)
 
 
 def check_finite(module: nn.Module) -> None:

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from samadapt.heads.options import Taps, loss_name, tap_shape
 from samadapt.losses import LOSSES, to_grid
-from samadapt.types import LABEL_GRID, Head, SamAdaptError, Task
-
-PIXELS = "pixels"
+from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Task
 
 
 class FeatureJitter(nn.Module):

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,19 +234,30 @@ def _read_scores(place: Path) -> tuple[tuple[Row, ...], Mapping[str, Any]]:
     return tuple((case, target, metric, value) for case, target, metric, value in rows), cost
 
 
-def write_table(study: Study, path: Path) -> Path:
-    """Every score of every cell, one a line; values as they stand in the scores files."""
-    patient = dict(zip(study.cases, study.groups, strict=True))
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """A table, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["learner", "labels", "labelled_patients", "seed", "patient", "case", "target", "metric", "value"]
-        )
-        for cell in study.done:
-            labels = "all" if cell.labels is None else cell.labels
-            for case, target, metric, value in cell.rows:
-                start = (cell.learner, labels, len(cell.patients), cell.seed)
-                writer.writerow([*start, patient[case], case, target, metric, value])
+        writer.writerow(head)
+        writer.writerows(rows)
     temporary.replace(path)
     return path
+
+
+def write_table(study: Study, path: Path) -> Path:
+    """Every score of every cell, one a line; values as they stand in the scores files."""
+    patient = dict(zip(study.cases, study.groups, strict=True))
+    head = ("learner", "labels", "labelled_patients", "seed", "patient", "case", "target", "metric", "value")
+    rows = (
+        (*start, patient[case], case, target, metric, value)
+        for cell in study.done
+        for start in [(cell.learner, labels_text(cell.labels), len(cell.patients), cell.seed)]
+        for case, target, metric, value in cell.rows
+    )
+    return write_csv(path, head, rows)
+
+
+def labels_text(labels: int | float | None) -> str:
+    """A number of labels as it is asked for."""
+    return "all" if labels is None else str(labels)

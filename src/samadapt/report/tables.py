@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import shlex
@@ -15,7 +14,7 @@ import numpy as np
 
 from samadapt.report.figures import learner_title
 from samadapt.report.measures import Measure, measure
-from samadapt.report.reading import Cell, Level, Study
+from samadapt.report.reading import Cell, Level, Study, labels_text, write_csv
 from samadapt.report.verdict import Comparison, Gain, Means, all_means, p_text, signed
 from samadapt.statistics import Estimate
 
@@ -112,24 +111,19 @@ def comparison_table(
 
 def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
     """Every comparison in full, one a line; empty where there is no interval or no test."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            [
-                "learner", "compared_with", "labels", "labelled_patients", "seeds", "mean", "mean_compared_with",
-                "difference", "low", "high", "p", "p_holm", "verdict",
-            ]
-        )  # fmt: skip
-        for c in comparisons:
-            d = c.difference
-            numbers = (c.ours, c.theirs, d.mean, d.low, d.high, d.p, c.p_holm)
-            written = ["" if math.isnan(x) else f"{x:.6g}" for x in numbers]
-            labels = "all" if c.level.labels is None else c.level.labels
-            start = (c.learner, c.baseline, labels, c.level.patients, d.n_seeds)
-            writer.writerow([*start, *written, c.verdict])
-    temporary.replace(path)
-    return path
+    head = (
+        "learner", "compared_with", "labels", "labelled_patients", "seeds", "mean", "mean_compared_with",
+        "difference", "low", "high", "p", "p_holm", "verdict",
+    )  # fmt: skip
+
+    def row(c: Comparison) -> tuple[object, ...]:
+        d = c.difference
+        numbers = (c.ours, c.theirs, d.mean, d.low, d.high, d.p, c.p_holm)
+        written = ("" if math.isnan(x) else f"{x:.6g}" for x in numbers)
+        labels = labels_text(c.level.labels)
+        return (c.learner, c.baseline, labels, c.level.patients, d.n_seeds, *written, c.verdict)
+
+    return write_csv(path, head, map(row, comparisons))
 
 
 def gains_table(study: Study, gains: Sequence[Gain], name: str) -> Table:
@@ -219,7 +213,7 @@ def failed_table(study: Study) -> Table:
     rows = [
         (
             study.learners[c.learner].title,
-            "all" if c.labels is None else str(c.labels) if study.learners[c.learner].learns else "none",
+            labels_text(c.labels) if study.learners[c.learner].learns else "none",
             str(c.seed),
             c.failure or "not run yet",
         )
@@ -338,7 +332,7 @@ def hash_table(study: Study) -> Table:
     rows = [
         (
             study.learners[c.learner].title,
-            "all" if c.labels is None else str(c.labels),
+            labels_text(c.labels),
             str(c.seed),
             c.digest,
             str((c.cost or {}).get("scores_sha256", "–")),

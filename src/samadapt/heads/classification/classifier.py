@@ -14,9 +14,8 @@ from samadapt.backbones import Backbone, build_backbone
 from samadapt.heads.classification.attention import GRAD_CAM, Looking, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.options import Taps, one_of, tap_shape
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.types import PIXELS, Head, SamAdaptError, Task
 
-PIXELS = "pixels"
 Seen = dict[str, tuple[Tensor, Tensor]]  # stage -> its map before and after the block
 
 
@@ -117,6 +116,10 @@ class Classifier(Head, Looking):
         weights = class_weight_tensor(self.name, n_classes, trunk.class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
         return self.backbone
+
+    def starts_as_plain(self, asked: bool | None) -> bool:
+        """Whether blocks start as nothing: as asked, else where the network starts from given weights."""
+        return self.starts_pretrained if asked is None else asked
 
     def sources(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Stage -> the tap that its block reads; none for blocks that read their own stage."""

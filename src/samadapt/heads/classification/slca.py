@@ -10,7 +10,6 @@ from torch import Tensor
 
 from samadapt.backbones import Backbone
 from samadapt.heads.classification.classifier import (
-    PIXELS,
     Classifier,
     Trunk,
     gated_stages,
@@ -20,7 +19,7 @@ from samadapt.heads.classification.gates import BLOCKS, GATES, Block, CbamBlock,
 from samadapt.heads.classification.strangers import Strangers
 from samadapt.heads.classification.taps import pooled_shape, taps_of_stages
 from samadapt.heads.options import Taps, one_of
-from samadapt.types import SamAdaptError
+from samadapt.types import PIXELS, SamAdaptError
 
 SOURCES = ("taps", "own", "matched")
 RESIZES = ("nearest", "bilinear")
@@ -72,7 +71,7 @@ class OwnGated(Classifier):
 
     Args:
         reduction: channels of a stage over channels of its bottleneck.
-        gate: `sigmoid2` (2 * sigmoid, one at the start), `sigmoid` or `softmax`.
+        gate: `sigmoid2` (2 * sigmoid, around one), `sigmoid` or `softmax`.
         stages: names of the gated stages; None: all.
         identity: whether a block changes nothing before it is trained; None: where the network starts from given
             weights, which open gates would ruin. From random ones, gates that start at one hardly leave it in a few
@@ -100,7 +99,7 @@ class OwnGated(Classifier):
         trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
-        identity = self.starts_pretrained if identity is None else identity
+        identity = self.starts_as_plain(identity)
         own = {"reduction": reduction, "gate": gate, "stages": gated, "identity": identity}
         self.spec = {**self.spec, **own}
         for stage in gated:
@@ -145,7 +144,7 @@ class SLCA(Classifier):
             late and neck, by position.
         window: cells of a tap (or of the own map) that are averaged; 1: every cell, 0: the whole map (as SE).
         reduction: channels of the source over channels of the bottleneck.
-        gate: `sigmoid2` (2 * sigmoid, one at the start), `sigmoid` or `softmax` (over the channels).
+        gate: `sigmoid2` (2 * sigmoid, around one), `sigmoid` or `softmax` (over the channels).
         resize: `nearest` or `bilinear`, of the weights to the stage's grid.
         fusion: `multiply` X * A, `residual` X * (1 + s A), `add` X + s W(F * A), `concat` W'[X, W(F * A)].
         stages: names of the gated stages; None: all.
@@ -192,7 +191,7 @@ class SLCA(Classifier):
         trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
-        identity = self.starts_pretrained if identity is None else identity
+        identity = self.starts_as_plain(identity)
         options = GateOptions(gate, fusion, resize, window, identity)
         self.stage_taps = {} if source == "own" else taps_of_stages(taps, list(network.stages), gated, read)
         widths = self._hidden(network, gated, taps, reduction, source)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samadapt.heads.options import Taps, tap_shape
-from samadapt.types import SamAdaptError
-
-PIXELS = "pixels"
+from samadapt.types import PIXELS, SamAdaptError
 
 
 def five_taps(taps: Taps) -> list[str]:
