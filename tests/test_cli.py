@@ -233,6 +233,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert "Traceback" in shell("train", tmp_path / "nowhere", "--out", tmp_path / "run", "--debug").stderr
 
 
+@pytest.mark.parametrize("command", [("predict", "gone", "here", "--out", "p"), ("evaluate", "gone", "here")])
+def test_a_folder_that_is_not_there_is_called_missing_not_wrong(tmp_path, command):
+    (tmp_path / "here").mkdir()
+    result = shell(*command, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "gone does not exist; give the --out of" in result.stderr
+
+
 def test_help_is_quick_and_loads_nothing_heavy():
     code = (
         "import sys; from typer.testing import CliRunner; from samadapt.cli import app; "

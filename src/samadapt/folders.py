@@ -226,6 +226,8 @@ def evaluate_folder(
     predictions, truth = Path(predictions), Path(truth)
     if not truth.exists():
         raise SamAdaptError(f"{truth} does not exist; give the data set, or a folder of label files")
+    if not predictions.exists():
+        raise SamAdaptError(f"{predictions} does not exist; give the --out of `samadapt predict`")
     if (predictions / "predictions.csv").is_file():
         return _evaluate_classes(predictions, truth)
     scores, groups = _score_folder(predictions, truth, progress)

@@ -140,6 +140,8 @@ def load_state(module: nn.Module, path: Path) -> None:
 
 def read_config(run: Path) -> dict[str, Any]:
     """`config.json` of a run folder."""
+    if not run.exists():
+        raise SamAdaptError(f"{run} does not exist; give the --out of `samadapt train`")
     if not (run / "config.json").is_file():
         raise SamAdaptError(
             f"{run} is not a run folder: it has no config.json; give the --out of `samadapt train`"
