@@ -50,6 +50,18 @@ def tiny(small_input):
     return Backbone(parts, {"a": 8, "b": 16}, side=32)
 
 
+def test_predictions_are_scored_without_the_run_and_from_anywhere(
+    archive, tiny_backbone, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    type_("train", archive, "--head", "plain", "--set", "backbone=tiny", "--out", "run", *FAST)
+    type_("predict", "run", archive, "--out", "predictions", "--device", "cpu", "-q")
+    (tmp_path / "run").rename(tmp_path / "gone")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "balanced_accuracy" in type_("evaluate", tmp_path / "predictions", archive)
+
+
 def test_another_backbone(archive, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", tiny)
     for head in ("plain", "se"):

@@ -8,6 +8,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -63,7 +64,7 @@ def predict_folder(
             "inputs": str(inputs),
             "classes": list(model.classes),
             "cases": count,
-            "task": model.head.task,
+            "opened": _opened(Path(run)),  # so that the folder can be scored where the run is not
         },
     )
     return count
@@ -175,7 +176,7 @@ def _cases(model: Segmenter | Classifier, run: Path, inputs: Path, subset: str |
         for paths in groups.values():
             yield model.case(paths), ""
     elif inputs.is_dir() or inputs.suffix == ".npz":
-        data = _open_like(run, inputs)
+        data = open_dataset(inputs, **_opened(run))
         parts, scored = _parts(run, data)
         for case_id in data.ids:
             part = parts.get(case_id, "")
@@ -190,15 +191,13 @@ def _holds_a_data_set(folder: Path) -> bool:
     return (folder / "dataset.json").is_file() or not io.find_files(folder)
 
 
-def _open_like(run: Path, inputs: Path) -> Dataset:
-    """The data set, seen as the run saw its own."""
+def _opened(run: Path) -> dict[str, Any]:
+    """How the run opened its data set: arguments of `open_dataset`, to open another one like it."""
     config = read_config(run)
     data = config["data"]
     # Not the rule that tells patients apart: nothing here needs it, and its file may be gone.
     told = {key: data["options"][key] for key in ("label_column", "classes") if key in data["options"]}
-    return open_dataset(
-        inputs, task=config["task"], slice_axis=data["slice_axis"], channels=data["channels"], **told
-    )
+    return {"task": config["task"], "slice_axis": data["slice_axis"], "channels": data["channels"], **told}
 
 
 def _parts(run: Path, data: Dataset) -> tuple[dict[str, str], set[str]]:
@@ -239,7 +238,7 @@ def _evaluate_classes(predictions: Path, truth: Path) -> tuple[list[Score], list
         rows = list(csv.DictReader(file))
     note = json.loads((predictions / "predictions.json").read_text())
     classes = note["classes"]
-    data = _open_like(Path(note["run"]), truth)
+    data = open_dataset(truth, **note["opened"])
     if list(data.classes) != classes:
         raise SamAdaptError(f"{predictions} has the classes {classes}, {truth} has {list(data.classes)}")
     unknown = [row["case"] for row in rows if row["case"] not in set(data.labelled_ids)]
