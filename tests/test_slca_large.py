@@ -18,15 +18,29 @@ VIT_H = {
 EXPECTED = {"resnet152": 0.60e6, "senet154": 0.60e6, "swinv2_tiny": 0.49e6, "swinv2_base": 0.51e6}
 
 
-def timed(run, repeat=3):
-    """Seconds of processor time, the least of several: the machine may have other work."""
-    run()
+def seconds(run, repeat=3):
+    """Of processor time, the least of several: the machine may have other work."""
     times = []
     for _ in range(repeat):
         start = time.process_time()
         run()
         times.append(time.process_time() - start)
     return min(times)
+
+
+def seconds_of_the_gates(head, features, repeat=3):
+    """In the blocks, and in bringing the taps there: a difference of two whole networks would be lost in the noise."""
+    marks = []
+    for block in head.blocks.values():
+        block.register_forward_pre_hook(lambda *_: marks.append(-time.process_time()))
+        block.register_forward_hook(lambda *_: marks.append(time.process_time()))
+    spent = []
+    for _ in range(repeat):
+        marks.clear()
+        head(features)
+        spent.append(sum(marks))
+    assert len(marks) == 2 * len(head.blocks)
+    return min(spent) + seconds(lambda: head.sources(features))
 
 
 @pytest.mark.slow
@@ -40,21 +54,20 @@ def test_runs_on_the_taps_of_a_vit_h(backbone, capsys):
     maps = {tap: torch.randn(2, *shape) for tap, shape in shapes.items()}
     features = pool_taps(maps, head.reads)
     target = torch.tensor([0, 1])
-    optimizer = torch.optim.SGD(head.blocks.parameters(), lr=10.0)
-    for _ in range(2):
-        optimizer.zero_grad()
-        head.loss(features, target).backward()
-        optimizer.step()
-    assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
+    head.loss(features, target).backward()
+    # Of the gates only: Swin's stochastic depth leaves out whole blocks now and then.
+    assert [n for n, p in head.blocks.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert all(x.grad is None for x in maps.values())
     assert head.added_parameters == pytest.approx(EXPECTED[backbone], rel=0.05)
     head.eval(), plain.eval()
     with torch.inference_mode():
         assert head(features).shape == (2, 2)
-        gated, alone = timed(lambda: head(features)), timed(lambda: plain(features))
+        plain(features)  # the first time is slower
+        alone, gates = seconds(lambda: plain(features)), seconds_of_the_gates(head, features)
     total = sum(p.numel() for p in plain.parameters())
     with capsys.disabled():
         print(
             f"\n{backbone}: {total / 1e6:.1f} M parameters, gates add {head.added_parameters / 1e6:.2f} M "
-            f"({100 * head.added_parameters / total:.1f} %); two images {alone:.2f} s of processor time, the gates {1000 * (gated - alone):+.0f} ms"
+            f"({100 * head.added_parameters / total:.1f} %); two images {alone:.2f} s of processor time, the gates {1000 * gates:.0f} ms "
+            f"({100 * gates / alone:.1f} %)"
         )
