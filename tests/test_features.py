@@ -67,14 +67,16 @@ def test_whatever_changes_the_numbers_is_a_miss(tmp_path, change):
     assert frame.original_size == (40, 32)
 
 
-def test_another_image_under_the_same_name_drops_the_old_maps(tmp_path):
-    store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
-    store.encode([case], encoder, {"neck": 1, "pixels": 1})
-    store.encode([case], encoder, {"neck": 4})
-    case.image[0, 0, 0, 0] += 1
-    store.encode([case], encoder, {"neck": 4})
-    with pytest.raises(SamAdaptError):
-        store.read(case, encoder, {"neck": 1})
+def test_two_data_sets_with_a_case_of_the_same_name_share_a_store(tmp_path):
+    store, encoder, ours, theirs = FeatureStore(tmp_path), TinyEncoder(), disc_case(1), disc_case(1)
+    theirs.image[0, 0, 0, 0] += 1
+    assert store.encode([ours], encoder, READS).written == 1
+    held, _ = store.read(ours, encoder, READS)
+    before = np.array(held["neck"])
+    assert store.encode([theirs], encoder, READS).written == 1
+    assert store.encode([ours, theirs], encoder, READS).written == 0
+    assert np.array_equal(store.read(ours, encoder, READS)[0]["neck"], before)
+    assert not np.array_equal(store.read(theirs, encoder, READS)[0]["neck"], before)
 
 
 def test_a_killed_encode_leaves_nothing_that_is_read(tmp_path):

@@ -1,10 +1,11 @@
 """FeatureStore: maps on disk, encoded once. Pairs: what a learner sees.
 
-    features/<key>/<case id>/neck@1.npy     # (V, D, C, h, w) float16; view 0 is the image itself
-    features/<key>/<case id>/frame.json     # Frame, hash of the image, list of maps; written last
+    features/<key>/<case id>-<hash>/neck@1.npy     # (V, D, C, h, w) float16; view 0 is the image itself
+    features/<key>/<case id>-<hash>/frame.json     # Frame, hash of the image, list of maps; written last
 
-The key covers everything that changes the numbers except the image, and the image's own hash stands in
-`frame.json`: whatever differs is a miss, never a warning.
+The key covers everything that changes the numbers except the image; the image's own hash ends the name of its
+folder (two data sets may both have a `train_00000`) and stands in `frame.json` in full: whatever differs is a
+miss, never a warning.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -137,7 +137,8 @@ class FeatureStore:
         report, start = EncodeReport(), time.monotonic()
         root = self.folder(encoder, recipe)
         for case in cases:
-            folder, digest = root / case.id, image_hash(case)
+            digest = image_hash(case)
+            folder = _folder_of(root, case, digest)
             missing = {t: w for t, w in wanted.items() if not _complete(folder, digest, {t: w}, recipe)}
             if missing:
                 _encode_case(folder, case, digest, encoder, missing, recipe, batch_size, report, progress)
@@ -153,9 +154,10 @@ class FeatureStore:
     ) -> tuple[dict[str, np.ndarray], Frame]:
         """{tap: (V, D, C, h, w) float16, memory-mapped}, and the frame of view 0."""
         recipe = recipe or Recipe()
-        folder = self.folder(encoder, recipe) / case.id
+        digest = image_hash(case)
+        folder = _folder_of(self.folder(encoder, recipe), case, digest)
         wanted = {tap: window for tap, window in reads.items() if tap != "pixels"}
-        if not _complete(folder, image_hash(case), wanted, recipe):
+        if not _complete(folder, digest, wanted, recipe):
             raise SamAdaptError(
                 f"case {case.id!r} has no stored maps {sorted(_map_names(wanted))} for this encoder, window and "
                 f"augmentation under {self.root}; run `samadapt encode` (or store.encode) with the same options"
@@ -163,6 +165,11 @@ class FeatureStore:
         maps = {tap: np.load(folder / f"{tap}@{window}.npy", mmap_mode="r") for tap, window in wanted.items()}
         frame = json.loads((folder / "frame.json").read_text())["frame"]
         return maps, Frame(tuple(frame["original_size"]), tuple(frame["input_size"]), frame["side"])
+
+
+def _folder_of(root: Path, case: Case, digest: str) -> Path:
+    # Both: the case's name seeds its views, and is not the only one of that name.
+    return root / f"{case.id}-{digest[:12]}"
 
 
 def _map_names(reads: Mapping[str, int]) -> dict[str, str]:
@@ -202,9 +209,6 @@ def _encode_case(
 ) -> None:
     """All views of one case. Files get their names when all of them are complete; frame.json is the last."""
     note = _read_note(folder)
-    if note.get("image_sha256") != digest:
-        shutil.rmtree(folder, ignore_errors=True)  # another image under the same name: nothing of it holds
-        note = {}
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _prepared(case, encoder, recipe)
     depth, frame = case.image.shape[1], None
