@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="folder of the experiment")
     parser.add_argument("data", type=Path, help="the data set with masks")
     parser.add_argument("--cases", type=int, help="only so many pictures, for a trial")
+    parser.add_argument("--labels", help="only the cells of this number of labels: all, 0.1, ...")
     given = parser.parse_args()
     note = json.loads((given.study / "experiment.json").read_text())
     pictures = sa.open_dataset(given.data, task="classification")
@@ -57,16 +58,21 @@ def main() -> None:
     rows: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for digest, cell in note["cells"].items():
         run = given.study / digest
-        if (run / "scores.csv").is_file() and (run / "attention.npz").is_file():  # the others have no map
-            labels = "all" if cell["labels"] is None else str(cell["labels"])
+        labels = "all" if cell["labels"] is None else str(cell["labels"])
+        finished = (run / "scores.csv").is_file() and (run / "attention.npz").is_file()  # some have no map
+        if finished and given.labels in (None, labels):
             rows[cell["learner"], labels].append(shares(run, cases, masks))
-    print(f"{len(cases)} pictures\n\n| learner | labels | draws | inside the lesion |\n|---|---|---|---|")
+    names = list(dict.fromkeys(name for draws in rows.values() for draw in draws for name in draw))
+    names.sort(key=lambda name: (name != "area", name == "Grad-CAM", name != "stem", name))
+    print(f"{len(cases)} pictures\n\n| learner | labels | draws | {' | '.join(names)} |")
+    print("|---" * (3 + len(names)) + "|")
     for (learner, labels), draws in rows.items():
-        parts = []
-        for name in dict.fromkeys(name for draw in draws for name in draw):
+        cells = []
+        for name in names:
             values = [draw[name] for draw in draws if name in draw]
-            parts.append(f"{name} {sum(values) / len(values):.2f} ({min(values):.2f}-{max(values):.2f})")
-        print(f"| {learner} | {labels} | {len(draws)} | {', '.join(parts)} |")
+            spread = f" ({min(values):.3f}-{max(values):.3f})" if values and name != "area" else ""
+            cells.append(f"{sum(values) / len(values):.3f}{spread}" if values else "")
+        print(f"| {learner} | {labels} | {len(draws)} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
