@@ -20,6 +20,7 @@ import torch
 
 import samadapt as sa
 from samadapt.heads.classification import share_inside
+from samadapt.report.reading import labels_text
 
 
 def defined(values: Iterable[float]) -> list[float]:
@@ -58,12 +59,12 @@ def main() -> None:
     rows: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for digest, cell in note["cells"].items():
         run = given.study / digest
-        labels = "all" if cell["labels"] is None else str(cell["labels"])
+        labels = labels_text(cell["labels"])
         finished = (run / "scores.csv").is_file() and (run / "attention.npz").is_file()  # some have no map
         if finished and given.labels in (None, labels):
             rows[cell["learner"], labels].append(shares(run, cases, masks))
-    names = list(dict.fromkeys(name for draws in rows.values() for draw in draws for name in draw))
-    names.sort(key=lambda name: (name != "area", name == "Grad-CAM", name != "stem", name))
+    found = {name for draws in rows.values() for draw in draws for name in draw}
+    names = sorted(found, key=lambda name: (name != "area", name == "Grad-CAM", name != "stem", name))
     print(f"{len(cases)} pictures\n\n| learner | labels | draws | {' | '.join(names)} |")
     print("|---" * (3 + len(names)) + "|")
     for (learner, labels), draws in rows.items():

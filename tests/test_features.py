@@ -79,6 +79,17 @@ def test_two_data_sets_with_a_case_of_the_same_name_share_a_store(tmp_path):
     assert not np.array_equal(store.read(theirs, encoder, READS)[0]["neck"], before)
 
 
+def test_a_note_about_another_image_is_worth_nothing(tmp_path):
+    store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
+    store.encode([case], encoder, {"neck": 1})
+    path = next(tmp_path.rglob("frame.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_sha256": "0" * 64}))
+    store.encode([case], encoder, {"neck": 4})
+    with pytest.raises(SamAdaptError, match="no stored maps"):
+        store.read(case, encoder, {"neck": 1})
+    store.read(case, encoder, {"neck": 4})
+
+
 def test_a_killed_encode_leaves_nothing_that_is_read(tmp_path):
     store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
 

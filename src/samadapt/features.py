@@ -35,7 +35,7 @@ from samadapt.transforms import (
     pool_taps,
     seeded,
 )
-from samadapt.types import Case, Encoder, Frame, SamAdaptError
+from samadapt.types import PIXELS, Case, Encoder, Frame, SamAdaptError
 
 _FORMAT = 2  # change it when the meaning of the stored numbers changes
 
@@ -130,7 +130,7 @@ class FeatureStore:
             progress: called after each batch and each case with the running report.
         """
         recipe = recipe or Recipe()
-        wanted = {tap: window for tap, window in reads.items() if tap != "pixels"}
+        wanted = _mapped(reads)
         unknown = sorted(set(wanted) - set(encoder.taps))
         if unknown:
             raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(encoder.taps)}")
@@ -156,7 +156,7 @@ class FeatureStore:
         recipe = recipe or Recipe()
         digest = image_hash(case)
         folder = _folder_of(self.folder(encoder, recipe), case, digest)
-        wanted = {tap: window for tap, window in reads.items() if tap != "pixels"}
+        wanted = _mapped(reads)
         if not _complete(folder, digest, wanted, recipe):
             raise SamAdaptError(
                 f"case {case.id!r} has no stored maps {sorted(_map_names(wanted))} for this encoder, window and "
@@ -176,19 +176,23 @@ def _map_names(reads: Mapping[str, int]) -> dict[str, str]:
     return {f"{tap}@{window}": tap for tap, window in reads.items()}
 
 
-def _read_note(folder: Path) -> dict[str, Any]:
+def _mapped(reads: Mapping[str, int]) -> dict[str, int]:
+    return {tap: window for tap, window in reads.items() if tap != PIXELS}
+
+
+def _read_note(folder: Path, digest: str) -> dict[str, Any]:
+    """What stands in `frame.json`; nothing where it is missing, broken or about another image."""
     try:
-        return json.loads((folder / "frame.json").read_text())
+        note = json.loads((folder / "frame.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
+    return note if note.get("image_sha256") == digest else {}
 
 
 def _complete(folder: Path, digest: str, reads: Mapping[str, int], recipe: Recipe) -> bool:
-    note = _read_note(folder)
-    if note.get("image_sha256") != digest:
-        return False
-    maps = note["maps"]
-    return all(
+    note = _read_note(folder, digest)
+    maps = note.get("maps", {})
+    return bool(note) and all(
         maps.get(name, {}).get("views", 0) >= recipe.views
         and (folder / f"{name}.npy").is_file()
         and (folder / f"{name}.npy").stat().st_size == maps[name]["bytes"]
@@ -208,7 +212,7 @@ def _encode_case(
     progress: Callable[[EncodeReport], None] | None,
 ) -> None:
     """All views of one case. Files get their names when all of them are complete; frame.json is the last."""
-    note = _read_note(folder)
+    note = _read_note(folder, digest)
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _prepared(case, encoder, recipe)
     depth, frame = case.image.shape[1], None
@@ -343,7 +347,7 @@ class Pairs:
         if len(data) == 0:
             raise SamAdaptError("no cases: a learner needs at least one labelled case")
         self.data, self.encoder, self.reads = data, encoder, dict(reads)
-        mapped = set(reads) != {"pixels"}
+        mapped = set(reads) != {PIXELS}
         self.store = store if mapped else None
         self.live = encoder if mapped and store is None else None
         self.recipe = Recipe(data.window, views if self.store else 1, augmentation)
@@ -388,10 +392,10 @@ class Pairs:
         )
         features: dict[str, Tensor] = {}
         frame = None
-        if dense or self.store is None or "pixels" in self.reads:
+        if dense or self.store is None or PIXELS in self.reads:
             pixels, frame = self.encoder.prepare(slice_)
-            if self.store is None or "pixels" in self.reads:
-                features["pixels"] = pixels
+            if self.store is None or PIXELS in self.reads:
+                features[PIXELS] = pixels
         for tap, maps in self._maps.get(case_id, {}).items():
             features[tap] = torch.from_numpy(maps[number, slice_index].astype(np.float32))
         if dense:

@@ -52,7 +52,8 @@ def predict_folder(
     if attention:
         _check_that_it_looks(model, Path(run))
     _open_output(out, overwrite)
-    cases = _cases(model, Path(run), Path(inputs), subset)
+    opened = _opened(Path(run))
+    cases = _cases(model, Path(run), opened, Path(inputs), subset)
     if isinstance(model, Classifier):
         count = _classify(model, cases, out, attention, progress)
     else:
@@ -64,7 +65,7 @@ def predict_folder(
             "inputs": str(inputs),
             "classes": list(model.classes),
             "cases": count,
-            "opened": _opened(Path(run)),  # so that the folder can be scored where the run is not
+            "opened": opened,  # so that the folder can be scored where the run is not
         },
     )
     return count
@@ -164,7 +165,9 @@ def _open_output(out: Path, overwrite: bool) -> None:
     write_json(out / "predictions.json", {"cases": None})
 
 
-def _cases(model: Segmenter | Classifier, run: Path, inputs: Path, subset: str | None) -> Iterator[Named]:
+def _cases(
+    model: Segmenter | Classifier, run: Path, opened: dict[str, Any], inputs: Path, subset: str | None
+) -> Iterator[Named]:
     if not inputs.exists():
         raise SamAdaptError(f"{inputs} does not exist; give an image file, a folder of images, or a data set")
     if subset is not None and subset not in SUBSETS:
@@ -176,7 +179,7 @@ def _cases(model: Segmenter | Classifier, run: Path, inputs: Path, subset: str |
         for paths in groups.values():
             yield model.case(paths), ""
     elif inputs.is_dir() or inputs.suffix == ".npz":
-        data = open_dataset(inputs, **_opened(run))
+        data = open_dataset(inputs, **opened)
         parts, scored = _parts(run, data)
         for case_id in data.ids:
             part = parts.get(case_id, "")

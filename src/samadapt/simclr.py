@@ -33,7 +33,7 @@ from samadapt.transforms import (
     resize,
     seeded,
 )
-from samadapt.types import Case, Encoder, Head, SamAdaptError
+from samadapt.types import PIXELS, Case, Encoder, Head, SamAdaptError
 
 #: The modules of MONAI's BasicUNet before its bottleneck's end, in the order in which an image passes them.
 CONTRACTING = ("conv_0", "down_1", "down_2", "down_3", "down_4")
@@ -185,7 +185,7 @@ def pretrain(
     path = contracting_path(head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded("simclr projection", seed).initial_seed())
-        channels = int(path(torch.zeros(1, *encoder.taps["pixels"])).shape[1])
+        channels = int(path(torch.zeros(1, *encoder.taps[PIXELS])).shape[1])
         model = _Contrast(path, channels, config.projection).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     progress = _resume(folder, model, optimizer)

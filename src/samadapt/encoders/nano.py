@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from samadapt.encoders.prepare import rgb
 from samadapt.transforms import resize_and_pad
-from samadapt.types import Encoder, Frame, SamAdaptError
+from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
 
 WEIGHTS = Path(__file__).parent / "weights" / "sam_nano.safetensors"
 VERSION = 3  # of the architecture and of `prepare`; part of the fingerprint
@@ -148,7 +148,7 @@ class NanoEncoder(Encoder):
                 f"side {side} does not suit encoder 'sam_nano'; give a multiple of {COARSEST}, e.g. {DEFAULT_SIDE}"
             )
         self.side = side
-        self.taps = {"pixels": (3, side, side)} | {
+        self.taps = {PIXELS: (3, side, side)} | {
             tap: (channels, side // stride, side // stride) for tap, (channels, stride) in TAPS.items()
         }
         # Convolutions of few channels on large maps are faster this way, on a CPU too.
@@ -169,7 +169,7 @@ class NanoEncoder(Encoder):
         return resize_and_pad(normalise(rgb(image)), self.side)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"pixels": x, **self.image_encoder(x)}
+        return {PIXELS: x, **self.image_encoder(x)}
 
     def decoder_state(self) -> dict[str, Tensor]:
         return dict(self._decoder)

@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor
 
 from samadapt.encoders.prepare import find_prepare
-from samadapt.types import Encoder, Frame, SamAdaptError
+from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
 
 
 @final
@@ -24,14 +24,14 @@ class Pixels(Encoder):
         if side < 28:  # MedMNIST's
             raise SamAdaptError(f"side {side} is too small for encoder 'pixels'; give at least 28 pixels")
         self.side, self._prepare = side, find_prepare(prepare)
-        self.taps = {"pixels": (3, side, side)}
+        self.taps = {PIXELS: (3, side, side)}
         self.fingerprint = f"pixels-1 side={side} prepare={prepare} float32"
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
         return self._prepare(image, self.side)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"pixels": x}
+        return {PIXELS: x}
 
 
 def build_pixels(

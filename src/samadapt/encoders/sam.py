@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from samadapt.encoders.checkpoints import HubModel, State, original_key, read_checkpoint
 from samadapt.encoders.prepare import find_prepare
-from samadapt.types import Encoder, Frame, SamAdaptError
+from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
 
 if TYPE_CHECKING:
     from transformers.models.sam.modeling_sam import SamVisionModel
@@ -109,7 +109,7 @@ class SamEncoder(Encoder):
         grid = self.side // architecture.patch
         names = ["patch", *(f"block{i}" for i in range(architecture.depth))]
         self.taps = {
-            "pixels": (3, self.side, self.side),
+            PIXELS: (3, self.side, self.side),
             **dict.fromkeys(names, (architecture.width, grid, grid)),
             "neck": (architecture.neck, grid, grid),
         }
@@ -119,14 +119,14 @@ class SamEncoder(Encoder):
     def only(self, taps: Iterable[str]) -> SamEncoder:
         """The same network giving fewer taps: a map that nobody reads costs no memory."""
         view = copy.copy(self)
-        view.taps = {tap: self.taps[tap] for tap in self.taps if tap in set(taps) | {"pixels"}}
+        view.taps = {tap: self.taps[tap] for tap in self.taps if tap in set(taps) | {PIXELS}}
         return view
 
     def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
         return self._prepare(image, self.side)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        found = {"pixels": x}
+        found = {PIXELS: x}
         tokens = self.vision.patch_embed(x) + self.vision.pos_embed  # (B, h, w, C)
         self._keep(found, "patch", tokens)
         for i, block in enumerate(self.vision.layers):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samadapt.heads.options import Taps, loss_name, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.types import PIXELS, Head, SamAdaptError, Task
 
 
 @final
@@ -32,7 +32,7 @@ class UNet(Head):
         super().__init__()
         from monai.networks.nets.basic_unet import BasicUNet  # here: importing MONAI takes seconds
 
-        channels, *grid = tap_shape(self.name, taps, "pixels")
+        channels, *grid = tap_shape(self.name, taps, PIXELS)
         if not (isinstance(width, int) and width >= 1):
             raise SamAdaptError(
                 f"head 'unet' cannot have a width of {width!r}; give a positive number of channels"
@@ -47,12 +47,12 @@ class UNet(Head):
             "width": width,
             "loss": loss_name(self.name, "fixed", loss),
         }
-        self.reads, self.loss_fn = {"pixels": 1}, LOSSES[loss]
+        self.reads, self.loss_fn = {PIXELS: 1}, LOSSES[loss]
         features = (width, width, 2 * width, 4 * width, 8 * width, width)
         self.net = BasicUNet(2, channels, n_classes, features)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        return self.net(features["pixels"])  # (B, K, S, S)
+        return self.net(features[PIXELS])  # (B, K, S, S)
 
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         return self.loss_fn(self(features), target)

@@ -31,7 +31,7 @@ from samadapt.metrics import ALL, classification_metrics
 from samadapt.runs import has_bf16, open_run, pick_device, save_state, write_json
 from samadapt.training.stream import Batch, Examples, Stream
 from samadapt.transforms import pool_taps, seeded
-from samadapt.types import IGNORED, Encoder, Head, SamAdaptError
+from samadapt.types import IGNORED, PIXELS, Encoder, Head, SamAdaptError
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Learner(L.LightningModule):
         if self.encoder is None:
             return x
         with torch.set_grad_enabled(self.config.tune == "all" and torch.is_grad_enabled()):
-            return pool_taps(self.encoder(x["pixels"]), self.head.reads)
+            return pool_taps(self.encoder(x[PIXELS]), self.head.reads)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout and the like depend on the step alone, so that resuming changes nothing.
