@@ -31,7 +31,7 @@ from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.phantom import make_phantom
-from samadapt.training import TrainConfig
+from samadapt.training import TrainConfig, loop
 from samadapt.types import SamAdaptError
 
 CONFIG = TrainConfig(steps=3, batch_size=2, check_every=3, device="cpu", precision="32")
@@ -170,6 +170,16 @@ def test_few_stored_pictures_are_said_aloud(data, tmp_path, tiny, views, told):
     slices = sum(data[i].image.shape[1] for i in data.split(1).train)
     assert any(f"{slices} slices: with {views} stored views" in line for line in lines) == told
     assert any("stored views" in line for line in lines) == told
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "told"), [("bf16", False, True), ("bf16", True, False), ("32", False, False)]
+)
+def test_emulated_bfloat16_is_said_aloud(data, tmp_path, monkeypatch, precision, fast, told):
+    monkeypatch.setattr(loop, "has_bf16", lambda device: fast)
+    config = dataclasses.replace(CONFIG, precision=precision)
+    _, lines = study(data, tmp_path / "e", {"unet": SMALL_UNET}, config=config)
+    assert any("bf16 is slower here than 32" in line for line in lines) == told
 
 
 def test_a_finished_cell_lets_go_of_its_maps(data, tmp_path, tiny):

@@ -157,8 +157,13 @@ def test_all_can_be_compared_with_one_that_is_asked_for(tmp_path):
 
 
 def test_a_random_encoder_is_a_baseline(tmp_path):
-    study = read_study(make_study(tmp_path / "e", {"fused": 0.8, "scratch": 0.7}, labels=(5,)))
-    assert study.learners["scratch"].baseline and not study.learners["fused"].baseline
+    folder = make_study(tmp_path / "e", {"fused": 0.7, "scratch": 0.7, "random": 0.9}, labels=(5,))
+    learners = read_study(folder).learners
+    assert [name for name, of in learners.items() if of.baseline] == ["scratch", "random"]
+    assert [name for name, of in learners.items() if of.control] == ["random"]  # frozen: nobody would use it
+    assert verdict_of(folder).sentence.startswith(
+        "Do not use fused: with 5 labelled patients the mean Dice of a control"
+    )
 
 
 def test_gates_that_know_nothing_of_the_picture_are_a_baseline(tmp_path):
@@ -167,7 +172,8 @@ def test_gates_that_know_nothing_of_the_picture_are_a_baseline(tmp_path):
     )
     study = read_study(folder)
     assert {name for name, of in study.learners.items() if of.baseline} == {"shuffled", "own", "plain"}
-    assert "use shuffled rather than slca" in verdict_of(folder, "auc").sentence
+    assert {name for name, of in study.learners.items() if of.control} == {"shuffled", "own"}
+    assert "do not use slca: a control (shuffled) does better" in verdict_of(folder, "auc").sentence
 
 
 def test_answers_may_differ_with_the_number_of_labels(tmp_path):

@@ -196,7 +196,7 @@ def train(
     """Train a head on few labelled patients. Rerunning the same command resumes."""
     from samadapt.features import FeatureStore
     from samadapt.learner import fit
-    from samadapt.training import TrainConfig
+    from samadapt.training import TrainConfig, precision_note
 
     opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
     split = opened.split(
@@ -209,6 +209,7 @@ def train(
         balance=balance, seed=seed, device=device, workers=workers,
     )  # fmt: skip
     _say(_split_summary(opened, split), quiet)
+    _say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
     run = fit(chosen, opened, split, config, out, maps, overwrite, _encode_line(len(split.train), quiet))
     print(f"trained: {run}")
@@ -364,8 +365,8 @@ def list_names(what: Annotated[str, typer.Argument(help="encoders, heads or metr
 # ---------------------------------------------------------------- words on the terminal
 
 
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
+def _say(text: str | None, quiet: bool) -> None:
+    if text and not quiet:
         print(text, flush=True)
 
 

@@ -19,7 +19,7 @@ from samadapt.experiment.entrants import Encode
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
 from samadapt.features import EncodeReport, FeatureStore
 from samadapt.runs import pick_device, write_json
-from samadapt.training import TrainConfig
+from samadapt.training import TrainConfig, precision_note
 from samadapt.types import SamAdaptError
 
 Progress = Callable[[str], None]
@@ -71,6 +71,8 @@ def run_experiment(
     outcome = Outcome(out, found=len(cells) - len(missing))
     say(f"{len(cells)} cells, {outcome.found} done before; {jobs} at a time, {threads} threads each")
     if missing:
+        if note := precision_note(config):
+            say(note)
         _encode(study, missing, config.device, say)
         _prepare(study, missing, say)
     start = time.monotonic()

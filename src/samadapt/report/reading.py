@@ -34,24 +34,35 @@ class Learner:
     name: str
     title: str
     baseline: bool  # uses no pretrained encoder, or not for the picture at hand
+    control: (
+        bool  # a baseline that nobody would use: it shows what the encoder's maps of the picture are worth
+    )
     uses_truth: bool  # its answers are made from the truth: no competitor
     learns: bool  # False: one cell stands for all labels and seeds
 
     @staticmethod
     def of(name: str, note: Mapping[str, Any]) -> Learner:
         spec = note.get("spec", {})
-        options = spec.get("options") or {}
+        options, own = spec.get("options") or {}, spec.get("train") or {}
         without = (
             spec.get("kind") in _BASELINE_KINDS
             or spec.get("head") in _BASELINE_HEADS
             or spec.get("encoder") == "pixels"
-            or spec.get("checkpoint") == "random"
-            or options.get("shuffle", False)  # SLCA's controls: another picture's maps, or no encoder's
-            or options.get("source", "taps") != "taps"
         )
+        control = not without and (
+            options.get("shuffle", False)  # SLCA's controls: another picture's maps, or no encoder's
+            or options.get("source", "taps") != "taps"
+            or (spec.get("checkpoint") == "random" and own.get("tune", "none") == "none")
+        )
+        baseline = without or control or spec.get("checkpoint") == "random"
         uses_truth = bool(note.get("uses_truth"))
         return Learner(
-            name, _TITLES.get(name, name), without and not uses_truth, uses_truth, bool(note["learns"])
+            name,
+            _TITLES.get(name, name),
+            baseline and not uses_truth,
+            control and not uses_truth,
+            uses_truth,
+            bool(note["learns"]),
         )
 
 

@@ -165,6 +165,8 @@ def _whole(study: Study, findings: list[Finding], shown: str) -> str:
                 f"use {heads}: {where} its mean {shown} is higher than that of the best baseline "
                 f"({baselines}){by}"
             )
+        case "baseline" if study.learners[findings[0].baseline].control:
+            return f"do not use {heads}: {where} the mean {shown} of a control ({baselines}) is higher{by}"
         case "baseline":
             return (
                 f"use {baselines}: {where} its mean {shown} is higher than that of the best learner on a "
@@ -195,6 +197,8 @@ def _part(study: Study, findings: list[Finding]) -> str:
     match findings[0].kind:
         case "head":
             return f"{where} use {heads} rather than {baselines}"
+        case "baseline" if study.learners[findings[0].baseline].control:
+            return f"{where} do not use {heads}: a control ({baselines}) does better"
         case "baseline":
             return f"{where} use {baselines} rather than {heads}"
         case "none":

@@ -1,5 +1,5 @@
 """Training: one loop for anything with `loss(features, target)`, and the stream of batches it reads."""
 
-from samadapt.training.loop import TrainConfig, train
+from samadapt.training.loop import TrainConfig, precision_note, train
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["TrainConfig", "precision_note", "train"]

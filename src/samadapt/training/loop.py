@@ -372,6 +372,14 @@ class _Keeper(L.Callback):
         self.rows = list(state_dict["rows"])
 
 
+def precision_note(config: TrainConfig) -> str | None:
+    """What to say where bfloat16 is asked of a processor that only emulates it; None elsewhere."""
+    device = pick_device(config.device).type
+    if config.precision != "bf16" or has_bf16(device):
+        return None
+    return f"this {device} has no bfloat16 of its own: bf16 is slower here than 32; auto takes the faster one"
+
+
 def _trainer(config: TrainConfig, out: Path, averager: _Averager) -> L.Trainer:
     device = pick_device(config.device).type
     wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
