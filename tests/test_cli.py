@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import samadapt
 from samadapt.cli import app
 from samadapt.phantom import make_phantom, make_photo_phantom
+from samadapt.training import loop
 from samadapt.types import SamAdaptError
 
 FAST = ["--steps", "4", "--batch-size", "2", "--device", "cpu", "-q"]
@@ -42,6 +44,17 @@ def type_(*words):
 
 def contents(folder):
     return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_version():
+    assert type_("--version") == f"samadapt {samadapt.__version__}\n"
+
+
+def test_train_says_that_bfloat16_is_emulated(phantom, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "has_bf16", lambda device: False)
+    words = ("train", phantom, "--labels", "1", *UNET, *FAST[:-1], "--precision")
+    assert "bf16 is slower here than 32" in type_(*words, "bf16", "--out", tmp_path / "a")
+    assert "bf16" not in type_(*words, "auto", "--out", tmp_path / "b")
 
 
 def test_train_predict_evaluate(run, phantom, tmp_path):

@@ -25,8 +25,20 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from samadapt import __version__
+
+        print(f"samadapt {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _before() -> None:
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it, and stop.")
+    ] = False,
+) -> None:
     # Threads that wait sleep instead of spinning; read when torch is loaded. Two spinning threads beside another
     # program made the demo more than five times slower on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
