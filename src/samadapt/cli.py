@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samadapt import __version__
+
 if TYPE_CHECKING:
     from samadapt.datasets import Dataset, Split
     from samadapt.features import EncodeReport
@@ -27,8 +29,6 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from samadapt import __version__
-
         print(f"samadapt {__version__}")
         raise typer.Exit
 
@@ -156,7 +156,7 @@ def encode(
     chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
     total = len(opened)
     report = learner.encode(chosen, opened, FeatureStore(store), device, progress=_encode_line(total, quiet))
-    _say(_encode_summary(report, store), quiet)
+    _say(report.summary(store), quiet)
 
 
 @app.command()
@@ -339,9 +339,7 @@ def experiment(
     opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
     settings = study.read_settings(grid) if grid else {}
     names = [name for text in (heads, baselines) if text for name in text.split(",")]
-    counts = (
-        None if labels is None else [n if n == "all" else _number(n, "labels") for n in labels.split(",")]
-    )
+    counts = None if labels is None else [_number(n, "labels", "all") for n in labels.split(",")]
     _merge(settings, {"learners": names or None, "labels": counts, "seeds": seeds})
     _merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint, "side": side})
     _merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
@@ -431,15 +429,6 @@ def _encode_line(total: int, quiet: bool) -> Any:
         )
 
     return None if quiet else show
-
-
-def _encode_summary(report: EncodeReport, store: Path) -> str:
-    if report.written == 0:
-        return f"nothing to do: all {report.cases} cases are in {store} already"
-    return (
-        f"encoded {report.written} of {report.cases} cases ({report.slices} slices, {report.bytes / 2**20:.1f} MiB) "
-        f"into {store} in {report.seconds:.1f} s"
-    )
 
 
 def main() -> None:

@@ -80,6 +80,15 @@ class EncodeReport:
     slices: int = 0
     seconds: float = 0.0
 
+    def summary(self, store: Path) -> str:
+        """In words."""
+        if self.written == 0:
+            return f"nothing to do: all {self.cases} cases are in {store} already"
+        return (
+            f"encoded {self.written} of {self.cases} cases ({self.slices} slices, {self.bytes / 2**20:.1f} MiB) "
+            f"into {store} in {self.seconds:.1f} s"
+        )
+
 
 def image_hash(case: Case) -> str:
     """sha256 of the voxels and their shape, as stored."""
