@@ -55,9 +55,7 @@ def test_runs_on_the_taps_of_a_vit_h(backbone, capsys):
     features = pool_taps(maps, head.reads)
     target = torch.tensor([0, 1])
     for module in head.modules():
-        if (
-            "DropPath" in type(module).__name__
-        ):  # Swin's stochastic depth: leaves out whole blocks now and then
+        if "DropPath" in type(module).__name__:  # Swin's: leaves out whole blocks now and then
             module.eval()
     head.loss(features, target).backward()
     assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []

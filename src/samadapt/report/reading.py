@@ -44,6 +44,7 @@ class Learner:
     def of(name: str, note: Mapping[str, Any]) -> Learner:
         spec = note.get("spec", {})
         options, own = spec.get("options") or {}, spec.get("train") or {}
+        random = spec.get("checkpoint") == "random"
         without = (
             spec.get("kind") in _BASELINE_KINDS
             or spec.get("head") in _BASELINE_HEADS
@@ -52,9 +53,9 @@ class Learner:
         control = not without and (
             options.get("shuffle", False)  # SLCA's controls: another picture's maps, or no encoder's
             or options.get("source", "taps") != "taps"
-            or (spec.get("checkpoint") == "random" and own.get("tune", "none") == "none")
+            or (random and own.get("tune", "none") == "none")
         )
-        baseline = without or control or spec.get("checkpoint") == "random"
+        baseline = without or control or random
         uses_truth = bool(note.get("uses_truth"))
         return Learner(
             name,
