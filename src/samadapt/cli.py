@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -431,10 +432,26 @@ def _encode_line(total: int, quiet: bool) -> Any:
     return None if quiet else show
 
 
+def _say_warnings_once() -> None:
+    """What was assumed or left out, a line each on stderr; Python's own form would add a place in the code."""
+    usual = warnings.showwarning
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category.__name__ != "SamAdaptWarning":  # imported by name it would load torch
+            usual(message, category, *place)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"samadapt: note: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2; `--debug` shows the traceback."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    _say_warnings_once()
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="samadapt")
     except Exception as error:

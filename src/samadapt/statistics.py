@@ -22,6 +22,10 @@ class SamAdaptError(ValueError):
     """
 
 
+class SamAdaptWarning(UserWarning):
+    """Something was assumed that the input does not say, or was left out: said once, with what to do if it is wrong."""
+
+
 #: Up to so many patients, resampling them cannot give the tails of the t statistic; Student's are taken.
 _FEW = 4
 #: Up to so many patients, the sign-flip test goes through all flips.

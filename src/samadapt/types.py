@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from samadapt.statistics import SamAdaptError
+from samadapt.statistics import SamAdaptError, SamAdaptWarning
 
 Task = Literal["segmentation", "classification"]
 
@@ -133,6 +133,7 @@ __all__ = [
     "Frame",
     "Head",
     "SamAdaptError",
+    "SamAdaptWarning",
     "Score",
     "Task",
 ]
