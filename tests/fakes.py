@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samadapt.opening import Opening
 from samadapt.transforms import resize_and_pad
 from samadapt.types import IGNORED, LABEL_GRID, Case, Encoder, Head
 
@@ -33,15 +34,18 @@ class FakeData:
     """What `Pairs` and `train` ask of a data set."""
 
     cases: dict[str, Case]
-    window: str = "percentile"
-    classes: Sequence[str] = ("background", "disc")
+    opening: Opening = field(default_factory=lambda: Opening("segmentation", ("background", "disc")))
     name: str = "fake"
     hash: str = "0"
-    slice_axis: int | None = None
-    channels: Sequence[int] | None = None
-    multilabel: bool = False
-    options: dict[str, object] = field(default_factory=dict)
     loads: list[str] = field(default_factory=list)
+
+    @property
+    def window(self) -> str:
+        return self.opening.window
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.opening.classes
 
     @property
     def ids(self) -> list[str]:

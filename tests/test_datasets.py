@@ -325,7 +325,7 @@ def test_16_bit_pictures(tmp_path: Path) -> None:
     data = open_dataset(tmp_path)
     assert data.window == "percentile" and data.case("a").image.max() == 47 * 900
     picture(tmp_path / "images/a.png")  # the first has 8 bits now
-    with pytest.raises(SamAdaptError, match=r"b\.png is uint16; the first picture .* has 8 bits"):
+    with pytest.raises(SamAdaptError, match=r"b\.png is a 16-bit picture, and .* those of an 8-bit picture"):
         open_dataset(tmp_path).case("b")
 
 
@@ -459,7 +459,7 @@ def test_empty_masks_are_masks(tmp_path: Path) -> None:
 
 def test_slice_axis_is_told(tmp_path: Path) -> None:
     data = open_dataset(nnunet(tmp_path), slice_axis=0)
-    assert data.slice_axis == 0 and data.case("x1").image.shape == (1, 6, 3, 5)
+    assert data.opening.plane.slice_axis == 0 and data.case("x1").image.shape == (1, 6, 3, 5)
 
 
 def test_what_is_no_data_set(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_bad_pictures_are_named(tmp_path: Path) -> None:
     (tmp_path / "b/b2.png").write_bytes((tmp_path / "b/b3.png").read_bytes()[:80])
     data = open_dataset(tmp_path)
     for name, message in (
-        ("b0", "is uint16; the first picture"),
+        ("b0", "is a 16-bit picture"),
         ("b1", "with alpha"),
         ("b2", "damaged or cut off"),
     ):
@@ -208,7 +208,7 @@ def test_patients_and_parts_in_a_table(tmp_path: Path) -> None:
     assert len(data.split(labels=1).train) == 2
     other = table(tmp_path, text, group="site")
     assert other.groups["i4"] == "s1" and other.group_rule == "column 'site'"
-    assert open_dataset(tmp_path, **other.options).groups == other.groups and data.options == {}  # type: ignore[arg-type]
+    assert open_like(tmp_path, other.opening).groups == other.groups and data.opening.group is None
     with pytest.raises(
         SamAdaptError, match=r"group is 'ward'; expected .*columns are Split, label, path, patient_id, site"
     ):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samadapt.datasets import Dataset, Entry, Split
+from samadapt.opening import Opening
 from samadapt.types import SamAdaptError
 
 NOWHERE = Path("nowhere")
@@ -25,7 +26,7 @@ def scans(patients: int = 10, frames: int = 2, labelled: bool = True, **fields: 
         for p in range(patients)
         for f in range(frames)
     )
-    return Dataset("scans", NOWHERE, "test", "segmentation", ("background", "a"), entries, **fields)
+    return Dataset("scans", NOWHERE, Opening("segmentation", ("background", "a")), entries, **fields)
 
 
 def pictures(
@@ -39,7 +40,7 @@ def pictures(
         for n in range(count)
     )
     names = tuple(map(str, range(len(counts))))
-    return Dataset("pictures", NOWHERE, "test", "classification", names, entries, **fields)
+    return Dataset("pictures", NOWHERE, Opening("classification", names), entries, **fields)
 
 
 # ---------------------------------------------------------------- laws
@@ -248,7 +249,8 @@ def test_several_labels_are_stratified_by_their_combination() -> None:
     data = pictures((40, 20, 20), parts=("train", "test"))
     targets = {0: (0.0, 0.0), 1: (1.0, 0.0), 2: (0.0, 1.0)}
     entries = tuple(dataclasses.replace(e, target=targets[e.target]) for e in data.entries)  # type: ignore[index]
-    data = dataclasses.replace(data, entries=entries, multilabel=True, classes=("a", "b"))
+    opening = Opening("classification", ("a", "b"), multilabel=True)
+    data = dataclasses.replace(data, entries=entries, opening=opening)
     drawn = Counter(data.entry(i).target for i in data.split(labels=0.1).train)
     assert drawn == {(0.0, 0.0): 4, (1.0, 0.0): 2, (0.0, 1.0): 2}
 

@@ -82,7 +82,7 @@ def test_a_label_goes_back_to_its_voxels(
         truth = folder / f"truth{suffix}"
         source = nib.load(image)
         nib.save(nib.Nifti1Image(label, source.affine, source.header), truth)
-        case = io.read_case(image, truth, slice_axis=slice_axis)
+        case = io.read_case(image, truth, plane=io.Plane(None, slice_axis))
         written = nib.load(io.write_label(folder / f"out{suffix}", case.label, case))
         stored = np.asarray(written.dataobj)
 
@@ -100,7 +100,7 @@ def test_a_voxel_keeps_its_place_in_space(affine: np.ndarray, slice_axis: int | 
     """The value at (d, h, w) is the file's value there, and the spacing is the distance of neighbours."""
     with tempfile.TemporaryDirectory() as name:
         path = save(Path(name) / "scan.nii", volume(), affine)
-        case = io.read_case(path, slice_axis=slice_axis)
+        case = io.read_case(path, plane=io.Plane(None, slice_axis))
         stored = np.asarray(nib.load(path).dataobj)
     at = [0, 0, 0]
     for place, axis in zip((1, 2, 3), case.axes, strict=True):
@@ -153,7 +153,7 @@ def test_slicing_axis(tmp_path: Path) -> None:
     assert axes((1.00001, 1, 1)) == (2, 1, 0)  # digits are not thickness
     assert axes((1, 1, 8), (1, 5, 4)) == (0, 2, 1)  # the only slice
     with pytest.raises(SamAdaptError, match="slice axis is 3"):
-        io.read_case(tmp_path / "scan.nii", slice_axis=3)
+        io.read_case(tmp_path / "scan.nii", plane=io.Plane(None, 3))
 
 
 def test_values_are_as_the_header_scales_them(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
 def test_probabilities_lie_as_the_label_map_does(tmp_path: Path, slice_axis: int) -> None:
-    case = io.read_case(save(tmp_path / "scan.nii", volume()), slice_axis=slice_axis)
+    case = io.read_case(save(tmp_path / "scan.nii", volume()), plane=io.Plane(None, slice_axis))
     maps = torch.rand(3, *case.image.shape[1:], generator=torch.Generator().manual_seed(0))
     slices = (maps[:, d] for d in range(maps.shape[1]))
     stored = np.load(io.write_probabilities(tmp_path / "p.npy", slices, 3, case), mmap_mode="r")

@@ -1,5 +1,3 @@
-import json
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,9 +7,13 @@ from fakes import TinyEncoder, TinyHead, disc_case, fake_data
 from samadapt import prediction
 from samadapt.features import FeatureStore, Pairs
 from samadapt.heads.classification import Looking
+from samadapt.opening import Opening
 from samadapt.prediction import Classifier, Segmenter, build_model, load_run, score_labels
 from samadapt.training import TrainConfig, train
 from samadapt.types import Head, SamAdaptError
+
+DISCS = Opening("segmentation", ("background", "disc"))
+BRIGHTNESS = Opening("classification", ("dark", "bright"), window="none")
 
 
 class BrightHead(Head):
@@ -53,7 +55,7 @@ def counted(monkeypatch, head):
 
 
 def segmenter(head=None, **options):
-    return Segmenter(TinyEncoder(side=128), head or BrightHead(), ("background", "disc"), **options)
+    return Segmenter(TinyEncoder(side=128), head or BrightHead(), DISCS, **options)
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_from_the_store_as_from_the_image(tmp_path):
     encoder, case = TinyEncoder(), disc_case(1, depth=5)
     store = FeatureStore(tmp_path)
     store.encode([case], encoder, {"neck": 1})
-    model = Segmenter(encoder, TinyHead().eval(), ("background", "disc"))
+    model = Segmenter(encoder, TinyHead().eval(), DISCS)
     maps, _ = store.read(case, encoder, {"neck": 1})
     calls = encoder.calls
     stored = model.predict(case, maps)
@@ -110,7 +112,7 @@ def test_full_size_logits_exist_for_one_batch_of_slices_at_a_time(monkeypatch):
 
 
 def test_a_classifier_averages_the_slices():
-    model = Classifier(TinyEncoder(), MeanHead(), ("dark", "bright"), window="none")
+    model = Classifier(TinyEncoder(), MeanHead(), BRIGHTNESS)
     dark, bright = disc_case(1), disc_case(2)
     dark.image[:] = 10
     bright.image[:] = 250
@@ -125,7 +127,7 @@ def test_a_classifier_averages_the_slices():
 
 def test_pictures_pass_the_network_together(monkeypatch):
     """One by one, small pictures take several times as long; the answers are the same, and each its own."""
-    model = Classifier(TinyEncoder(), MeanHead(), ("dark", "bright"), window="none")
+    model = Classifier(TinyEncoder(), MeanHead(), BRIGHTNESS)
     cases = [disc_case(n, depth=1 + n % 3) for n in range(12)]
     for n, case in enumerate(cases):
         case.image[:] = 20 * n
@@ -148,7 +150,7 @@ class LookingHead(MeanHead, Looking):
 
 
 def test_a_classifier_shows_the_slice_that_speaks_most_for_its_answer():
-    model = Classifier(TinyEncoder(), LookingHead(), ("dark", "bright"), window="none")
+    model = Classifier(TinyEncoder(), LookingHead(), BRIGHTNESS)
     case = disc_case(1, depth=6)
     case.image[:], case.image[0, 4] = 200, 250
     case.image[0, 4, :20] = 240
@@ -171,7 +173,7 @@ def test_looking_from_the_store_as_from_the_image(tmp_path):
     head.where = lambda features, target: {"seen": features["neck"].mean(1)}
     store = FeatureStore(tmp_path)
     store.encode([case], encoder, {"neck": 1})
-    model = Classifier(encoder, head, ("dark", "bright"))
+    model = Classifier(encoder, head, Opening("classification", ("dark", "bright")))
     slices = model.predict_slices(case)
     maps, _ = store.read(case, encoder, {"neck": 1})
     calls = encoder.calls
@@ -181,7 +183,7 @@ def test_looking_from_the_store_as_from_the_image(tmp_path):
 
 
 def test_a_head_without_maps_says_so():
-    model = Classifier(TinyEncoder(), MeanHead(), ("dark", "bright"))
+    model = Classifier(TinyEncoder(), MeanHead(), Opening("classification", ("dark", "bright")))
     case = disc_case(1)
     assert not model.looks
     with pytest.raises(SamAdaptError, match="'bright' cannot say where it looked"):
@@ -211,8 +213,7 @@ def test_a_run_folder_can_be_moved_and_loaded(tmp_path, known):
     moved = run.rename(tmp_path / "elsewhere")
     model = load_run(moved, device="cpu")
     assert isinstance(model, Segmenter)
-    config = json.loads((moved / "config.json").read_text())
-    direct = build_model(pairs.encoder, head, config)
+    direct = build_model(pairs.encoder, head, pairs.data.opening)
     assert np.array_equal(model.predict(disc_case(4)), direct.predict(disc_case(4)))
 
 

@@ -24,7 +24,7 @@ _HOME = {
     "Segmenter": "prediction",
     "Classifier": "prediction",
     "predict_folder": "folders",
-    "evaluate_folder": "folders",
+    "evaluate_folder": "evaluation",
     "run_experiment": "experiment",
     "write_report": "report",
     "summarise": "metrics",

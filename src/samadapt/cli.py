@@ -111,7 +111,7 @@ class _Sight:
             path, task=self.task, slice_axis=self.slice_axis, group=self.group, channels=channels,  # type: ignore[arg-type]
             label_column=self.label_column,
         )  # fmt: skip
-        return data if self.window is None else dataclasses.replace(data, window=self.window)
+        return data if self.window is None else data.with_window(self.window)
 
 
 def _learner(
@@ -248,27 +248,39 @@ def predict(
     """Segment (or classify) scans; label maps come in the source's own geometry."""
     from samadapt.folders import predict_folder
 
-    count = predict_folder(
+    report = predict_folder(
         run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
         checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else _note,
     )  # fmt: skip
-    print(f"predicted: {count} cases in {out}")
+    print(f"predicted: {report.done} cases in {out}")
+    for case, message in report.failed.items():
+        print(f"samadapt: {case} was not predicted: {message}", file=sys.stderr)
+    if report.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of `samadapt predict`.")],
     truth: Annotated[Path, typer.Argument(help="The data set, or a folder of label files.")],
-    out: Out = Path("scores.csv"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The table; scores.csv in the folder of predictions.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is not these predictions' table.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score predictions in mm, with a patient-bootstrap 95 % interval."""
-    from samadapt.folders import evaluate_folder
-    from samadapt.metrics import format_table, write_scores
+    """Score predictions in mm, with a 95 % interval over patients."""
+    from samadapt.evaluation import evaluate_folder, write_evaluation
+    from samadapt.metrics import format_table
 
-    scores, summary = evaluate_folder(predictions, truth, None if quiet else _note)
-    write_scores(out, scores)
-    print(format_table(summary))
+    evaluation = evaluate_folder(predictions, truth, None if quiet else _note)
+    table = write_evaluation(evaluation, predictions, truth, out, overwrite)
+    print(format_table(evaluation.summary))
+    for note in evaluation.notes:
+        print(f"note: {note}")
+    _say(f"scores: {table}", quiet)
 
 
 @app.command()
@@ -437,9 +449,9 @@ def _say_warnings_once() -> None:
     usual = warnings.showwarning
     said: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if category.__name__ != "SamAdaptWarning":  # imported by name it would load torch
-            usual(message, category, *place)
+            usual(message, category, *place, **more)
         elif str(message) not in said:
             said.add(str(message))
             print(f"samadapt: note: {message}", file=sys.stderr, flush=True)

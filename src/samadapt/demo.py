@@ -7,9 +7,10 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import open_dataset
+from samadapt.evaluation import evaluate_folder
 from samadapt.features import FeatureStore
 from samadapt.figures import overlay_figure, save_figure, telling_slices
-from samadapt.folders import evaluate_folder, predict_folder
+from samadapt.folders import predict_folder
 from samadapt.learner import Learner, fit
 from samadapt.metrics import format_table, write_scores
 from samadapt.phantom import make_phantom
@@ -41,10 +42,10 @@ def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False
         folder = out / "runs" / learner.head
         fit(learner, data, split, config, folder, store)
         predict_folder(folder, out / "data", out / "predictions" / learner.head)
-        scores, summary = evaluate_folder(out / "predictions" / learner.head, out / "data")
-        write_scores(folder / "scores.csv", scores)
+        evaluation = evaluate_folder(out / "predictions" / learner.head, out / "data")
+        write_scores(folder / "scores.csv", evaluation.scores)
         print(f"\n3. {name}, {len(split.val)} scans of patients never trained on")
-        print(format_table(summary), flush=True)
+        print(format_table(evaluation.summary), flush=True)
     pictures = [_overlay(out, data, case_id) for case_id in split.val[:3]]
     print("\n4. pictures: " + ", ".join(str(p) for p in pictures))
     example = out / "predictions" / "fused" / f"{split.val[0]}.nii.gz"

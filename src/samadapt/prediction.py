@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from samadapt.encoders import load_encoder
 from samadapt.heads import build_head
 from samadapt.heads.classification import Looking
 from samadapt.metrics import score_case
+from samadapt.opening import Opening
 from samadapt.runs import load_state, pick_device, read_config
 from samadapt.transforms import Window, apply_window, pool_taps, to_original
 from samadapt.types import PIXELS, Case, Encoder, Frame, Head, SamAdaptError, Score
@@ -30,20 +30,20 @@ class Model:
 
     encoder: Encoder
     head: Head
-    classes: Sequence[str]
-    window: str = "percentile"
-    slice_axis: int | None = None
-    channels: Sequence[int] | None = None
-    multilabel: bool = False
+    opening: Opening
     batch_size: int = 4  # slices that pass the encoder together
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.opening.classes
 
     def case(self, image: Case | str | Path | Sequence[str | Path]) -> Case:
         """A case from a file, from its channel files, or the case itself."""
         if isinstance(image, Case):
             return image
-        paths = [Path(image)] if isinstance(image, str | Path) else [Path(path) for path in image]
-        name = io.case_name(paths[0], channels=True)
-        return io.read_case(paths, case_id=name, slice_axis=self.slice_axis, channels=self.channels)
+        files = [Path(image)] if isinstance(image, str | Path) else [Path(path) for path in image]
+        ((name, paths),) = io.group_channels(files, len(files) if len(files) > 1 else None).items()
+        return self.opening.read_case(paths, name)
 
     def logits(self, case: Case, maps: Maps | None = None) -> Iterator[tuple[Tensor, Frame]]:
         """Per slice, in order: the head's logits, (K, h, w) or (K,), and where the slice lies in the square.
@@ -90,7 +90,7 @@ class Model:
 
     def shown(self, case: Case) -> Callable[[int], Tensor]:
         """Slice number -> the slice (C, H, W) in the window, 0..255; the window is that of the whole case."""
-        limits = Window.parse(self.window).fit(case.image)
+        limits = Window.parse(self.opening.window).fit(case.image)
         return lambda index: apply_window(case.image[:, index], limits)
 
     def prepared(
@@ -178,7 +178,7 @@ class Classifier(Model):
         """
         rows: list[Tensor] = []
         for case, logits, _ in self.all_logits(cases):
-            rows.append(logits.sigmoid() if self.multilabel else logits.softmax(0))
+            rows.append(logits.sigmoid() if self.opening.multilabel else logits.softmax(0))
             if len(rows) == case.image.shape[1]:
                 yield case, torch.stack(rows)
                 rows = []
@@ -242,21 +242,14 @@ def load_run(run: str | Path, device: str = "auto", checkpoint: str | None = Non
         )
     head = build_head(taps=encoder.taps, **config["head"])
     load_state(head, run / "head.safetensors")
-    return build_model(encoder.only(head.reads).to(place), head.to(place), config)
-
-
-def build_model(encoder: Encoder, head: Head, config: Mapping[str, Any]) -> Segmenter | Classifier:
-    """From parts already built; `config` as in a run folder."""
-    data = config["data"]
-    return _MODELS[head.task](
-        encoder.eval(),
-        head.eval(),
-        tuple(config["classes"]),
-        config["recipe"]["window"],
-        data["slice_axis"],
-        data["channels"],
-        data["multilabel"],
+    return build_model(
+        encoder.only(head.reads).to(place), head.to(place), Opening.from_json(config["opening"], run)
     )
+
+
+def build_model(encoder: Encoder, head: Head, opening: Opening) -> Segmenter | Classifier:
+    """From parts already built."""
+    return _MODELS[head.task](encoder.eval(), head.eval(), opening)
 
 
 # ---------------------------------------------------------------- scores

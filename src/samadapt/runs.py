@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from samadapt.types import SamAdaptError
 
+FORMAT = 2  # of `config.json`; 2 says how files become cases ("opening")
+
 
 def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None:
     """Make the folder or find what is in it. The step to start from; None when it is already trained."""
@@ -146,4 +148,10 @@ def read_config(run: Path) -> dict[str, Any]:
         raise SamAdaptError(
             f"{run} is not a run folder: it has no config.json; give the --out of `samadapt train`"
         )
-    return json.loads((run / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text())
+    if config.get("format") != FORMAT:
+        raise SamAdaptError(
+            f"{run} was written by another version of samadapt (format {config.get('format')!r}, this one reads "
+            f"{FORMAT}), which did not say how its files were read: train it again"
+        )
+    return config

@@ -135,7 +135,7 @@ def _write_image(folder: Path, case: Case) -> None:
 def _write(path: Path, array: np.ndarray, case: Case) -> None:
     """(D, H, W) in the file's own index order, image and label with one kind of header."""
     assert case.affine is not None
-    io.write_volume(path, np.ascontiguousarray(array.transpose(np.argsort(case.axes))), case.affine)
+    io.write_volume(path, io.to_file_axes(array, case), case.affine)
 
 
 def as_volume(case: Case) -> Case:

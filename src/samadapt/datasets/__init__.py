@@ -1,7 +1,18 @@
 """A folder or file -> a `Dataset` of cases, its layout told by its content; splits by patient."""
 
+from samadapt.datasets.adopted import patients_of
 from samadapt.datasets.dataset import Dataset, Entry
-from samadapt.datasets.layouts import LAYOUTS, open_dataset
+from samadapt.datasets.layouts import LAYOUTS, find_layout, open_dataset, open_like
 from samadapt.datasets.split import Split, unit_of
 
-__all__ = ["LAYOUTS", "Dataset", "Entry", "Split", "open_dataset", "unit_of"]
+__all__ = [
+    "LAYOUTS",
+    "Dataset",
+    "Entry",
+    "Split",
+    "find_layout",
+    "open_dataset",
+    "open_like",
+    "patients_of",
+    "unit_of",
+]

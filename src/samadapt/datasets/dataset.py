@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, overload
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samadapt import io
 from samadapt.datasets.split import Split, make_split
+from samadapt.opening import Opening
 from samadapt.types import Case, SamAdaptError, Task
 
 Part = Literal["train", "val", "test"]
@@ -43,18 +44,8 @@ class Dataset:
 
     name: str
     root: Path
-    layout: str
-    task: Task
-    classes: tuple[str, ...]  # the index is the class's number; segmentation begins with "background"
+    opening: Opening  # how its files become cases
     entries: tuple[Entry, ...]
-    channel_names: tuple[str, ...] = ("image",)
-    channels: tuple[int, ...] | None = None  # of the files, in order; None: all
-    multilabel: bool = False
-    window: str = "percentile"
-    slice_axis: int | None = None
-    label_values: Mapping[int, int] = field(default_factory=dict)  # stored value -> class or IGNORED
-    options: Mapping[str, object] = field(default_factory=dict)  # of `open_dataset`, to open it again
-    group_rule: str = "each case is a patient of its own"
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # (train, val) ids of splits_final.json
 
     def __post_init__(self) -> None:
@@ -67,6 +58,48 @@ class Dataset:
                     f"{self.root} has two cases called {entry.id!r}; a name is one case: rename one"
                 )
             seen.add(entry.id)
+
+    # ------------------------------------------------ how it was opened
+
+    @property
+    def layout(self) -> str:
+        return self.opening.layout
+
+    @property
+    def task(self) -> Task:
+        return self.opening.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.opening.classes
+
+    @property
+    def multilabel(self) -> bool:
+        return self.opening.multilabel
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return self.opening.channel_names
+
+    @property
+    def channels(self) -> tuple[int, ...] | None:
+        return self.opening.channels
+
+    @property
+    def window(self) -> str:
+        return self.opening.window
+
+    @property
+    def label_values(self) -> Mapping[int, int]:
+        return self.opening.label_values
+
+    @property
+    def group_rule(self) -> str:
+        return self.opening.group_rule
+
+    def with_window(self, window: str) -> Dataset:
+        """The same data set, its intensities shown otherwise."""
+        return dataclasses.replace(self, opening=dataclasses.replace(self.opening, window=window))
 
     # ------------------------------------------------ names
 
@@ -139,10 +172,7 @@ class Dataset:
             images = io.NpzArrays(entry.images[0]).read(f"{entry.part}_images")
             case = io.make_case(images[entry.row], case_id, group, entry.images[0])
         else:
-            self._demand_depth(entry)
-            case = io.read_case(
-                entry.images, case_id=case_id, group=group, slice_axis=self.slice_axis, channels=self.channels
-            )
+            case = self.opening.read_case(entry.images, case_id, group)
         label = self._label(entry, case)
         return case if label is None else io.with_label(case, label)
 
@@ -162,16 +192,6 @@ class Dataset:
 
     def _mask(self, path: Path, case: Case) -> Tensor:
         return io.read_label(path, case, self.label_values or None, self.classes)
-
-    def _demand_depth(self, entry: Entry) -> None:
-        """8-bit and 16-bit pictures in one data set would need two intensity windows."""
-        if self.window == "none" and io.suffix_of(entry.images[0]) in io.PICTURE_SUFFIXES:
-            dtype = io.read_geometry(entry.images[0]).dtype
-            if dtype != "uint8":
-                raise SamAdaptError(
-                    f"{entry.images[0]} is {dtype}; the first picture of data set {self.name!r} has 8 bits: convert "
-                    "this one to 8 bits, or keep the two kinds apart"
-                )
 
     # ------------------------------------------------ splits and identity
 

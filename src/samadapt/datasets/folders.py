@@ -48,7 +48,8 @@ def read_pairs(path: Path, label_column: str | None) -> Found:
     classes, values = told_classes([e.label for e in entries if e.label is not None], path)
     first = entries[0].images[0]
     names = _channel_names(entries[0])
-    return Found(entries, classes, channel_names=names, window=window_of(first, names), label_values=values)
+    window = window_of(first, names)
+    return Found(entries, classes, False, channel_names=names, window=window, label_values=values)
 
 
 def _channel_names(entry: Entry) -> tuple[str, ...]:
@@ -156,6 +157,7 @@ def read_acdc(path: Path, label_column: str | None) -> Found:
     return Found(
         entries,
         classes,
+        classes_declared=classes == _ACDC_CLASSES,
         label_values=values,
         window=window_of(entries[0].images[0], ("image",)),
         group_rule="the patient's folder",

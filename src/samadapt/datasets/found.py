@@ -32,6 +32,7 @@ class Found:
 
     entries: Sequence[Entry]
     classes: tuple[str, ...]
+    classes_declared: bool = True  # by the data set; False where they were made from the values in the masks
     name: str | None = None
     channel_names: tuple[str, ...] = ("image",)
     channels: tuple[int, ...] | None = None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from samadapt.datasets import folders, medmnist, nnunet, pictures, tables
+from samadapt import io
+from samadapt.datasets import adopted, folders, medmnist, nnunet, pictures, tables
 from samadapt.datasets.dataset import Dataset
 from samadapt.datasets.found import Found
 from samadapt.datasets.groups import assign_groups
+from samadapt.opening import Opening
 from samadapt.types import SamAdaptError, Task
 
 
@@ -63,7 +65,8 @@ def open_dataset(
 
     Args:
         task: where the data set has both masks and a table of labels (ISIC); segmentation when not told.
-        slice_axis: the file axis that becomes D; None: per file, the only one of length 1 or the thickest.
+        slice_axis: the axis, of files stored as most are, that becomes D; None: along which most files have their
+            only or their thickest slices.
         group: tells patients apart: a regular expression with one group, a .csv of case and patient, or a
             column of the data set's table.
         channels: names or numbers of the channels to use, one or three; None: all.
@@ -71,44 +74,94 @@ def open_dataset(
         classes: other names for the classes, in their order.
     """
     path = Path(path)
-    if not path.exists():
-        raise SamAdaptError(f"{path} does not exist; give a data set's folder, its .npz or its .csv")
-    told = {
-        "group": None if group is None else str(group),
-        "label_column": label_column,
-        "classes": None if classes is None else list(classes),
-    }
-    layout = _layout(path, task)
-    found = layout.read(path, label_column)
-    root = path if path.is_dir() else path.parent
-    entries, rule = assign_groups(found, root, group)
-    data = Dataset(
-        name=found.name or (path.stem if path.is_file() else path.resolve().name),
-        root=root,
-        layout=layout.name,
+    layout, found = _read(path, find_layout(path, task), task, label_column)
+    entries, rule = assign_groups(found, _root(path), group)
+    volumes = [e.images[0] for e in entries if io.suffix_of(e.images[0]) in io.VOLUME_SUFFIXES]
+    opening = Opening(
         task=layout.task,
-        classes=found.classes,
-        entries=entries,
+        classes=found.classes if classes is None else _renamed(found, classes),
+        layout=layout.name,
+        multilabel=found.multilabel,
         channel_names=found.channel_names,
         channels=_channels(found, channels),
-        multilabel=found.multilabel,
+        depth=_depth(entries[0].images[0]) if entries else None,
         window=found.window,
-        slice_axis=slice_axis,
+        plane=io.common_plane(_readable_geometries(volumes), slice_axis),
         label_values=found.label_values,
+        stored_classes=() if classes is None else found.classes,
+        label_column=label_column,
+        group=_absolute(group),
         group_rule=rule,
-        folds=found.folds,
-        options={k: v for k, v in told.items() if v is not None},
     )
-    return data if classes is None else _renamed(data, classes)
+    return Dataset(_name(path, found), _root(path), opening, entries, found.folds)
 
 
-def _layout(path: Path, task: Task | None) -> Layout:
+def open_like(path: str | Path, opening: Opening, recorded: Mapping[str, str] | None = None) -> Dataset:
+    """Another data set, or the same one again, as the one of `opening` was opened; what does not fit is refused.
+
+    Args:
+        opening: of the data set that a model was trained on, or that was predicted.
+        recorded: case -> patient of that data set, for where the rule of `opening` cannot be applied.
+    """
+    path = Path(path)
+    layout = find_layout(path, opening.task, opening.layout)
+    layout, found = _read(path, layout, opening.task, opening.label_column)
+    root = _root(path)
+    entries, rule = adopted.group_like(found, root, opening.group, recorded or {})
+    entries, opening = adopted.adopt(entries, found, opening, path)
+    opening = replace(opening, layout=layout.name, group_rule=rule)
+    return Dataset(_name(path, found), root, opening, entries, found.folds)
+
+
+def find_layout(path: str | Path, task: Task | None = None, preferred: str = "") -> Layout | None:
+    """The layout that a folder or file has; None where it has none that is known, as a folder of scans.
+
+    Args:
+        preferred: the name of the one to take where several fit.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SamAdaptError(f"{path} does not exist; give a data set's folder, its .npz or its .csv")
     fitting = [layout for layout in LAYOUTS if task in (None, layout.task) and layout.told(path)]
-    if fitting:
-        return fitting[0]
+    return next((layout for layout in fitting if layout.name == preferred), fitting[0] if fitting else None)
+
+
+def _read(
+    path: Path, layout: Layout | None, task: Task | None, label_column: str | None
+) -> tuple[Layout, Found]:
+    if layout is not None:
+        return layout, layout.read(path, label_column)
     known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS if task in (None, layout.task))
     wanted = f" for {task}" if task else ""
     raise SamAdaptError(f"{path} has no layout that is known{wanted}. Known are {known}")
+
+
+def _name(path: Path, found: Found) -> str:
+    return found.name or (path.stem if path.is_file() else path.resolve().name)
+
+
+def _root(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _absolute(group: str | Path | None) -> str | None:
+    """A table of patients is found again from any folder."""
+    if group is None or not str(group).lower().endswith(".csv"):
+        return None if group is None else str(group)
+    return str(Path(group).resolve())
+
+
+def _depth(first: Path) -> str | None:
+    if first.suffix.lower() == ".npz":
+        return "uint8"
+    return io.read_geometry(first).dtype if io.suffix_of(first) in io.PICTURE_SUFFIXES else None
+
+
+def _readable_geometries(paths: Sequence[Path]) -> Iterator[io.Geometry]:
+    """A file that cannot be read is told when it is read as a case; it must not hide the others."""
+    for path in paths:
+        with contextlib.suppress(SamAdaptError):
+            yield io.read_geometry(path)
 
 
 def _channels(found: Found, wanted: Sequence[int | str] | None) -> tuple[int, ...] | None:
@@ -134,9 +187,9 @@ def _channel(found: Found, wanted: int | str) -> int:
     return number
 
 
-def _renamed(data: Dataset, classes: Sequence[str]) -> Dataset:
-    if len(classes) != len(data.classes):
+def _renamed(found: Found, classes: Sequence[str]) -> tuple[str, ...]:
+    if len(classes) != len(found.classes):
         raise SamAdaptError(
-            f"{len(classes)} class names were given; the data set has {len(data.classes)}: {', '.join(data.classes)}"
+            f"{len(classes)} class names were given; the data set has {len(found.classes)}: {', '.join(found.classes)}"
         )
-    return dataclasses.replace(data, classes=tuple(classes))
+    return tuple(classes)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -32,6 +32,9 @@ class Split:
     labels: int | float | None  # as asked for: patients, or a share of them; None: all
     seed: int
     rule: str  # in words, for the report
+    patient_of: Mapping[str, str] = field(
+        default_factory=dict
+    )  # case -> patient, where the two are not the same
 
     @cached_property
     def hash(self) -> str:
@@ -149,6 +152,7 @@ def make_split(
         seed=seed,
         rule=f"{_drawn(data, budget, len(order), seed)}; selection on {_chosen_on(select, beyond, extra)}; "
         f"scored on {source}",
+        patient_of={case: patient for case, patient in data.groups.items() if case != patient},
     )
 
 

@@ -1,8 +1,8 @@
 """One file <-> arrays and geometry. The only room that knows file formats, axis orders and affines.
 
-A volume is read in its file's own index order [i, j, k], never turned or mirrored: `D` is the slicing axis,
-`H` and `W` are the other two in reversed order (usually D=k, H=j, W=i), and `Case.axes` remembers which is
-which, so that an answer goes back to the voxels it came from. A picture is a volume of one slice.
+A volume is turned to lie as the files that a model was trained on (`Plane`): `D` is the slicing axis, `H` and `W` are
+the other two. `Case.axes` and `Case.flips` remember how the file stores it, so that an answer goes back to the voxels
+that it came from; nothing is resampled. A picture is a volume of one slice.
 """
 
 from samadapt.io.arrays import NpzArrays, open_npz
@@ -13,12 +13,14 @@ from samadapt.io.cases import (
     read_geometry,
     read_label,
     read_truth,
+    to_file_axes,
     with_label,
     write_label,
     write_probabilities,
 )
 from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, orientation, write_volume
 from samadapt.io.pictures import PICTURE_SUFFIXES, write_photo
+from samadapt.io.planes import Plane, common_plane
 from samadapt.io.scans import IMAGE_SUFFIXES, case_name, each_file, find_files, group_channels, suffix_of
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "VOLUME_SUFFIXES",
     "Geometry",
     "NpzArrays",
+    "Plane",
     "case_name",
+    "common_plane",
     "each_file",
     "find_files",
     "group_channels",
@@ -40,6 +44,7 @@ __all__ = [
     "read_label",
     "read_truth",
     "suffix_of",
+    "to_file_axes",
     "with_label",
     "write_label",
     "write_photo",

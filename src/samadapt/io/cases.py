@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from samadapt.io import nifti, pictures
 from samadapt.io.nifti import Geometry, replace_file, same_place
+from samadapt.io.planes import Plane
 from samadapt.io.scans import IMAGE_SUFFIXES, suffix_of
 from samadapt.types import IGNORED, Case, SamAdaptError
 
@@ -28,7 +30,7 @@ def read_case(
     label_path: str | Path | None = None,
     case_id: str = "case",
     group: str | None = None,
-    slice_axis: int | None = None,
+    plane: Plane | None = None,
     channels: Sequence[int] | None = None,
 ) -> Case:
     """A case from its image files, values as stored, and its label file.
@@ -37,7 +39,8 @@ def read_case(
         image_paths: one file, or one for each channel.
         label_path: class values, voxel on voxel.
         group: the patient; the case itself when not told.
-        slice_axis: the file axis that becomes D; None: the only one of length 1, else that of the largest spacing.
+        plane: which anatomical directions become D, H, W; None: the file's axes as they are, with D the only axis
+            of length 1, else that of the largest spacing.
         channels: which channels to keep. Told, the fourth axis of a 4-D file is its channels; untold, a
             4-D file is an error, for the axis could as well be time.
     """
@@ -53,16 +56,17 @@ def read_case(
         _demand_channels(channels, len(image), paths[0])
         image = image if list(channels) == list(range(len(image))) else image[list(channels)]
     _demand_values(image, paths[0])
-    axes = geometries[0].axes(slice_axis)
+    axes, flips = (plane or Plane()).place(geometries[0], paths[0])
     spacing = geometries[0].spacing_mm
     case = Case(
         id=case_id,
-        image=torch.from_numpy(image.transpose(0, *(axis + 1 for axis in axes))),
+        image=torch.from_numpy(_positive(_turned(image, axes, flips))),
         label=None,
         spacing_mm=None if spacing is None else (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]),
         affine=geometries[0].affine,
         group=case_id if group is None else group,
         axes=axes,
+        flips=flips,
         source=paths[0],
     )
     return case if label_path is None else with_label(case, read_label(label_path, case))
@@ -86,7 +90,7 @@ def make_case(image: np.ndarray, case_id: str, group: str | None = None, source:
 
 def with_label(case: Case, label: Tensor) -> Case:
     """The same case with a label."""
-    return Case(case.id, case.image, label, case.spacing_mm, case.affine, case.group, case.axes, case.source)
+    return dataclasses.replace(case, label=label)
 
 
 def read_label(
@@ -104,9 +108,14 @@ def read_label(
     shape = tuple(np.array(case.image.shape[1:])[np.argsort(case.axes)].tolist())
     image = case.source or path
     _demand_same_place(image, Geometry(shape, None, case.affine, 1, ""), path, geometry)
-    stored = array.transpose(case.axes)
-    if values is None:
-        return torch.from_numpy(np.array(stored, order="C"))
+    stored = _turned(array, case.axes, case.flips)
+    return torch.from_numpy(
+        np.array(stored, order="C") if values is None else _classes(stored, path, values, names)
+    )
+
+
+def _classes(stored: np.ndarray, path: Path, values: Mapping[int, int], names: Collection[str]) -> np.ndarray:
+    """Stored values -> classes, each of them declared."""
     table = np.full(256, -1, dtype=np.int16)
     for value, label in values.items():
         table[value] = label
@@ -118,14 +127,25 @@ def read_label(
             f"{path} has the value {unknown[0]} ({count} voxels are of undeclared classes); the data set declares "
             f"{sorted(values)}{' = ' + ', '.join(names) if names else ''}: correct the label or declare the class"
         )
-    return torch.from_numpy(np.ascontiguousarray(table[stored].astype(np.uint8)))
+    return np.ascontiguousarray(table[stored].astype(np.uint8))
 
 
-def read_truth(path: str | Path, case_id: str = "case") -> Case:
-    """A label file without its scan, to score against: the label, and itself in place of the image."""
-    array, geometry = _read_classes(Path(path))
+def read_truth(
+    path: str | Path,
+    case_id: str = "case",
+    values: Mapping[int, int] | None = None,
+    names: Collection[str] = (),
+) -> Case:
+    """A label file without its scan, to score against: the label, and itself in place of the image.
+
+    Args:
+        values, names: as for `read_label`.
+    """
+    path = Path(path)
+    array, geometry = _read_classes(path)
     axes = geometry.axes()
-    label = torch.from_numpy(np.ascontiguousarray(array.transpose(axes)))
+    stored = np.ascontiguousarray(array.transpose(axes))
+    label = torch.from_numpy(stored if values is None else _classes(stored, path, values, names))
     spacing = geometry.spacing_mm
     return Case(
         id=case_id,
@@ -163,7 +183,7 @@ def write_label(path: str | Path, label: Tensor | np.ndarray, case: Case) -> Pat
         raise SamAdaptError(
             f"a label map of {array.shape} does not fit case {case.id!r} of {tuple(case.image.shape[1:])} (D, H, W)"
         )
-    in_file = np.ascontiguousarray(array.transpose(np.argsort(case.axes)))
+    in_file = to_file_axes(array, case)
     picture = case.affine is None
     if picture != (suffix_of(path) == ".png") or not suffix_of(path):
         wanted = ".png" if picture else "or ".join(nifti.VOLUME_SUFFIXES)
@@ -197,7 +217,7 @@ def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: i
         stored = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.float16, shape=(n_classes, *shape), fortran_order=True
         )
-        view = stored.transpose(0, *(axis + 1 for axis in case.axes))  # (K, D, H, W)
+        view = _turned(stored, case.axes, case.flips)  # (K, D, H, W), the same memory
         count = 0
         for probabilities in slices:
             assert count < view.shape[1], f"case {case.id!r} has {view.shape[1]} slices; more were given"
@@ -210,7 +230,33 @@ def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: i
     return path
 
 
+def to_file_axes(array: np.ndarray, case: Case) -> np.ndarray:
+    """(..., D, H, W) of a case -> (..., i, j, k) as its source file stores it."""
+    back = tuple(axis - 3 for axis in np.argsort(case.axes))
+    flipped = np.flip(array, _mirrored(case.flips))
+    return np.ascontiguousarray(
+        flipped.transpose(*range(array.ndim - 3), *(array.ndim + axis for axis in back))
+    )
+
+
 # ---------------------------------------------------------------- reading
+
+
+def _turned(array: np.ndarray, axes: tuple[int, int, int], flips: tuple[bool, bool, bool]) -> np.ndarray:
+    """(..., i, j, k) -> (..., D, H, W), in the same memory."""
+    lead = array.ndim - 3
+    turned = array.transpose(*range(lead), *(lead + axis for axis in axes))
+    return np.flip(turned, _mirrored(flips))
+
+
+def _positive(array: np.ndarray) -> np.ndarray:
+    """torch knows no negative strides; what is not mirrored need not be copied."""
+    return np.ascontiguousarray(array) if any(stride < 0 for stride in array.strides) else array
+
+
+def _mirrored(flips: tuple[bool, bool, bool]) -> tuple[int, ...]:
+    """The last three axes that are mirrored."""
+    return tuple(axis - 3 for axis, flip in enumerate(flips) if flip)
 
 
 def _kind(path: Path) -> str:

@@ -33,6 +33,14 @@ class Geometry:
     affine: np.ndarray | None  # (4, 4) index -> RAS; None for a picture
     channels: int
     dtype: str  # as stored, a numpy name
+    oriented: bool = (
+        True  # whether the header says how the axes lie in the body (sform or qform code above 0)
+    )
+
+    @property
+    def orientation(self) -> str | None:
+        """Where the axes i, j, k point, "RAS" for example; None where the file does not say."""
+        return orientation(self.affine) if self.affine is not None and self.oriented else None
 
     def axes(self, slice_axis: int | None = None) -> tuple[int, int, int]:
         """The file axes that lie along D, H, W.
@@ -73,7 +81,9 @@ def geometry(image: Any, path: Path) -> Geometry:
         raise SamAdaptError(f"{path} has no voxels (shape {shape}); export it again")
     channels = shape[3] if len(shape) == 4 else 1
     i, j, k = (*shape, 1)[:3]
-    return Geometry((i, j, k), _spacing_mm(image), np.asarray(image.affine), channels, _dtype(image, path))
+    affine = np.asarray(image.affine)
+    oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
+    return Geometry((i, j, k), _spacing_mm(image), affine, channels, _dtype(image, path), oriented)
 
 
 def _dtype(image: Any, path: Path) -> str:

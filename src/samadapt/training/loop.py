@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from samadapt.metrics import ALL, classification_metrics
-from samadapt.runs import has_bf16, open_run, pick_device, save_state, write_json
+from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state, write_json
 from samadapt.training.stream import Batch, Examples, Stream
 from samadapt.transforms import pool_taps, seeded
 from samadapt.types import IGNORED, PIXELS, Encoder, Head, SamAdaptError
@@ -136,9 +136,8 @@ def _describe(
     """Everything that `config.json` says: enough to build the model again and to know what it saw."""
     data, encoder = pairs.data, pairs.encoder
     return {
-        "format": 1,
-        "task": head.task,
-        "classes": list(data.classes),
+        "format": FORMAT,
+        "opening": data.opening.to_json(),
         "head": dict(head.spec),
         "encoder": dict(encoder.spec),
         "encoder_fingerprint": encoder.fingerprint,
@@ -147,10 +146,6 @@ def _describe(
         "data": {
             "name": data.name,
             "hash": data.hash,
-            "options": dict(data.options),
-            "slice_axis": data.slice_axis,
-            "channels": data.channels,
-            "multilabel": data.multilabel,
             "train": list(data.ids),
             "select": list(select.data.ids) if select else [],
         },

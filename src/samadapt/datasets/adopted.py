@@ -1,0 +1,112 @@
+"""A data set that is opened as another one was: the same channels by name, the same classes, the same coding of labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from samadapt.datasets.dataset import Entry
+from samadapt.datasets.found import Found
+from samadapt.datasets.groups import assign_groups
+from samadapt.opening import Opening
+from samadapt.types import SamAdaptError, SamAdaptWarning
+
+
+def adopt(
+    entries: Sequence[Entry], found: Found, opening: Opening, path: Path
+) -> tuple[tuple[Entry, ...], Opening]:
+    """The entries with their classes numbered as in `opening`, and the opening with this data set's channels.
+
+    Raises:
+        SamAdaptError: the data set declares other classes, or lacks a channel.
+    """
+    names, channels = _channels(found, opening, path)
+    return _classes(entries, found, opening, path), dataclasses.replace(
+        opening, channel_names=names, channels=channels
+    )
+
+
+def _channels(found: Found, opening: Opening, path: Path) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """By name, for another data set may hold them in another order; by number where the names differ."""
+    theirs, ours = found.channel_names, opening.channel_names
+    if theirs == ours:
+        return ours, opening.channels
+    used = opening.channels if opening.channels is not None else tuple(range(len(ours)))
+    wanted = [ours[channel] for channel in used]
+    if set(wanted) <= set(theirs):
+        return theirs, tuple(theirs.index(name) for name in wanted)
+    if len(theirs) != len(ours):
+        if {len(theirs), len(used)} == {1, 3} and opening.depth is not None:
+            return (
+                ours,
+                opening.channels,
+            )  # pictures in grey and in colour: each file is looked at when it is read
+        raise SamAdaptError(
+            f"{path} has the channels {', '.join(theirs)}; expected {', '.join(wanted)}, as the data set that was "
+            "trained on: name or convert them alike"
+        )
+    warnings.warn(
+        f"the channels of {path} are called {', '.join(theirs)}, those that were trained on {', '.join(ours)}; they are "
+        "taken in this order",
+        SamAdaptWarning,
+        stacklevel=2,
+    )
+    return theirs, opening.channels
+
+
+def _classes(entries: Sequence[Entry], found: Found, opening: Opening, path: Path) -> tuple[Entry, ...]:
+    expected = opening.stored_classes or opening.classes
+    if found.classes == expected or not found.classes_declared:
+        return tuple(entries)
+    unknown = [name for name in found.classes if name not in expected]
+    if opening.task == "classification" and not opening.multilabel and not found.multilabel and not unknown:
+        number = [
+            expected.index(name) for name in found.classes
+        ]  # a part of the classes, perhaps in another order
+        return tuple(
+            e if e.target is None else dataclasses.replace(e, target=number[e.target])  # type: ignore[index]
+            for e in entries
+        )
+    raise SamAdaptError(
+        f"{path} has the classes {', '.join(found.classes)}; expected {', '.join(expected)}, as the data set that was "
+        "trained on: give data of these classes, or a folder of images alone to predict"
+    )
+
+
+def group_like(
+    found: Found, root: Path, group: str | None, recorded: Mapping[str, str]
+) -> tuple[tuple[Entry, ...], str]:
+    """The entries with their patients by the rule that was asked for, or by what was recorded where it cannot be applied.
+
+    Args:
+        group: as `assign_groups` takes it.
+        recorded: case -> patient of the data set that was trained on.
+    """
+    try:
+        return assign_groups(found, root, group)
+    except SamAdaptError as error:  # its table is gone, or does not know these cases
+        why = str(error)
+        entries, rule = assign_groups(found, root, None)
+    known = [e.id for e in entries if e.id in recorded]
+    warnings.warn(
+        f"{why}. Of {len(entries)} cases, {len(known)} have the patient that was recorded with the run, the others are "
+        f"told apart by {rule}",
+        SamAdaptWarning,
+        stacklevel=2,
+    )
+    return tuple(dataclasses.replace(e, group=recorded.get(e.id, e.group)) for e in entries), rule
+
+
+def patients_of(
+    entries: Sequence[Entry], root: Path, opening: Opening, recorded: Mapping[str, str]
+) -> dict[str, str]:
+    """Case -> patient of scans that are no data set, as `group_like`."""
+    pattern = (
+        opening.group if opening.group and "(" in opening.group else None
+    )  # tables and columns know other cases
+    grouped, _ = group_like(Found(entries, ()), root, pattern, recorded)
+    return {
+        e.id: recorded.get(e.id, e.group or e.id) if pattern is None else e.group or e.id for e in grouped
+    }

@@ -1,0 +1,254 @@
+"""Folders of predictions against the truth: what `samadapt evaluate` does."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from samadapt import io
+from samadapt.datasets import Dataset, find_layout, open_dataset, open_like
+from samadapt.metrics import (
+    Summary,
+    bootstrap_classification,
+    score_predictions,
+    summarise,
+    write_scores,
+)
+from samadapt.predicted import Predictions, demand_finished, read_predictions
+from samadapt.prediction import score_labels
+from samadapt.runs import write_json
+from samadapt.types import Case, SamAdaptError, Score
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores, their means with intervals over patients, and what a reader must know beside them."""
+
+    scores: list[Score]
+    summary: list[Summary]
+    patients: Mapping[str, str]  # case -> patient
+    notes: tuple[str, ...] = ()
+
+
+def evaluate_folder(
+    predictions: str | Path, truth: str | Path, progress: Progress | None = None
+) -> Evaluation:
+    """Score a folder of `predict_folder`: label maps, or the class probabilities of `predictions.csv`.
+
+    The truth is read as the data set was that the model was trained on: the same coding of labels, the same patients.
+
+    Args:
+        truth: the data set; for label maps also a folder of label files of the same names.
+
+    Raises:
+        SamAdaptError: the prediction did not finish, a label map or a label is missing, or the classes differ.
+    """
+    predictions, truth = Path(predictions), Path(truth)
+    if not truth.exists():
+        raise SamAdaptError(f"{truth} does not exist; give the data set, or a folder of label files")
+    if not predictions.exists():
+        raise SamAdaptError(f"{predictions} does not exist; give the --out of `samadapt predict`")
+    note = read_predictions(predictions)
+    found = {io.case_name(path): path for path in io.find_files(predictions)} if predictions.is_dir() else {}
+    if note is not None and note.opening.task == "classification":
+        demand_finished(note, predictions, 0)
+        return _classes(predictions, truth, note)
+    if note is not None:
+        demand_finished(note, predictions, len(found))
+        found = _recorded(found, note, predictions)
+    if not found:
+        raise SamAdaptError(f"{predictions} holds no label maps; give the --out of `samadapt predict`")
+    return _label_maps(found, truth, note, predictions, progress)
+
+
+def _recorded(found: dict[str, Path], note: Predictions, predictions: Path) -> dict[str, Path]:
+    """The label maps that the note tells of, all of them and no other."""
+    expected = [case for case in note.cases if case not in note.failed]
+    missing = [case for case in expected if case not in found]
+    strange = sorted(set(found) - set(expected))
+    if missing or strange:
+        raise SamAdaptError(
+            f"{predictions} was changed after it was predicted: "
+            + (f"{len(missing)} label maps are missing, the first is {missing[0]!r}" if missing else "")
+            + (" and " if missing and strange else "")
+            + (f"{len(strange)} were added, the first is {strange[0]!r}" if strange else "")
+            + "; predict again, or score other label maps in a folder of their own"
+        )
+    return {case: found[case] for case in expected}
+
+
+# ---------------------------------------------------------------- classes
+
+
+def _classes(predictions: Path, truth: Path, note: Predictions) -> Evaluation:
+    try:
+        with open(predictions / "predictions.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise SamAdaptError(
+            f"{predictions / 'predictions.csv'} cannot be read ({error.strerror}); predict again"
+        ) from error
+    data = open_like(truth, dataclasses.replace(note.opening, group=None))
+    labelled = set(data.labelled_ids)
+    unknown = [row["case"] for row in rows if row["case"] not in labelled]
+    if unknown or not rows:
+        raise SamAdaptError(
+            f"{len(unknown)} of {len(rows)} predictions in {predictions} have no label in {truth}"
+            + (f", the first is {unknown[0]!r}" if unknown else "; predict labelled cases")
+        )
+    ids, classes = [row["case"] for row in rows], note.opening.classes
+    probabilities = np.array([[float(row[f"prob_{name}"]) for name in classes] for row in rows])
+    labels = np.stack([np.asarray(data.label(i)) for i in ids])
+    patients = {i: note.patients[i] for i in ids}
+    summary = bootstrap_classification(probabilities, labels, list(patients.values()), list(classes))
+    scores = score_predictions(ids, probabilities, labels, list(classes))
+    return Evaluation(scores, summary, patients, _notes(note, ids))
+
+
+# ---------------------------------------------------------------- label maps
+
+
+def _label_maps(
+    found: dict[str, Path],
+    truth: Path,
+    note: Predictions | None,
+    predictions: Path,
+    progress: Progress | None,
+) -> Evaluation:
+    if find_layout(truth, "segmentation", note.opening.layout if note else "") is not None:
+        data = _data_set(truth, note)
+        cases, patients = _of_data_set(data, found, truth), {i: data.groups[i] for i in found}
+        classes = note.opening.classes if note else data.classes
+    else:
+        if note is None:
+            raise SamAdaptError(
+                f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
+            )
+        cases, patients, classes = _of_label_files(found, truth, note), {}, note.opening.classes
+    patients = {i: note.patients[i] for i in found} if note else patients
+
+    def loaded() -> Iterator[tuple[Case, np.ndarray]]:
+        for case, path in cases:
+            if progress:
+                progress(case.id)
+            yield case, io.read_label(path, case, _predictable(classes), classes).numpy()
+
+    scores = score_labels(loaded(), classes)
+    return Evaluation(scores, summarise(scores, patients), patients, _notes(note, list(found)))
+
+
+def _predictable(classes: Iterable[str]) -> dict[int, int]:
+    return {value: value for value, _ in enumerate(classes)}
+
+
+def _data_set(truth: Path, note: Predictions | None) -> Dataset:
+    if note is not None:  # the patients are those of the note
+        return open_like(truth, dataclasses.replace(note.opening, group=None))
+    return open_dataset(truth, task="segmentation", channels=[0])  # the label alone is needed
+
+
+def _of_data_set(data: Dataset, found: Mapping[str, Path], truth: Path) -> Iterable[tuple[Case, Path]]:
+    labelled = set(data.labelled_ids)
+    _demand_truth([case for case in found if case not in labelled], len(found), truth)
+    return ((data.case(case), path) for case, path in found.items())
+
+
+def _of_label_files(found: Mapping[str, Path], truth: Path, note: Predictions) -> Iterable[tuple[Case, Path]]:
+    """Label files as cases of their own, coded as the labels that were trained on."""
+    files = io.find_files(truth) if truth.is_dir() else [truth]
+    labels = {io.case_name(path): path for path in files}
+    _demand_truth([case for case in found if case not in labels], len(found), truth)
+    values, names = note.opening.label_values or None, note.opening.classes
+    return ((io.read_truth(labels[i], i, values, names), path) for i, path in found.items())
+
+
+def _demand_truth(missing: list[str], total: int, truth: Path) -> None:
+    if missing:
+        raise SamAdaptError(
+            f"{len(missing)} of {total} predictions have no label in {truth}, the first is {missing[0]!r}; give the truth "
+            "of these cases, or predict labelled ones"
+        )
+
+
+def _notes(note: Predictions | None, ids: list[str]) -> tuple[str, ...]:
+    """What the numbers alone do not say."""
+    if note is None:
+        return ()
+    learned = sorted(i for i in ids if note.cases[i].trained)
+    notes = []
+    if learned:
+        notes.append(
+            f"{len(learned)} of these {len(ids)} cases trained the model (the first is {learned[0]!r}): their scores "
+            "say nothing about new cases"
+        )
+    if note.failed:
+        case, message = next(iter(note.failed.items()))
+        notes.append(
+            f"{len(note.failed)} more cases could not be predicted and are not in the table; the first is {case!r}: "
+            f"{message}"
+        )
+    return tuple(notes)
+
+
+# ---------------------------------------------------------------- on disk
+
+
+def write_evaluation(
+    evaluation: Evaluation, predictions: Path, truth: Path, out: Path | None = None, overwrite: bool = False
+) -> Path:
+    """`scores.csv`, and beside it `scores.summary.json` with the means, the patients and what was scored.
+
+    Args:
+        out: the table; None: `scores.csv` inside the folder of predictions.
+        overwrite: replace a file that is not an earlier table of these predictions.
+    """
+    out = out or predictions / "scores.csv"
+    about = out.with_suffix(".summary.json")
+    there = [path for path in (out, about) if path.exists()]
+    if there and not overwrite and not _is_of(out, about, predictions):
+        raise SamAdaptError(
+            f"{there[0]} exists and is not a table that `evaluate` wrote for {predictions}; choose another --out, or "
+            "give --overwrite to replace it"
+        )
+    write_scores(out, evaluation.scores)
+    content = {
+        "predictions": str(predictions.resolve()),
+        "truth": str(truth.resolve()),
+        "scores_sha256": _hash(out),
+        "notes": list(evaluation.notes),
+        "patients": dict(evaluation.patients),
+        "summary": [_row(row) for row in evaluation.summary],
+    }
+    write_json(about, content)
+    return out
+
+
+def _row(summary: Summary) -> dict[str, object]:
+    """JSON knows no nan: undefined is null."""
+    return {
+        k: None if isinstance(v, float) and math.isnan(v) else v
+        for k, v in dataclasses.asdict(summary).items()
+    }
+
+
+def _is_of(out: Path, about: Path, predictions: Path) -> bool:
+    """Whether the file is as we wrote it for these predictions."""
+    try:
+        content = json.loads(about.read_text(encoding="utf-8"))
+        return (content["predictions"], content["scores_sha256"]) == (str(predictions.resolve()), _hash(out))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

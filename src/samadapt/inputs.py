@@ -1,0 +1,115 @@
+"""What `predict` is given -> the cases to predict, each named, none read yet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samadapt import io
+from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_of
+from samadapt.opening import Opening
+from samadapt.predicted import Planned
+from samadapt.types import Case, SamAdaptError, SamAdaptWarning
+
+SUBSETS = ("train", "select", "val", "test", "all")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A case that can be loaded."""
+
+    id: str
+    planned: Planned
+    load: Callable[[], Case]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run folder knows of the cases of its data set."""
+
+    split: Mapping[str, Any]  # "train", "select", "val" -> case names
+    patients: Mapping[str, str]  # case -> patient, where they differ
+
+    @staticmethod
+    def of(run: Path) -> Trained:
+        """Of a finished run; of one that was trained without a split, nothing."""
+        path = run / "split.json"
+        split = json.loads(path.read_text()) if path.is_file() else {}
+        return Trained(split, split.get("patient_of", {}))
+
+    def part(self, case: str) -> str:
+        return next((part for part in ("train", "select", "val") if case in self.split.get(part, ())), "")
+
+    def learned(self, case: str) -> bool:
+        return self.part(case) in ("train", "select")
+
+
+def find_inputs(given: Path, opening: Opening, trained: Trained, subset: str | None) -> list[Input]:
+    """A scan, a folder of scans or a data set -> its cases.
+
+    Args:
+        subset: of a data set: a part of its official split or, where it has none, of the run's, or "all". None: the
+            cases that the run's split keeps for scoring, else all.
+    """
+    if subset is not None and subset not in SUBSETS:
+        raise SamAdaptError(f"unknown subset {subset!r}; known: {', '.join(SUBSETS)}")
+    if not given.exists():
+        raise SamAdaptError(f"{given} does not exist; give an image file, a folder of images, or a data set")
+    if find_layout(given, opening.task, opening.layout) is not None:
+        return _of_data_set(open_like(given, opening, trained.patients), trained, subset)
+    if subset is not None:
+        raise SamAdaptError(
+            f"{given} is not a data set, so it has no subset {subset!r}; leave out --subset, or give the data set's folder"
+        )
+    return _of_scans(given, opening, trained)
+
+
+def _of_scans(given: Path, opening: Opening, trained: Trained) -> list[Input]:
+    files = io.find_files(given) if given.is_dir() else [given]
+    if not files:
+        raise SamAdaptError(f"{given} holds no images; known formats: {', '.join(io.IMAGE_SUFFIXES)}")
+    channels = len(opening.channel_names)
+    cases = io.group_channels(files, channels if channels > 1 and len(files) > 1 else None)
+    entries = [Entry(name, paths) for name, paths in cases.items()]
+    patients = patients_of(entries, given if given.is_dir() else given.parent, opening, trained.patients)
+
+    def loader(entry: Entry) -> Callable[[], Case]:
+        return lambda: opening.read_case(entry.images, entry.id, patients[entry.id])
+
+    return [Input(e.id, Planned(patients[e.id], "", trained.learned(e.id)), loader(e)) for e in entries]
+
+
+def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[Input]:
+    scored = set(data.ids) & set(trained.split.get("val", ()))
+    parts = {i: data.parts[i] or trained.part(i) for i in data.ids}
+    chosen = [
+        i for i in data.ids if subset in ("all", parts[i]) or (subset is None and (i in scored or not scored))
+    ]
+    if not chosen:
+        known = sorted({part for part in parts.values() if part})
+        raise SamAdaptError(
+            f"no case of {data.root} is of the part {subset!r}; it has {', '.join(known) or 'no parts'}: choose one of "
+            "these, or all"
+        )
+    if subset is None and len(chosen) < len(data):
+        warnings.warn(
+            f"of the {len(data)} cases of {data.name!r} the {len(chosen)} that were kept for scoring are predicted; "
+            "choose others with --subset",
+            SamAdaptWarning,
+            stacklevel=2,
+        )
+
+    def loader(case_id: str) -> Callable[[], Case]:
+        return lambda: data.case(case_id)
+
+    return [Input(i, Planned(data.groups[i], parts[i], trained.learned(i)), loader(i)) for i in chosen]
+
+
+def model_hash(run: Path) -> str:
+    """sha256 of the trained weights."""
+    return hashlib.sha256((run / "head.safetensors").read_bytes()).hexdigest()

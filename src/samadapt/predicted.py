@@ -1,0 +1,109 @@
+"""`predictions.json`: what a folder of predictions says of itself, so that it is scored as it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samadapt.opening import Opening
+from samadapt.runs import write_json
+from samadapt.types import SamAdaptError
+
+NAME = "predictions.json"
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One case that is to be predicted."""
+
+    patient: str
+    part: str = ""  # of the data set's official split, else of the run's; "" where nothing says so
+    trained: bool = False  # whether the model learned from a case of this name
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Which cases were predicted, by which model, and how their files were read."""
+
+    run: str
+    model: str  # sha256 of the head's weights
+    inputs: str
+    subset: str | None
+    opening: Opening
+    cases: Mapping[str, Planned]
+    failed: Mapping[str, str] = field(default_factory=dict)  # case -> what was wrong with it
+    finished: bool = False  # whether every case was tried
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case -> patient."""
+        return {case: planned.patient for case, planned in self.cases.items()}
+
+    def same_task(self, other: Predictions) -> bool:
+        """Whether both are of one command, so that one can go on where the other stopped."""
+        return (self.model, self.inputs, self.subset, self.cases) == (
+            other.model, other.inputs, other.subset, other.cases,
+        )  # fmt: skip
+
+    def write(self, folder: Path) -> None:
+        """Into the folder."""
+        content = {
+            "format": _FORMAT,
+            "finished": self.finished,
+            "run": self.run,
+            "model": self.model,
+            "inputs": self.inputs,
+            "subset": self.subset,
+            "failed": dict(self.failed),
+            "cases": {
+                case: {"patient": p.patient, "part": p.part, "trained": p.trained} for case, p in self.cases.items()
+            },
+            "opening": self.opening.to_json(),
+        }  # fmt: skip
+        write_json(folder / NAME, content)
+
+
+def read_predictions(folder: Path) -> Predictions | None:
+    """None where the folder does not say: label maps of another program."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SamAdaptError(f"{path} cannot be read ({error}); predict again") from error
+    if not isinstance(content, dict) or content.get("cases", 0) is None:
+        raise SamAdaptError(
+            f"the prediction in {folder} did not finish; run its command again, with --overwrite"
+        )
+    if content.get("format") != _FORMAT:
+        raise SamAdaptError(
+            f"{path} was written by another version of samadapt (format {content.get('format')!r}, this one reads "
+            f"{_FORMAT}); predict again"
+        )
+    try:
+        return Predictions(
+            content["run"],
+            content["model"],
+            content["inputs"],
+            content["subset"],
+            Opening.from_json(content["opening"], path),
+            {case: Planned(**planned) for case, planned in content["cases"].items()},
+            content["failed"],
+            content["finished"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SamAdaptError(f"{path} lacks something ({error}); it was edited: predict again") from error
+
+
+def demand_finished(found: Predictions, folder: Path, present: int) -> None:
+    """Scores of a part of the cases would look like scores of all."""
+    if not found.finished:
+        raise SamAdaptError(
+            f"the prediction in {folder} did not finish: {present} of {len(found.cases)} cases are there; run the same "
+            "`samadapt predict` again, and it goes on where it stopped"
+        )
