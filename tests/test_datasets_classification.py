@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from samadapt.datasets import Dataset, open_dataset
+from samadapt.datasets import Dataset, open_dataset, open_like
 from samadapt.types import SamAdaptError
 
 RNG = np.random.default_rng(0)

@@ -168,8 +168,12 @@ def _of_label_files(found: Mapping[str, Path], truth: Path, note: Predictions) -
     files = io.find_files(truth) if truth.is_dir() else [truth]
     labels = {io.case_name(path): path for path in files}
     _demand_truth([case for case in found if case not in labels], len(found), truth)
-    values, names = note.opening.label_values or None, note.opening.classes
-    return ((io.read_truth(labels[i], i, values, names), path) for i, path in found.items())
+    opening = note.opening
+    values = opening.label_values or None
+    return (
+        (io.read_truth(labels[i], i, opening.plane, values, opening.classes), path)
+        for i, path in found.items()
+    )
 
 
 def _demand_truth(missing: list[str], total: int, truth: Path) -> None:

@@ -133,18 +133,20 @@ def _classes(stored: np.ndarray, path: Path, values: Mapping[int, int], names: C
 def read_truth(
     path: str | Path,
     case_id: str = "case",
+    plane: Plane | None = None,
     values: Mapping[int, int] | None = None,
     names: Collection[str] = (),
 ) -> Case:
     """A label file without its scan, to score against: the label, and itself in place of the image.
 
     Args:
+        plane: as for `read_case`.
         values, names: as for `read_label`.
     """
     path = Path(path)
     array, geometry = _read_classes(path)
-    axes = geometry.axes()
-    stored = np.ascontiguousarray(array.transpose(axes))
+    axes, flips = (plane or Plane()).place(geometry, path)
+    stored = np.ascontiguousarray(_turned(array, axes, flips))
     label = torch.from_numpy(stored if values is None else _classes(stored, path, values, names))
     spacing = geometry.spacing_mm
     return Case(
@@ -155,7 +157,8 @@ def read_truth(
         affine=geometry.affine,
         group=case_id,
         axes=axes,
-        source=Path(path),
+        flips=flips,
+        source=path,
     )
 
 
