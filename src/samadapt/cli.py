@@ -425,7 +425,7 @@ def _split_summary(data: Dataset, split: Split) -> str:
     of = f" of {len(patients)} patients" if unit_of(data) == "patient" else ""
     return (
         f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
-        f"{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}"
+        f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}"
     )
 
 

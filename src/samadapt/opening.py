@@ -74,9 +74,16 @@ class Opening:
                 stacklevel=2,
             )
             return None
+        names = ", ".join(self.channel_names)
+        if files == 1:
+            raise SamAdaptError(
+                f"{paths[0]} has {count} channels; expected {expected} ({names}), as the data set that was trained on: "
+                "give all of its channel files, or an image that has as many channels"
+            )
         raise SamAdaptError(
-            f"{paths[0]} has {files} channel files; expected {expected} ({', '.join(self.channel_names)}), as the data "
-            "set that was trained on: give the missing files, or remove those that do not belong to the case"
+            f"{paths[0]} to {paths[-1].name} are {files} channels of one case by their names; expected {expected} "
+            f"({names}), as the data set that was trained on: if each is a scan of its own, rename them so that they do "
+            "not end in _0000, _0001, ..."
         )
 
     @staticmethod
@@ -118,6 +125,15 @@ class Opening:
             f"{path} is {is_}, and the intensities shown are those of {wanted} (window {self.window!r}): convert this "
             "file, or keep the two kinds in data sets of their own"
         )
+
+    @property
+    def slices(self) -> str:
+        """In words: how the slices lie."""
+        if self.depth is not None:
+            return "pictures are taken as stored, for they do not say how they lie"
+        if self.plane.orientation is None:
+            return "the volumes do not say how they lie in the body; their slices are taken as stored"
+        return f"{self.plane.name} slices; every volume is turned to {self.plane.orientation}"
 
     # ------------------------------------------------ on disk
 

@@ -162,7 +162,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
         "data": {
             "name": data.name, "hash": data.hash, "task": data.task, "classes": list(data.classes),
             "multilabel": data.multilabel, "window": data.window, "group_rule": data.group_rule,
-            "cases": len(data),
+            "cases": len(data), "plane": dataclasses.asdict(data.opening.plane), "channels": data.channels,
         },
         "protocol": {
             "select": grid.select, "fold": grid.fold, "stacked": grid.stacked, **_numbers(config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +12,18 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from samadapt.io.nifti import Geometry
-from samadapt.types import SamAdaptError
+from samadapt.types import SamAdaptError, SamAdaptWarning
 
 Axes = tuple[int, int, int]
 Flips = tuple[bool, bool, bool]
 
 _DIRECTIONS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+_AS_STORED = (
+    "volumes that do not say how they lie in the body (sform and qform codes are 0) are taken as stored, as if they lay "
+    "like most of the data set; correct their headers if they do not",
+    "the volumes that were trained on do not say how they lie in the body, so others cannot be turned to lie like them; "
+    "they are taken as stored",
+)
 _NAMES = ("sagittal", "coronal", "axial")  # the planes that are cut across these directions
 
 
@@ -44,6 +51,8 @@ class Plane:
             path: for messages.
         """
         if self.orientation is None or geometry.orientation is None:
+            if geometry.affine is not None and (self.orientation or geometry.orientation):
+                warnings.warn(_AS_STORED[self.orientation is None], SamAdaptWarning, stacklevel=2)
             return geometry.axes(self.slice_axis), (False, False, False)
         assert self.slice_axis is not None and geometry.affine is not None
         turn = ornt_transform(io_orientation(geometry.affine), axcodes2ornt(self.orientation))
