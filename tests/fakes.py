@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samadapt.opening import Opening
 from samadapt.transforms import resize_and_pad
-from samadapt.types import IGNORED, LABEL_GRID, Case, Encoder, Head
+from samadapt.types import LABEL_GRID, Case, Encoder, Head
 
 
 def disc_case(number: int, depth: int = 3, size: tuple[int, int] = (40, 32)) -> Case:
@@ -123,4 +123,4 @@ class TinyHead(Head):
 
     def loss(self, features, target):
         logits = F.interpolate(self(features), size=(LABEL_GRID, LABEL_GRID), mode="bilinear")
-        return F.cross_entropy(logits, target.long(), ignore_index=IGNORED)
+        return F.cross_entropy(logits, target)

@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "check": {"io"},
     "phantom": {"io"},
     "encoders": {"transforms"},
-    "heads": {"losses", "backbones"},
+    "heads": {"losses", "backbones", "transforms"},
     "features": {"transforms"},
     "training": {"metrics", "runs", "transforms"},
     "simclr": {"transforms", "losses", "heads", "runs"},

@@ -6,7 +6,7 @@ import torch
 
 from fakes import TinyEncoder, disc_case, fake_data
 from samadapt.features import FeatureStore, Pairs, Recipe
-from samadapt.types import IGNORED, LABEL_GRID, SamAdaptError
+from samadapt.types import LABEL_GRID, SamAdaptError
 
 READS = {"neck": 1, "pixels": 1}
 
@@ -176,8 +176,9 @@ def test_pairs_targets_and_batches():
     assert pairs.live is None
     features, target = pairs.batch([0, 5], key=(0, 0))
     assert features["pixels"].shape == (2, 3, 64, 64)
-    assert target.shape == (2, LABEL_GRID, LABEL_GRID)
-    assert (target == IGNORED).any()
+    assert target.shape == (2, 2, LABEL_GRID, LABEL_GRID)
+    known = target.sum(1)
+    assert (known == 0).any() and torch.allclose(known[known > 0], torch.ones(()))
     again, _ = pairs.batch([0, 5], key=(0, 0))
     other, _ = pairs.batch([0, 5], key=(0, 1))
     assert torch.equal(features["pixels"], again["pixels"])

@@ -326,26 +326,48 @@ def test_a_matched_gate_has_as_many_parameters():
         assert make("plain").added_parameters == 0
 
 
-def test_shuffled_images_are_gated_by_others_while_training():
+def known_images(head, who, seed=0):
+    """Pooled maps of images of these identities: equal numbers are views of one image."""
+    x = images(n=len(who), seed=seed) | {"identity": torch.tensor(who).float()[:, None]}
+    return pool_taps(x, head.reads)
+
+
+@pytest.mark.parametrize("who", [[1, 2], [1, 1, 2], [4, 4, 4, 5], [1, 2, 3, 4, 5, 6]])
+def test_shuffled_images_never_get_maps_of_their_own(who):
+    """Not in training, where a batch holds several views of one image, nor when a training image is predicted."""
     head = trained(make(shuffle=True)).train()
-    x = pool_taps(images(n=3), head.reads)
-    given = head.sources(x)["stem"]
-    rows = [next(j for j in range(3) if torch.equal(given[i], x["patch"][j])) for i in range(3)]
-    assert sorted(rows) == [0, 1, 2]
-    assert all(i != j for i, j in enumerate(rows))
+    owner = {}  # a map -> whose it is
+    for step in range(20):
+        x = known_images(head, who, seed=step)
+        owner |= {
+            tuple(row.half().float().flatten().tolist()): i for row, i in zip(x["patch"], who, strict=True)
+        }
+        given = head.sources(x)["stem"].half().float()
+        for mine, lent in zip(who, given, strict=True):
+            assert owner[tuple(lent.flatten().tolist())] != mine
+    head.eval()
+    x = known_images(head, who, seed=99)
+    for mine, lent in zip(who, head.sources(x)["stem"], strict=True):
+        assert owner[tuple(lent.flatten().tolist())] != mine
+
+
+def test_with_one_image_there_is_no_other(tmp_path):
+    head = make(shuffle=True).train()
+    assert head.min_cases == 2 and make().min_cases == 1
+    assert head.sources(known_images(head, [7, 7]))["stem"].abs().max() == 0
 
 
 def test_a_shuffled_answer_does_not_know_its_own_maps():
     head = trained(make(shuffle=True))
-    seen = pool_taps(images(n=4, seed=1), head.reads)
+    seen = known_images(head, [1, 2, 3, 4], seed=1)
     head.train()
     head(seen)
     head.eval()
-    x = pool_taps(images(n=3, seed=2), head.reads)
+    x = known_images(head, [11, 12, 13], seed=2)
     answers = head(x)
     for lent in head.sources(x)["stem"]:  # of a training image, to half precision
         assert any(torch.equal(lent, kept.half().float()) for kept in seen["patch"])
-    other_maps = pool_taps(images(n=3, seed=3), head.reads) | {"pixels": x["pixels"]}
+    other_maps = known_images(head, [11, 12, 13], seed=3) | {"pixels": x["pixels"]}
     assert torch.equal(head(other_maps), answers)
     alone = torch.cat([head({tap: value[i : i + 1] for tap, value in x.items()}) for i in range(3)])
     torch.testing.assert_close(alone, answers)  # the same alone and in a batch
@@ -356,9 +378,9 @@ def test_a_shuffled_answer_does_not_know_its_own_maps():
 
 def test_a_shuffled_head_comes_back_with_the_maps_it_kept():
     head = trained(make(shuffle=True)).train()
-    head(pool_taps(images(n=4, seed=1), head.reads))
+    head(known_images(head, [1, 2, 3, 4], seed=1))
     again = build_head(taps=VIT, **head.spec)
     again.load_state_dict(head.state_dict())
-    x = pool_taps(images(n=2, seed=2), head.reads)
+    x = known_images(head, [11, 12], seed=2)
     assert torch.equal(again.eval()(x), head.eval()(x))
     assert not torch.equal(make(shuffle=True).eval()(x), head(x))

@@ -31,13 +31,15 @@ from samadapt.transforms import (
     Window,
     apply_window,
     build_augmentation,
+    identity_of,
+    image_hash,
     place_label,
     pool_taps,
     seeded,
 )
-from samadapt.types import PIXELS, Case, Encoder, Frame, SamAdaptError
+from samadapt.types import IDENTITY, PIXELS, Case, Encoder, Frame, SamAdaptError, encoder_taps
 
-_FORMAT = 2  # change it when the meaning of the stored numbers changes
+_FORMAT = 3  # change it when the meaning of the stored numbers changes
 
 
 class Cases(Protocol):
@@ -47,6 +49,8 @@ class Cases(Protocol):
     def ids(self) -> Sequence[str]: ...
     @property
     def window(self) -> str: ...
+    @property
+    def classes(self) -> Sequence[str]: ...
     def __len__(self) -> int: ...
     def case(self, case_id: str) -> Case: ...
 
@@ -88,12 +92,6 @@ class EncodeReport:
             f"encoded {self.written} of {self.cases} cases ({self.slices} slices, {self.bytes / 2**20:.1f} MiB) "
             f"into {store} in {self.seconds:.1f} s"
         )
-
-
-def image_hash(case: Case) -> str:
-    """sha256 of the voxels and their shape, as stored."""
-    array = np.ascontiguousarray(case.image.numpy())
-    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
 
 
 def view_of(
@@ -139,7 +137,7 @@ class FeatureStore:
             progress: called after each batch and each case with the running report.
         """
         recipe = recipe or Recipe()
-        wanted = _mapped(reads)
+        wanted = encoder_taps(reads)
         unknown = sorted(set(wanted) - set(encoder.taps))
         if unknown:
             raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(encoder.taps)}")
@@ -165,7 +163,7 @@ class FeatureStore:
         recipe = recipe or Recipe()
         digest = image_hash(case)
         folder = _folder_of(self.folder(encoder, recipe), case, digest)
-        wanted = _mapped(reads)
+        wanted = encoder_taps(reads)
         if not _complete(folder, digest, wanted, recipe):
             raise SamAdaptError(
                 f"case {case.id!r} has no stored maps {sorted(_map_names(wanted))} for this encoder, window and "
@@ -183,10 +181,6 @@ def _folder_of(root: Path, case: Case, digest: str) -> Path:
 
 def _map_names(reads: Mapping[str, int]) -> dict[str, str]:
     return {f"{tap}@{window}": tap for tap, window in reads.items()}
-
-
-def _mapped(reads: Mapping[str, int]) -> dict[str, int]:
-    return {tap: window for tap, window in reads.items() if tap != PIXELS}
 
 
 def _read_note(folder: Path, digest: str) -> dict[str, Any]:
@@ -356,13 +350,14 @@ class Pairs:
         if len(data) == 0:
             raise SamAdaptError("no cases: a learner needs at least one labelled case")
         self.data, self.encoder, self.reads = data, encoder, dict(reads)
-        mapped = set(reads) != {PIXELS}
+        mapped = bool(encoder_taps(reads))
         self.store = store if mapped else None
         self.live = encoder if mapped and store is None else None
         self.recipe = Recipe(data.window, views if self.store else 1, augmentation)
         self.augmentation = build_augmentation(augmentation)
         self._cases = _CaseCache(data)
         self.items: list[tuple[str, int]] = []  # (case id, slice)
+        self._identities: dict[str, Tensor] = {}
         self._maps: dict[str, dict[str, np.ndarray]] = {}
         for case_id in data.ids:
             case, _ = self._cases(case_id)
@@ -407,9 +402,11 @@ class Pairs:
                 features[PIXELS] = pixels
         for tap, maps in self._maps.get(case_id, {}).items():
             features[tap] = torch.from_numpy(maps[number, slice_index].astype(np.float32))
+        if IDENTITY in self.reads:
+            features[IDENTITY] = self._identities.setdefault(case_id, identity_of(case))
         if dense:
             assert frame is not None and label is not None
-            return features, place_label(label, frame)
+            return features, place_label(label, frame, len(self.data.classes))
         return features, case.label
 
     def batch(

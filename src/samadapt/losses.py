@@ -1,4 +1,4 @@
-"""Losses over class maps. Pixels whose label is IGNORED count nowhere.
+"""Losses over class maps, or over the share of each class in each cell. What is IGNORED counts nowhere.
 
 Written here and not taken from MONAI because MONAI's losses cannot leave out single pixels of a multi-class
 label. Everything is summed in float32, whatever the logits' type.
@@ -24,18 +24,27 @@ def to_grid(logits: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def as_shares(target: Tensor, n_classes: int) -> Tensor:
+    """(B, h, w) classes or IGNORED -> (B, K, h, w) shares, one or zero; shares as they are."""
+    if target.dim() == 4:
+        return target
+    counts = target != IGNORED
+    return (
+        F.one_hot(torch.where(counts, target.long(), 0), n_classes).movedim(-1, 1).float() * counts[:, None]
+    )
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over the pixels that count; zero (not nan) when none does."""
-    total = F.cross_entropy(logits.float(), target.long(), ignore_index=IGNORED, reduction="sum")
-    return total / (target != IGNORED).sum().clamp_min(1)
+    """Mean over the cells that count; zero (not nan) when none does."""
+    shares = as_shares(target, logits.shape[1])
+    total = F.cross_entropy(logits.float(), shares, reduction="sum")
+    return total / shares.sum().clamp_min(1)
 
 
 def _overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and one-hot labels (B, K, h, w), both zero where the label is IGNORED."""
-    counts = target != IGNORED
-    onehot = F.one_hot(torch.where(counts, target.long(), 0), logits.shape[1]).movedim(-1, 1).float()
-    counts = counts[:, None]
-    return logits.float().softmax(1) * counts, onehot * counts
+    """Probabilities and shares of the classes (B, K, h, w), both zero where nothing is known."""
+    shares = as_shares(target, logits.shape[1])
+    return logits.float().softmax(1) * (shares.sum(1, keepdim=True) > 0), shares
 
 
 def soft_dice(logits: Tensor, target: Tensor, batch: bool = True, smooth: float = 1.0) -> Tensor:
@@ -43,7 +52,7 @@ def soft_dice(logits: Tensor, target: Tensor, batch: bool = True, smooth: float 
 
     Args:
         logits: (B, K, h, w); class 0 is the background.
-        target: (B, h, w) classes or IGNORED.
+        target: (B, h, w) classes or IGNORED, or (B, K, h, w) shares, all zero where nothing is known.
         batch: sums run over the whole batch, so that a slice without the organ is not a class of its own.
         smooth: pixels added to numerator and denominator; a class that nobody has is then learned as absent.
     """
@@ -59,7 +68,7 @@ def dice_ce(logits: Tensor, target: Tensor, batch: bool = True, dice: float = 0.
 
     Args:
         logits: (B, K, any, any).
-        target: (B, h, w) classes or IGNORED.
+        target: as for `soft_dice`.
         batch: see `soft_dice`.
         dice: weight of the Dice part; the cross-entropy has the rest. Multiplied by two, so that the
             default is their plain sum.

@@ -17,8 +17,8 @@ from samadapt.heads.classification import Looking
 from samadapt.metrics import score_case
 from samadapt.opening import Opening
 from samadapt.runs import load_state, pick_device, read_config
-from samadapt.transforms import Window, apply_window, pool_taps, to_original
-from samadapt.types import PIXELS, Case, Encoder, Frame, Head, SamAdaptError, Score
+from samadapt.transforms import Window, apply_window, identity_of, pool_taps, to_original
+from samadapt.types import IDENTITY, PIXELS, Case, Encoder, Frame, Head, SamAdaptError, Score, encoder_taps
 
 Maps = Mapping[str, np.ndarray]  # tap -> (V, D, C, h, w), as a FeatureStore reads them
 Seen = tuple[Case, int, Mapping[str, Tensor], Frame]  # a slice: whose, which, what goes in, where it lies
@@ -63,7 +63,7 @@ class Model:
         for case, maps in cases:
             shown, most = self.shown(case), self.most(maps is not None)
             for index in range(case.image.shape[1]):
-                batch.append((case, index, *self.prepared(shown(index), index, maps)))
+                batch.append((case, index, *self.prepared(case, shown(index), index, maps)))
                 if len(batch) >= most:
                     yield from self._answers(batch)
                     batch = []
@@ -94,22 +94,23 @@ class Model:
         return lambda index: apply_window(case.image[:, index], limits)
 
     def prepared(
-        self, slice_: Tensor, index: int, maps: Maps | None = None
+        self, case: Case, slice_: Tensor, index: int, maps: Maps | None = None
     ) -> tuple[dict[str, Tensor], Frame]:
         """Of one slice as it is shown: its pixels in the square and its stored maps, (C, h, w) each; and its frame."""
         pixels, frame = self.encoder.prepare(slice_)
         stored = {
             tap: torch.from_numpy(np.asarray(m[0, index], np.float32)) for tap, m in (maps or {}).items()
         }
-        return {PIXELS: pixels} | stored, frame
+        own = {IDENTITY: identity_of(case)} if IDENTITY in self.head.reads else {}
+        return {PIXELS: pixels} | own | stored, frame
 
     def features(self, slices: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """What the head reads of prepared slices, {tap: (B, C, h, w)}; the encoder runs where no maps were stored."""
         device = next((p.device for p in self.head.parameters()), torch.device("cpu"))
         given = {tap: torch.stack([inputs[tap] for inputs in slices]).to(device) for tap in slices[0]}
-        if self.head.pixels_only or len(given) > 1:
+        if set(encoder_taps(self.head.reads)) <= set(given):
             return given
-        return pool_taps(self.encoder(given[PIXELS]), self.head.reads)
+        return pool_taps({**given, **self.encoder(given[PIXELS])}, self.head.reads)
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class Classifier(Model):
             )
         chosen = slices.mean(0).argmax()
         index, shown = int(slices[:, chosen].argmax()), self.shown(case)
-        inputs, frame = self.prepared(shown(index), index, maps)
+        inputs, frame = self.prepared(case, shown(index), index, maps)
         found = self.head.where(self.features([inputs]), chosen[None])
         placed = {title: to_original(x.float().cpu(), frame)[0].numpy() for title, x in found.items()}
         return Look(index, shown(index).numpy(), placed)

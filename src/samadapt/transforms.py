@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samadapt.types import IGNORED, LABEL_GRID, Frame, SamAdaptError
+from samadapt.types import IDENTITY, IGNORED, LABEL_GRID, Case, Frame, SamAdaptError
 
 # ---------------------------------------------------------------- intensities
 
@@ -109,33 +111,85 @@ def stretch(image: Tensor, side: int) -> tuple[Tensor, Frame]:
     return resize(image, (side, side)), Frame((height, width), (side, side), side)
 
 
-def place_label(label: Tensor, frame: Frame, grid: int = LABEL_GRID) -> Tensor:
-    """(H, W) integer -> (grid, grid) of the same type: where the frame puts the slice, IGNORED elsewhere."""
-    size = tuple(max(1, round(n * grid / frame.side)) for n in frame.input_size)
-    placed = torch.full((grid, grid), IGNORED, dtype=label.dtype)
-    small = F.interpolate(label[None, None].float(), size=size, mode="nearest-exact")[0, 0]
-    placed[: size[0], : size[1]] = small.to(label.dtype)
-    return placed
+def place_label(label: Tensor, frame: Frame, n_classes: int, grid: int = LABEL_GRID) -> Tensor:
+    """(H, W) integer -> (K, grid, grid) float32: the share of each class in the area of each cell.
+
+    The slice lies where the frame puts it, to a fraction of a cell, so that `to_original` puts it back without a shift:
+    one value a cell, of whichever pixel lies at its middle, moved labels by half a pixel where two pixels made a cell
+    (benchmarks/README.md, "Targets"). The shares of a cell add up to one; all are zero where less than half of the cell
+    is known, the rest of it being outside of the slice or IGNORED.
+    """
+    (height, width), (rows, columns) = label.shape, (n * grid / frame.side for n in frame.input_size)
+    down, across = _shares(height, rows, grid), _shares(width, columns, grid)  # (grid, H), (grid, W)
+    known = down.sum(1)[:, None] * across.sum(1)
+    present = [int(value) for value in label.unique()]
+    if IGNORED in present:
+        known = known - _area(label == IGNORED, down, across)
+    shares = torch.zeros(n_classes, grid, grid)
+    for value in present:
+        if 0 < value < n_classes:
+            shares[value] = _area(label == value, down, across)
+    shares[0] = (known - shares[1:].sum(0)).clamp_min_(0.0)
+    shares[0][shares[0] < 1e-5] = 0.0  # rounding
+    return torch.where(known >= 0.5, shares / known.clamp_min(0.5), 0.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _shares(pixels: int, extent: float, grid: int) -> Tensor:
+    """(grid, pixels): how much of each cell each pixel covers, where the pixels fill the first `extent` cells."""
+    edges = torch.arange(pixels + 1, dtype=torch.float64) * (extent / pixels)
+    cells = torch.arange(grid, dtype=torch.float64)[:, None]
+    return (torch.minimum(cells + 1, edges[1:]) - torch.maximum(cells, edges[:-1])).clamp_min_(0.0).float()
+
+
+def _area(mask: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """(H, W) bool -> (grid, grid): which share of each cell the mask covers; worked out where the mask is, for speed."""
+    rows, columns = (mask.any(axis).nonzero()[:, 0] for axis in (1, 0))
+    box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+    return down[:, box[0]] @ mask[box].float() @ across[:, box[1]].T
 
 
 def to_original(maps: Tensor, frame: Frame) -> Tensor:
     """(K, h, w) over the whole square, any grid -> (K, H, W) over the slice, as SAM postprocesses."""
-    square = F.interpolate(maps[None], size=(frame.side, frame.side), mode="bilinear", align_corners=False)
+    # Maps finer than the square, as a small encoder's labels are, must not be read at single points of it.
+    finer = maps.shape[-1] > frame.side
+    size = (frame.side, frame.side)
+    square = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False, antialias=finer)
     inner = square[:, :, : frame.input_size[0], : frame.input_size[1]]
     return F.interpolate(inner, size=frame.original_size, mode="bilinear", align_corners=False)[0]
 
 
+def pooled_size(size: tuple[int, int], window: int) -> tuple[int, int]:
+    """(h, w) of a map after averaging over windows of so many cells; 0: over the whole map."""
+    if window == 0:
+        return 1, 1
+    return -(-size[0] // min(window, size[0])), -(-size[1] // min(window, size[1]))
+
+
+def pool(x: Tensor, window: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, *pooled_size): every cell counts, in windows of equal extent.
+
+    Where the window does not divide the map its cells are shared out evenly, neighbours having some in common: windows
+    that left out the last rows never read two thirds of a map of 7 x 7.
+    """
+    size = pooled_size((x.shape[-2], x.shape[-1]), window)
+    return x if size == tuple(x.shape[-2:]) else F.adaptive_avg_pool2d(x, size)
+
+
 def pool_taps(features: Mapping[str, Tensor], reads: Mapping[str, int]) -> dict[str, Tensor]:
     """{tap: (B, C, h, w)} -> the taps of `reads`, each averaged over its window (0: over the whole map)."""
-    pooled = {}
-    for tap, window in reads.items():
-        x = features[tap]
-        if window == 0:
-            x = x.mean((-2, -1), keepdim=True)
-        elif window > 1:
-            x = F.avg_pool2d(x, (min(window, x.shape[-2]), min(window, x.shape[-1])))
-        pooled[tap] = x
-    return pooled
+    return {tap: features[tap] if tap == IDENTITY else pool(features[tap], w) for tap, w in reads.items()}
+
+
+def image_hash(case: Case) -> str:
+    """sha256 of the voxels and their shape, as stored."""
+    array = np.ascontiguousarray(case.image.numpy())
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
+
+
+def identity_of(case: Case) -> Tensor:
+    """(1,) float32, a whole number below 2^24 that depends on the voxels alone: what a head reads as IDENTITY."""
+    return torch.tensor([float(int(image_hash(case)[:6], 16))])
 
 
 # ---------------------------------------------------------------- augmentation
@@ -180,15 +234,12 @@ class Augmentation:
     ) -> tuple[Tensor, Tensor | None]:
         """(C, H, W) 0..255 and (H, W) -> warped alike, at the size of `drawing_size`; what comes from outside is IGNORED.
 
+        The label is looked up in its own pixels, so that it is resampled once.
+
         Args:
             side: of the square that the view is made for.
         """
-        size = drawing_size((image.shape[-2], image.shape[-1]), side)
-        if size != tuple(image.shape[-2:]):
-            image = resize(image, size)
-            if label is not None:
-                same = F.interpolate(label[None, None].float(), size=size, mode="nearest-exact")[0, 0]
-                label = same.to(label.dtype)
+        image = resize(image, drawing_size((image.shape[-2], image.shape[-1]), side))
         field = self._field(image.shape[-2:], rng)
         image = F.grid_sample(
             image[None], field, mode="bilinear", padding_mode="border", align_corners=False

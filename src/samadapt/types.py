@@ -24,6 +24,8 @@ Task = Literal["segmentation", "classification"]
 LABEL_GRID = 256
 #: The tap that every encoder gives: its input, as prepared.
 PIXELS = "pixels"
+#: What a head may read beside maps: (1,), a whole number that all views of one image share.
+IDENTITY = "identity"
 #: Label value that no loss and no metric looks at: padding, and a data set's own "ignore" label.
 IGNORED = 255
 
@@ -57,6 +59,11 @@ class Frame:
     original_size: tuple[int, int]  # (H, W)
     input_size: tuple[int, int]  # (H, W) after resizing, before padding
     side: int  # S
+
+
+def encoder_taps(reads: Mapping[str, int]) -> dict[str, int]:
+    """Those of `reads` that only the encoder can give."""
+    return {tap: window for tap, window in reads.items() if tap not in (PIXELS, IDENTITY)}
 
 
 class Encoder(nn.Module, ABC):
@@ -99,6 +106,7 @@ class Head(nn.Module, ABC):
     encoder: ClassVar[str] = "sam_nano"  # read unless another one is named
     lr: ClassVar[float] = 1e-3  # learning rate unless another one is named
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
+    min_cases: int = 1  # how many cases must train, at least
     spec: Mapping[str, object]  # the arguments of `build_head` that build it again; JSON-able
 
     @abstractmethod
@@ -107,12 +115,18 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """Scalar. `target` is (B, LABEL_GRID, LABEL_GRID) uint8/int64 or (B,) int64 (or (B, K) float)."""
+        """Scalar.
+
+        Args:
+            target: segmentation: (B, K, LABEL_GRID, LABEL_GRID) float32, the share of each class in each cell, all zero
+                where nothing is known. Classification: (B,) int64, or (B, K) float32 where a case can have several
+                classes.
+        """
 
     @property
     def pixels_only(self) -> bool:
         """Whether it never needs the encoder."""
-        return set(self.reads) == {PIXELS}
+        return not encoder_taps(self.reads)
 
     def pretrained(self) -> list[nn.Parameter]:
         """Weights that start from a training of their own and are only tuned: they get the small learning rate."""
@@ -130,6 +144,7 @@ class Score:
 
 
 __all__ = [
+    "IDENTITY",
     "IGNORED",
     "LABEL_GRID",
     "PIXELS",
@@ -141,4 +156,5 @@ __all__ = [
     "SamAdaptWarning",
     "Score",
     "Task",
+    "encoder_taps",
 ]

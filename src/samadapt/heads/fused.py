@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samadapt.heads.options import Taps, loss_name, tap_shape
 from samadapt.losses import LOSSES, to_grid
+from samadapt.transforms import pooled_size
 from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Task
 
 
@@ -190,6 +191,6 @@ def _levels(shapes: Mapping[str, tuple[int, int, int]], reads: Mapping[str, int]
     """The taps of each grid, the coarsest grid first."""
 
     def cells(tap: str) -> int:
-        return math.prod(n // min(reads[tap], n) for n in shapes[tap][1:])
+        return math.prod(pooled_size(shapes[tap][1:], reads[tap]))
 
     return [list(names) for _, names in groupby(sorted(shapes, key=cells), key=cells)]

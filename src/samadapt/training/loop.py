@@ -31,7 +31,7 @@ from samadapt.metrics import ALL, classification_metrics
 from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state, write_json
 from samadapt.training.stream import Batch, Examples, Stream
 from samadapt.transforms import pool_taps, seeded
-from samadapt.types import IGNORED, PIXELS, Encoder, Head, SamAdaptError
+from samadapt.types import PIXELS, Encoder, Head, SamAdaptError
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ def train(
     if config.balance and head.task == "segmentation":
         raise SamAdaptError(
             "balance draws the classes of cases equally often, and a segmentation's cases have none; leave it out"
+        )
+    if len(pairs.data) < head.min_cases:
+        raise SamAdaptError(
+            f"{len(pairs.data)} case is to train head {head.spec['name']!r} with these options, which needs "
+            f"{head.min_cases} at least (every image gets maps of another one); ask for more labels"
         )
     settings = _describe(head, pairs, config, select, split)
     start = open_run(out, settings, overwrite)
@@ -200,7 +205,7 @@ class _Learner(L.LightningModule):
         if self.encoder is None:
             return x
         with torch.set_grad_enabled(self.config.tune == "all" and torch.is_grad_enabled()):
-            return pool_taps(self.encoder(x[PIXELS]), self.head.reads)
+            return pool_taps({**x, **self.encoder(x[PIXELS])}, self.head.reads)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Dropout and the like depend on the step alone, so that resuming changes nothing.
@@ -303,7 +308,7 @@ def _mean_dice(logits: Tensor, target: Tensor) -> float:
     """Mean foreground Dice over all voxels of the label grid: coarse, and enough to choose a step."""
     size = (target.shape[-2], target.shape[-1])
     answer = nn.functional.interpolate(logits, size=size, mode="bilinear").argmax(1)
-    seen = target != IGNORED
+    seen, target = target.sum(1) > 0, target.argmax(1)
     dice = []
     for label in range(1, logits.shape[1]):
         a, b = (answer == label) & seen, (target == label) & seen

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samadapt.transforms import pool
+
 
 def double_sigmoid(x: Tensor) -> Tensor:
     """In (0, 2), one where x is zero: a gate that can also let more through."""
@@ -53,13 +55,6 @@ class GateOptions:
     resize: str = "nearest"
     window: int = 0  # of the stage's own map; an encoder's tap comes pooled
     identity: bool = True  # whether the block changes nothing before it is trained
-
-
-def pool_own(x: Tensor, window: int) -> Tensor:
-    """(B, C, h, w) averaged over windows; the last ones of a row may be smaller. 0: over the whole map."""
-    if window == 0 or window >= max(x.shape[-2:]):
-        return x.mean((-2, -1), keepdim=True)
-    return x if window == 1 else F.avg_pool2d(x, window, ceil_mode=True)
 
 
 def coarsen(tap: Tensor, size: torch.Size) -> Tensor:
@@ -151,7 +146,7 @@ class WeightBlock(Block):
 
     def map(self, x: Tensor, tap: Tensor | None) -> Tensor:
         """A, on the stage's grid: (B, C, h, w)."""
-        source = pool_own(x, self.options.window) if self.own else _given(tap)
+        source = pool(x, self.options.window) if self.own else _given(tap)
         return stretch_to(self.weights(coarsen(source, x.shape[-2:])), x.shape[-2:], self.options.resize)
 
     def attention(self, x: Tensor, tap: Tensor | None) -> Tensor:
@@ -187,7 +182,7 @@ class FeatureBlock(Block):
 
     def gated(self, x: Tensor, tap: Tensor | None) -> Tensor:
         """F * A on the tap's grid: (B, S, h', w')."""
-        source = coarsen(pool_own(x, self.options.window) if self.own else _given(tap), x.shape[-2:])
+        source = coarsen(pool(x, self.options.window) if self.own else _given(tap), x.shape[-2:])
         weights = self.weights(source)
         return (source if self.own else place_norm(source)) * weights
 

@@ -16,10 +16,10 @@ from samadapt.heads.classification.classifier import (
     hidden_width,
 )
 from samadapt.heads.classification.gates import BLOCKS, GATES, Block, CbamBlock, GateOptions, WeightBlock
-from samadapt.heads.classification.strangers import Strangers
+from samadapt.heads.classification.shuffled import ShuffledTaps
 from samadapt.heads.classification.taps import pooled_shape, taps_of_stages
 from samadapt.heads.options import Taps, one_of
-from samadapt.types import PIXELS, SamAdaptError
+from samadapt.types import IDENTITY, PIXELS, SamAdaptError
 
 SOURCES = ("taps", "own", "matched")
 RESIZES = ("nearest", "bilinear")
@@ -150,7 +150,7 @@ class SLCA(Classifier):
         stages: names of the gated stages; None: all.
         source: `taps`; `own`: the stage's own map; `matched`: the own map, with about as many parameters as the
             taps would take.
-        shuffle: give every image the gates of another one (a control).
+        shuffle: give every image the gates of another one (a control); at least two images must train.
         identity: whether a block changes nothing before it is trained; None: where the network starts from given
             weights, which open gates would ruin. From random ones, gates that start at one hardly leave it in a few
             hundred steps (docs/classification.md).
@@ -207,7 +207,10 @@ class SLCA(Classifier):
             self.blocks[stage] = BLOCKS[fusion](network.stages[stage], given, widths[stage], options)
         wanted = sorted(set(self.stage_taps.values()), key=list(taps).index)
         self.reads = {PIXELS: 1} | {tap: window for tap in wanted}
-        self.strangers = Strangers({t: pooled_shape(taps[t], window) for t in wanted}) if shuffle else None
+        self.shuffled = ShuffledTaps({t: pooled_shape(taps[t], window) for t in wanted}) if shuffle else None
+        if shuffle:
+            self.reads |= {IDENTITY: 1}
+            self.min_cases = 2
 
     def _hidden(
         self, network: Backbone, gated: Sequence[str], taps: Taps, reduction: int, source: str
@@ -227,6 +230,6 @@ class SLCA(Classifier):
 
     def sources(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         given = {tap: features[tap] for tap in self.stage_taps.values()}
-        if self.strangers is not None:
-            given = self.strangers(given, features[PIXELS])
+        if self.shuffled is not None:
+            given = self.shuffled(given, features[PIXELS], features[IDENTITY])
         return {stage: given[tap] for stage, tap in self.stage_taps.items()}

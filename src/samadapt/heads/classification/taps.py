@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from samadapt.heads.options import Taps, tap_shape
+from samadapt.transforms import pooled_size
 from samadapt.types import PIXELS, SamAdaptError
 
 
@@ -54,6 +55,4 @@ def taps_of_stages(
 def pooled_shape(shape: tuple[int, int, int], window: int) -> tuple[int, int, int]:
     """(C, h, w) of a tap after pooling, as every head receives it."""
     channels, height, width = shape
-    if window == 0:
-        return channels, 1, 1
-    return channels, height // min(window, height), width // min(window, width)
+    return channels, *pooled_size((height, width), window)
