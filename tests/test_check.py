@@ -44,7 +44,11 @@ def found(path: Path | Dataset, level: str) -> list[str]:
 
 def test_a_sound_data_set(scans: Path) -> None:
     seen: list[int] = []
-    assert check(open_dataset(scans), seen.append) == []
+    findings = check(open_dataset(scans), seen.append)
+    assert [finding.message for finding in findings] == [
+        "axial slices; every volume is turned to RAS",
+        "patients: each case is a patient of its own (tell them apart with --group)",
+    ]
     assert seen == [1, 2, 3, 4]
 
 
@@ -99,7 +103,7 @@ def test_duplicates_across_an_official_split(tmp_path: Path) -> None:
                 path = tmp_path / part / kind / f"{part}{kind}{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(rng.integers(0, 255, (9, 9), dtype=np.uint8)).save(path)
-    assert check(open_dataset(tmp_path)) == []
+    assert not found(tmp_path, "error") and not found(tmp_path, "warning")
     copy = tmp_path / "test/cat/testcat0.png"
     copy.write_bytes((tmp_path / "train/cat/traincat0.png").read_bytes())
     (error,) = found(tmp_path, "error")
@@ -130,12 +134,38 @@ def test_mixed_files(scans: Path) -> None:
         write(scans / name, array, np.diag([-4.0, 1.0, 1.0, 1.0]))
     nib.save(nib.Nifti1Image(image, None), scans / "imagesTr/p1_0000.nii.gz")
     (scans / "labelsTr/p1.nii.gz").unlink()
+    warnings_ = found(scans, "warning")
     assert any(
-        "sliced along different axes (3 along axis 2, 1 along axis 0)" in w for w in found(scans, "warning")
+        "1 cases have their thickest slices in another plane (the first is 'p0')" in w for w in warnings_
     )
+    assert any("1 files do not say how they lie in the body (the first is 'p1')" in w for w in warnings_)
     notes = found(scans, "note")
-    assert any("different orientations" in n and "LAS" in n and "RAS" in n for n in notes)
+    assert any("different orientations" in n and "turned" in n and "LAS" in n and "RAS" in n for n in notes)
     assert any("1 files do not say their spacing (the first is 'p1')" in n for n in notes)
+
+
+def test_signs_that_patients_are_told_apart_wrongly(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def pictures(folder: str, names: list[str]) -> Path:
+        for name in names:
+            for part in ("images", "masks"):
+                (tmp_path / folder / part).mkdir(parents=True, exist_ok=True)
+                array = rng.integers(0, 255, (9, 9), dtype=np.uint8)
+                Image.fromarray((array > 99) * np.uint8(255) if part == "masks" else array).save(
+                    tmp_path / folder / part / f"{name}.png"
+                )
+        return tmp_path / folder
+
+    leaking = pictures("leaking", [f"p{n}_{letter}" for n in range(10) for letter in "ab"])
+    (warning,) = found(leaking, "warning")
+    assert "trains and" in warning and "is scored; if 'p" in warning and "--group" in warning
+    assert found(open_dataset(leaking, group=r"(p\d+)"), "warning") == []
+    assert "20 cases of 10 patients" in found(open_dataset(leaking, group=r"(p\d+)"), "note")[1]
+    assert found(pictures("sound", [f"BraTS20_Training_{n:03d}" for n in range(12)]), "warning") == []
+    crowded = pictures("crowded", [f"a{n}" for n in range(12)] + ["b1", "b2"])
+    (warning,) = found(open_dataset(crowded, group="^(a|b)"), "warning")
+    assert "12 of 14 cases are of one patient, 'a'" in warning
 
 
 def test_no_labels_at_all(scans: Path) -> None:

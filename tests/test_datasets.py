@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import torch
 from PIL import Image
 
 from samadapt.datasets import Dataset, open_dataset
-from samadapt.types import SamAdaptError
+from samadapt.datasets.groups import group_names
+from samadapt.types import SamAdaptError, SamAdaptWarning
 
 LABELS = {"background": 0, "a": 1, "b": 2}
 
@@ -92,7 +95,7 @@ def test_nnunet_ct_and_ignore(tmp_path: Path) -> None:
     ("labels", "message"),
     [
         ({**LABELS, "whole": [1, 2]}, r"label 'whole' is a region \[1, 2\].*not supported"),
-        ({"background": 0, "a": 2}, r"label values are \[0, 2\]; expected 0 \(background\), 1"),
+        ({"background": 0, "a": 2}, r"values in labels are \[0, 2\]; expected 0 \(background\), 1"),
         ({"background": 0, "a": 0}, "label 'a' has the value 0; expected a number of its own"),
         ({"background": 0, "a": "one"}, "label 'a' has the value 'one'"),
         ([], r"labels is \[\]"),
@@ -113,7 +116,9 @@ def test_nnunet_files_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(SamAdaptError, match=r"'x1' has the channels \[0\]; expected 2 .*add x1_0001"):
         open_dataset(tmp_path)
     (tmp_path / "imagesTr/x1_0000.nii.gz").rename(tmp_path / "imagesTr/x1.nii.gz")
-    with pytest.raises(SamAdaptError, match=r"is not called CASE_0000\.nii\.gz; the data set has 2 channels"):
+    with pytest.raises(
+        SamAdaptError, match=r"x1\.nii\.gz is not called CASE_0000\.nii\.gz as the 2 others are"
+    ):
         open_dataset(tmp_path)
     nnunet(tmp_path, file_ending=".nrrd")
     with pytest.raises(SamAdaptError, match=r"file_ending is '\.nrrd'; known: \.nii"):
@@ -136,9 +141,67 @@ def test_undeclared_class_names_the_file(tmp_path: Path) -> None:
 
 def test_a_splits_file_of_another_kind(tmp_path: Path) -> None:
     nnunet(tmp_path)
-    (tmp_path / "splits_final.json").write_text('[{"train": ["x1"]}]')
-    with pytest.raises(SamAdaptError, match=r"splits_final\.json: expected a list .*missing: 'val'"):
-        open_dataset(tmp_path)
+    for content, message in (
+        ([{"train": ["x1"]}], r"fold 0 is .*expected a list of"),
+        ({"train": ["x1"], "val": []}, "expected a list of"),
+        ([], "expected a list of"),
+        ([{"train": ["x1"], "val": ["ghost"]}], "fold 0 names 'ghost', which is no case of the data set"),
+        ([{"train": ["x1", "x2"], "val": ["x2"]}], "fold 0 has 'x2' in train and in val"),
+    ):
+        (tmp_path / "splits_final.json").write_text(json.dumps(content))
+        with pytest.raises(SamAdaptError, match=rf"splits_final\.json.*{message}"):
+            open_dataset(tmp_path)
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": ["x1"], "val": []}]))
+    with pytest.raises(SamAdaptError, match=r"splits_final\.json .*fold 0 has no case in val"):
+        open_dataset(tmp_path).split()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channel_names": ["MRI"]}, None),
+        ({"channel_names": {"MRI": 0}}, None),
+        ({"channel_names": "MRI"}, None),
+        ({"training": [{"image": "a", "label": "b"}]}, None),  # left over from nnU-Net's first version
+        ({"labels": {"0": "background", "1": "a", "2": "b"}}, None),
+        ({"name": None}, None),
+        ({"channel_names": {"0": "MRI", "2": "T2"}}, "channel_names is"),
+        ({"channel_names": 3}, "channel_names is 3"),
+        ({"channel_names": {}}, "channel_names is"),
+        (
+            {"labels": {"background": 1, "a": 0, "b": 2}},
+            "labels gives background the value 1 and 'a' the value 0",
+        ),
+        ({"labels": {"background": 0, "a": 1, "b": "2x"}}, "label 'b' has the value '2x'"),
+        ({"labels": {"background": 0, "mean": 1, "b": 2}}, "calls a class 'mean'"),
+        ({"labels": {"background": 0, "": 1, "b": 2}}, "calls a class ''"),
+    ],
+)
+def test_descriptions_of_other_shapes(tmp_path: Path, change: dict[str, Any], message: str | None) -> None:
+    nnunet(tmp_path, **change)
+    if message is None:
+        data = open_dataset(tmp_path)
+        assert data.channel_names == ("MRI",) and data.classes == ("background", "a", "b") and len(data) == 3
+    else:
+        with pytest.raises(SamAdaptError, match=message):
+            open_dataset(tmp_path)
+
+
+def test_a_picture_in_one_file_of_three_channels(tmp_path: Path) -> None:
+    """nnU-Net v2 keeps an RGB picture as CASE_0000.png."""
+    (tmp_path / "imagesTr").mkdir()
+    for name in ("a", "b"):
+        array = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+        Image.fromarray(array).save(tmp_path / f"imagesTr/{name}_0000.png")
+    content = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "x": 1},
+        "file_ending": ".png",
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    data = open_dataset(tmp_path)
+    assert data.case("a").image.shape == (3, 1, 6, 8) and data.ids == ("a", "b")
+    assert open_dataset(tmp_path, channels=["G"]).case("a").image.shape == (1, 1, 6, 8)
 
 
 def test_channels_are_chosen(tmp_path: Path) -> None:
@@ -182,12 +245,18 @@ def test_msd(tmp_path: Path) -> None:
     # nnU-Net's first version stored the channel's number and did not list it
     (tmp_path / "imagesTr/la_001.nii.gz").rename(tmp_path / "imagesTr/la_001_0000.nii.gz")
     assert open_dataset(tmp_path).case("la_001").label is not None
+    for test, message in (([3], "`test` has the item 3"), (None, ""), ([["imagesTs/none.nii.gz", "x"]], "")):
+        (tmp_path / "dataset.json").write_text(json.dumps({**about, "test": test}))
+        with pytest.raises(SamAdaptError, match=message) if message else contextlib.nullcontext():
+            assert len(open_dataset(tmp_path)) == 2
     (tmp_path / "labelsTr/la_002.nii.gz").unlink()
     with pytest.raises(SamAdaptError, match=r"lists .*la_002\.nii\.gz, which does not exist"):
         open_dataset(tmp_path)
     for change, message in (
-        ({"labels": {"background": 0}}, "expected numbers with names"),
-        ({"training": []}, "`training` is empty"),
+        ({"labels": {"background": 0}}, r"values in labels are \[0\]"),
+        ({"labels": 3}, "labels is 3; expected names with numbers"),
+        ({"training": []}, r"training is .*expected a list"),
+        ({"training": 2}, "training is .2.; expected a list"),
         ({"training": ["a.nii.gz"]}, "has the item 'a.nii.gz'; expected"),
     ):
         (tmp_path / "dataset.json").write_text(json.dumps({**about, "test": [], **change}))
@@ -338,7 +407,7 @@ def test_acdc_as_published(tmp_path: Path) -> None:
         scan(name.parent / f"patient{patient:03d}_4d.nii.gz", (6, 5, 3, 4))
     data = open_dataset(tmp_path)
     assert data.layout == "ACDC" and data.classes == ("background", "RV", "MYO", "LV") and len(data) == 6
-    assert data.groups["patient101_frame12"] == "patient101" and data.group_rule == "the patient's folder"
+    assert data.groups["patient101_frame12"] == "patient101" and "by the patient's folder" in data.group_rule
     assert set(data.split().val) == {"patient101_frame01", "patient101_frame12"}
 
 
@@ -349,30 +418,78 @@ def groups(root: Path, names: tuple[str, ...], **options: Any) -> Dataset:
     return open_dataset(nnunet(root, names), **options)
 
 
-@pytest.mark.parametrize(
-    ("names", "patients"),
-    [
-        (("patient002_frame01", "patient002_frame12"), ["patient002", "patient002"]),
-        (("sub-01_ses-1_T1w", "sub-02_ses-1_T1w"), ["sub-01", "sub-02"]),
-        (("p7_visit1_slice_003", "p7_visit2_slice_001"), ["p7", "p7"]),
-        (("case1_ED", "case1_ES", "case2_ED"), ["case1", "case1", "case2"]),
-        (("hippocampus_001", "hippocampus_003"), ["hippocampus_001", "hippocampus_003"]),
-        (("prostate_scan1", "prostate_scan2"), ["prostate_scan1", "prostate_scan2"]),  # no patient's number
-    ],
-)
-def test_patients_from_names(tmp_path: Path, names: tuple[str, ...], patients: list[str]) -> None:
-    data = groups(tmp_path, names)
-    assert list(data.groups.values()) == patients
-    assert ("each case" in data.group_rule) == (len(set(patients)) == len(names) and "sub-" not in names[0])
+#: Names that occur, their patients, and whether the rule is said to be unsure.
+OWN: list[str] = []
+NAMES = [
+    (("patient002_frame01", "patient002_frame12"), ["patient002", "patient002"], False),
+    (
+        ("patient005 frame01", "patient005 frame12", "patient006 frame01"),
+        ["patient005", "patient005", "patient006"],
+        False,
+    ),
+    (("patient-012-ED", "patient-012-ES"), ["patient-012", "patient-012"], False),
+    (("sub-01_ses-1_T1w", "sub-02_ses-1_T1w"), ["sub-01", "sub-02"], False),
+    (("visit1_patient3", "visit2_patient3"), ["patient3", "patient3"], False),
+    (("site1_patient3_a", "site2_patient3_a"), ["site1_patient3", "site2_patient3"], False),
+    (("pat1_L", "pat1_R"), ["pat1", "pat1"], False),
+    (("p7_visit1_slice_003", "p7_visit2_slice_001"), ["p7", "p7"], True),
+    (("case1_ED", "case1_ES", "case2_ED"), ["case1", "case1", "case2"], True),
+    (("P01_T1_slice003", "P01_T2_slice003"), ["P01", "P01"], True),
+    (("case_0001_slice_12", "case_0001_slice_13"), ["case_0001", "case_0001"], True),
+    (("TCGA-02-0047_1997.09.22", "TCGA-02-0047_1998.09.22"), ["TCGA-02-0047", "TCGA-02-0047"], True),
+    (("scan1_baseline", "scan1_followup"), ["scan1", "scan1"], True),
+    (("001_20190101", "001_20200131"), ["001", "001"], True),
+    (tuple(f"p1_slice_{n}" for n in range(40)), ["p1"] * 40, True),  # slices are many by nature
+    (("hippocampus_001", "hippocampus_003"), OWN, False),
+    (("prostate_scan1", "prostate_scan2"), OWN, False),  # no patient's number
+    (("site1_scan_000", "site1_scan_001", "site2_scan_000"), OWN, False),  # the number of a place
+    (("BraTS20_Training_001", "BraTS20_Training_002"), OWN, False),
+    (("LIDC-IDRI-0001", "LIDC-IDRI-0002"), OWN, False),
+    (("1.2.840.113619.2.20190101", "1.2.840.113619.2.20190102"), OWN, False),
+    (("IMG_0001", "IMG_0002"), OWN, False),
+    (("benign (12)", "benign (13)"), OWN, False),
+    (("pattern1", "pattern2"), OWN, False),
+]
+
+
+@pytest.mark.parametrize(("names", "patients", "unsure"), NAMES, ids=[names[0] for names, _, _ in NAMES])
+def test_patients_from_names(names: tuple[str, ...], patients: list[str], unsure: bool) -> None:
+    found, rule = group_names({name: f"images/{name}" for name in names})
+    assert list(found.values()) == (patients or list(names))
+    assert rule.startswith("each case is a patient of its own") == (not patients)
+    assert ("if that is wrong" in rule) == unsure
+    if patients:
+        assert f"{len(names)} cases of {len(set(patients))} patient" in rule
+        assert f"{names[0]!r} is of patient {patients[0]!r}" in rule
+
+
+def test_many_scans_of_few_patients_are_not_merged_and_that_is_said() -> None:
+    names = [f"{letter}1_scan{n}" for letter in "ab" for n in range(12)]
+    found, rule = group_names({name: name for name in names})
+    assert list(found.values()) == names
+    assert (
+        "12 cases, 'a1_scan0' and others, could be scans of one patient, 'a1'" in rule and "--group" in rule
+    )
 
 
 def test_patients_as_told(tmp_path: Path) -> None:
     names = ("ab1", "ab2", "cd1")
     data = groups(tmp_path, names, group="^([a-z]+)")
-    assert list(data.groups.values()) == ["ab", "ab", "cd"] and data.group_rule == "the pattern '^([a-z]+)'"
+    assert (
+        list(data.groups.values()) == ["ab", "ab", "cd"]
+        and "2 patients, by the pattern '^([a-z]+)'" in data.group_rule
+    )
     table = tmp_path / "patients.csv"
     table.write_text("case,patient\nab1,P\nab2,P\ncd1,Q\n")
     assert list(groups(tmp_path, names, group=table).groups.values()) == ["P", "P", "Q"]
+    for encoding in ("latin-1", "utf-16", "utf-8-sig"):
+        table.write_bytes("Fall;Müller\nab1;P\nab2;P\ncd1;Q\n".encode(encoding))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SamAdaptWarning)
+            assert list(groups(tmp_path, names, group=table).groups.values()) == ["P", "P", "Q"]
+    table.write_text("case,patient\nab1,P\nab1,Q\n")
+    with pytest.raises(SamAdaptError, match="gives case 'ab1' two patients, 'P' and 'Q'"):
+        groups(tmp_path, names, group=table)
     table.write_text("case,patient\nab1,P\n")
     with pytest.raises(
         SamAdaptError, match=r"patients\.csv gives no patient for 2 of 3 cases, the first is 'ab2'"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from samadapt.datasets import Dataset, open_dataset, open_like
-from samadapt.types import SamAdaptError
+from samadapt.types import SamAdaptError, SamAdaptWarning
 
 RNG = np.random.default_rng(0)
 
@@ -203,11 +203,13 @@ def test_patients_and_parts_in_a_table(tmp_path: Path) -> None:
     )
     data = table(tmp_path, text)
     assert (
-        data.groups["i3"] == "p1" and data.group_rule == "column 'patient_id'" and data.parts["i5"] == "test"
+        data.groups["i3"] == "p1"
+        and "3 patients, by column 'patient_id'" in data.group_rule
+        and data.parts["i5"] == "test"
     )
     assert len(data.split(labels=1).train) == 2
     other = table(tmp_path, text, group="site")
-    assert other.groups["i4"] == "s1" and other.group_rule == "column 'site'"
+    assert other.groups["i4"] == "s1" and "by column 'site'" in other.group_rule
     assert open_like(tmp_path, other.opening).groups == other.groups and data.opening.group is None
     with pytest.raises(
         SamAdaptError, match=r"group is 'ward'; expected .*columns are Split, label, path, patient_id, site"
@@ -279,8 +281,14 @@ def test_table_encodings(tmp_path: Path) -> None:
     table(tmp_path, rows("a", "b"))
     (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbf" + rows("a", "b").replace("\n", "\r\n").encode())
     assert open_dataset(tmp_path / "labels.csv").classes == ("a", "b")
+    for encoding in ("utf-16", "utf-16-le"):
+        (tmp_path / "labels.csv").write_bytes(rows("naïve", "b").encode(encoding))
+        assert open_dataset(tmp_path).classes == ("b", "naïve")
     (tmp_path / "labels.csv").write_bytes(rows("naïve", "b").encode("latin-1"))
-    with pytest.raises(SamAdaptError, match="UTF-8"):
+    with pytest.warns(SamAdaptWarning, match=r"labels\.csv is not UTF-8; it is read as Latin-1"):
+        assert open_dataset(tmp_path).classes == ("b", "naïve")
+    (tmp_path / "labels.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(SamAdaptError, match="is not a table of text"):
         open_dataset(tmp_path)
 
 

@@ -591,3 +591,47 @@ def test_real_scan_round_trip(shared_data: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(nib.load(truth).dataobj))
     assert np.array_equal(written.affine, nib.load(scan).affine)
     assert dataclasses.replace(case, label=None).label is None
+
+
+@pytest.mark.parametrize("field", ["sform", "qform"])
+def test_an_affine_that_says_nothing_is_refused(tmp_path: Path, field: str) -> None:
+    image = nib.Nifti1Image(volume(), np.diag([1.5, 1.5, 8, 1]))
+    image.set_sform(image.affine, code=int(field == "sform"))
+    image.set_qform(image.affine, code=1)
+    for value, what in ((np.nan, "not finite"), (0.0, "singular")):
+        header = image.header.copy()
+        if field == "sform":
+            header["srow_x"][0] = value
+        else:
+            header["pixdim"][1] = value if np.isnan(value) else 1e-30
+        (tmp_path / "bad.nii").write_bytes(nib.Nifti1Image(volume(), None, header).to_bytes())
+        raw = bytearray((tmp_path / "bad.nii").read_bytes())
+        raw[:348] = bytes(header.structarr.tobytes())[:348]
+        (tmp_path / "bad.nii").write_bytes(bytes(raw))
+        with pytest.raises(SamAdaptError, match=rf"bad\.nii: the affine of the header is {what}"):
+            io.read_case(tmp_path / "bad.nii")
+
+
+def test_a_unit_code_that_is_not_defined_is_taken_as_mm(tmp_path: Path) -> None:
+    raw = bytearray(nib.Nifti1Image(volume(), np.diag([1.5, 2, 8, 1])).to_bytes())
+    raw[123] = 7
+    (tmp_path / "odd.nii").write_bytes(bytes(raw))
+    assert io.read_geometry(tmp_path / "odd.nii").spacing_mm == (1.5, 2.0, 8.0)
+
+
+def test_classes_stored_with_a_scale_are_whole_numbers(tmp_path: Path) -> None:
+    label = np.resize(np.array([0, 1, 2], np.int16), (6, 5, 3))
+    image = nib.Nifti1Image(label * 1000, np.eye(4))
+    image.header.set_data_dtype(np.int16)
+    image.header.set_slope_inter(0.00100002, 0.0)
+    nib.save(image, tmp_path / "scaled.nii")
+    raw = bytearray((tmp_path / "scaled.nii").read_bytes())
+    raw[352:] = (label * 1000).astype("<i2").tobytes(order="F")
+    raw[112:116] = np.float32(0.00100002).tobytes()  # scl_slope
+    (tmp_path / "scaled.nii").write_bytes(bytes(raw))
+    stored = np.asanyarray(nib.load(tmp_path / "scaled.nii").dataobj)
+    assert not np.array_equal(stored, np.round(stored))
+    assert io.label_values(tmp_path / "scaled.nii").keys() == {0, 1, 2}
+    nib.save(nib.Nifti1Image(label.astype(np.float32) * 1.001, np.eye(4)), tmp_path / "odd.nii")
+    with pytest.raises(SamAdaptError, match="are not whole numbers"):
+        io.label_values(tmp_path / "odd.nii")

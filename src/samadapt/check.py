@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ Level = Literal["error", "warning", "note"]
 _ORDER: tuple[Level, ...] = ("error", "warning", "note")
 
 _NEARLY_ALL = 0.995  # of the voxels have one value: hardly an image
+_CROWDED = 10  # more cases of one patient than this are looked at
+_FEWEST_BEGINNINGS = 3  # beginnings of names that differ so little are no patients
 _FEW_CASES = 5  # a class with fewer cannot be learned and scored
 
 
@@ -51,6 +54,10 @@ class Checkable(Protocol):
     def parts(self) -> Mapping[str, str | None]: ...
     @property
     def folds(self) -> Sequence[Any]: ...
+    @property
+    def group_rule(self) -> str: ...
+    @property
+    def opening(self) -> Any: ...
     def case(self, case_id: str) -> Case: ...
     def split(self, *, fold: int = 0) -> Any: ...
 
@@ -62,14 +69,15 @@ class _Seen:
     images: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # hash -> cases
     labels: dict[str, str] = field(default_factory=dict)  # case -> hash
     orientations: Counter[str] = field(default_factory=Counter)
-    slicing: Counter[int] = field(default_factory=Counter)
+    across: list[str] = field(default_factory=list)  # cases whose thickest slices lie in another plane
+    silent: list[str] = field(default_factory=list)  # cases that do not say how they lie in the body
     channels: Counter[int] = field(default_factory=Counter)
     no_spacing: list[str] = field(default_factory=list)
     classes: Counter[int] = field(default_factory=Counter)  # class -> cases that have it
 
 
 def check(data: Checkable, progress: Callable[[int], None] | None = None) -> list[Finding]:
-    """Everything that was found, the worst first. An empty list is a clean bill.
+    """Everything that was found, the worst first. Without errors and warnings the data set is sound.
 
     Args:
         progress: called with the number of cases read so far.
@@ -86,7 +94,8 @@ def check(data: Checkable, progress: Callable[[int], None] | None = None) -> lis
             _note(case, data.task, seen)
         if progress:
             progress(number)
-    findings += [*_labels(data, seen), *_duplicates(data, seen), *_kinds(seen), *_splits(data)]
+    findings += [*_labels(data, seen), *_duplicates(data, seen), *_kinds(data, seen)]
+    findings += [*_patients(data), *_splits(data)]
     return sorted(findings, key=lambda f: _ORDER.index(f.level))
 
 
@@ -140,8 +149,8 @@ def _note(case: Case, task: Task, seen: _Seen) -> None:
     seen.images[digest].append(case.id)
     seen.channels[len(array)] += 1
     if case.affine is not None:
-        seen.orientations[io.orientation(case.affine)] += 1
-        seen.slicing[case.axes[0]] += 1
+        if case.source is not None:
+            _note_place(case, io.read_geometry(case.source), seen)
         if case.spacing_mm is None:
             seen.no_spacing.append(case.id)
     if case.label is not None:
@@ -150,6 +159,15 @@ def _note(case: Case, task: Task, seen: _Seen) -> None:
         several = task == "classification" and label.ndim == 1  # 0/1 for each class
         present = np.flatnonzero(label) if several else np.unique(label)
         seen.classes.update(int(k) for k in present if k != IGNORED)
+
+
+def _note_place(case: Case, geometry: io.Geometry, seen: _Seen) -> None:
+    if geometry.orientation is None:
+        seen.silent.append(case.id)
+    else:
+        seen.orientations[geometry.orientation] += 1
+    if geometry.axes()[0] != case.axes[0]:
+        seen.across.append(case.id)
 
 
 # ---------------------------------------------------------------- the data set
@@ -193,23 +211,30 @@ def _duplicates(data: Checkable, seen: _Seen) -> list[Finding]:
     return found
 
 
-def _kinds(seen: _Seen) -> list[Finding]:
-    """Files of different kinds in one data set."""
-    found = []
+def _kinds(data: Checkable, seen: _Seen) -> list[Finding]:
+    """How the files lie, and files of different kinds in one data set."""
+    found = [Finding("note", "", data.opening.slices)]
     if len(seen.orientations) > 1:
         mix = ", ".join(f"{count} {name}" for name, count in seen.orientations.most_common())
         found.append(
-            Finding(
-                "note", "", f"the files are stored in different orientations ({mix}); slices are not turned"
-            )
+            Finding("note", "", f"the files are stored in different orientations ({mix}) and are turned")
         )
-    if len(seen.slicing) > 1:
-        mix = ", ".join(f"{count} along axis {axis}" for axis, count in seen.slicing.most_common())
+    if seen.silent and seen.orientations:
         found.append(
             Finding(
                 "warning",
                 "",
-                f"the cases are sliced along different axes ({mix}); tell one with --slice-axis",
+                f"{len(seen.silent)} files do not say how they lie in the body (the first is {seen.silent[0]!r}) and are "
+                "taken as stored; correct their headers if they do not lie as the others",
+            )
+        )
+    if seen.across:
+        found.append(
+            Finding(
+                "warning",
+                "",
+                f"{len(seen.across)} cases have their thickest slices in another plane (the first is {seen.across[0]!r}); "
+                "all are cut in one plane: choose it with --slice-axis, or leave these out",
             )
         )
     if len(seen.channels) > 1:
@@ -227,6 +252,52 @@ def _kinds(seen: _Seen) -> list[Finding]:
     return found
 
 
+def _patients(data: Checkable) -> list[Finding]:
+    """The rule that tells patients apart, and signs that it is wrong."""
+    found = [Finding("note", "", f"patients: {data.group_rule}")]
+    sizes = Counter(data.groups.values())
+    patient, most = sizes.most_common(1)[0]
+    if len(sizes) > 1 and most > _CROWDED and most > len(data.groups) / 2:
+        found.append(
+            Finding(
+                "warning",
+                "",
+                f"{most} of {len(data.groups)} cases are of one patient, {patient!r}: if they are not, tell patients apart "
+                "with --group",
+            )
+        )
+    return found
+
+
+def _shared_beginnings(data: Checkable, split: Any) -> list[Finding]:
+    """Cases that are patients of their own, and whose names begin alike on both sides of the split."""
+    if any(case != patient for case, patient in data.groups.items()):
+        return []
+    beginnings = {
+        side: {b: case for case in getattr(split, side) if (b := _beginning(case))}
+        for side in ("train", "val")
+    }
+    everywhere = {b for case in data.ids if (b := _beginning(case))}
+    shared = sorted(set(beginnings["train"]) & set(beginnings["val"]))
+    if len(everywhere) < _FEWEST_BEGINNINGS or not shared:  # one word before every number is no patient
+        return []
+    first = shared[0]
+    return [
+        Finding(
+            "warning",
+            "",
+            f"{beginnings['train'][first]!r} trains and {beginnings['val'][first]!r} is scored; if {first!r} is a patient "
+            f"(there are {len(shared)} such beginnings), scores will be too good: tell patients apart with --group",
+        )
+    ]
+
+
+def _beginning(case: str) -> str | None:
+    """What stands before the last word of a name, if it has a number."""
+    match = re.match(r"^(.*\d.*?)[_\-. ][^_\-. ]+$", case)
+    return match.group(1) if match else None
+
+
 def _splits(data: Checkable) -> list[Finding]:
     """Each given split as a training would take it: a patient on both sides, a part of one class."""
     found: list[Finding] = []
@@ -234,7 +305,7 @@ def _splits(data: Checkable) -> list[Finding]:
         return found
     for fold in range(max(1, len(data.folds))):
         try:
-            data.split(fold=fold)
+            found += _shared_beginnings(data, data.split(fold=fold))
         except SamAdaptError as error:
             found.append(Finding("error", "", str(error)))
     return found

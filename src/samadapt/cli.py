@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 import time
@@ -463,6 +464,8 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2; `--debug` shows the traceback."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # printing a file name must never fail
     _say_warnings_once()
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="samadapt")

@@ -122,7 +122,7 @@ def place_label(label: Tensor, frame: Frame, n_classes: int, grid: int = LABEL_G
     (height, width), (rows, columns) = label.shape, (n * grid / frame.side for n in frame.input_size)
     down, across = _shares(height, rows, grid), _shares(width, columns, grid)  # (grid, H), (grid, W)
     known = down.sum(1)[:, None] * across.sum(1)
-    present = [int(value) for value in label.unique()]
+    present = torch.bincount(label.flatten().int(), minlength=IGNORED + 1).nonzero()[:, 0].tolist()
     if IGNORED in present:
         known = known - _area(label == IGNORED, down, across)
     shares = torch.zeros(n_classes, grid, grid)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from samadapt import io
+from samadapt.datasets.coding import told_classes
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.found import PARTS, Found, part_folders, window_of
-from samadapt.types import IGNORED, SamAdaptError
+from samadapt.types import SamAdaptError
 
 _MASKS = ("masks", "labels", "annotations", "segmentations", "gt")
 _MASK_WORDS = re.compile(
     r"(?:[_-](?:mask|masks|segmentation|seg|label|labels|gt|annotation))+$", re.IGNORECASE
 )
-_FEW = 8  # at most so many grey values can be classes that were spread out to be visible
-_FLOOR = 64  # values below are taken as class numbers
-_JPEG = (".jpg", ".jpeg")
 
 
 def _mask_folder(path: Path) -> Path | None:
@@ -85,40 +82,6 @@ def _same_names(images: Sequence[Path], masks: Sequence[Path]) -> bool:
     names = {io.case_name(mask) for mask in masks}
     names |= {_MASK_WORDS.sub("", name) for name in names}
     return any(io.case_name(image) in names for image in images)
-
-
-def told_classes(masks: Sequence[Path], root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-    """Class names and stored value -> class, from the values of all masks.
-
-    0/255 is background and foreground; small numbers are the classes themselves, with 255 ignored; a few
-    spread-out grey values (0, 128, 255) are the classes in their order. Anything else is not a mask.
-    """
-    seen: dict[int, Path] = {}
-    for mask in masks:
-        for value in io.label_values(mask):
-            seen.setdefault(value, mask)
-    values = sorted(seen)
-    inner = [v for v in values if v != 255]
-    if not masks or values == [0]:
-        return ("background", "foreground"), {0: 0, 1: 1, 255: 1}
-    if set(values) <= {0, 255}:
-        return ("background", "foreground"), {0: 0, 255: 1}
-    if max(inner) < _FLOOR and not _from_jpeg(masks):
-        classes = ("background", *(f"class {v}" for v in range(1, max(inner) + 1)))
-        return classes, {**{v: v for v in range(len(classes))}, 255: IGNORED}
-    apart = min((b - a for a, b in itertools.pairwise(values)), default=256)
-    if len(values) <= _FEW and values[0] == 0 and apart >= 16 and not _from_jpeg(masks):
-        return ("background", *(f"value {v}" for v in values[1:])), {v: n for n, v in enumerate(values)}
-    odd = next(v for v in inner if v != 0)
-    raise SamAdaptError(
-        f"the masks of {root} have {len(values)} grey values ({', '.join(map(str, values[:6]))}, ...; {odd} is in "
-        f"{seen[odd]}); expected 0 and 255, or class numbers 0, 1, 2, ...: such masks are softened at the edges or "
-        "were saved as JPEG; threshold them and save them as PNG"
-    )
-
-
-def _from_jpeg(masks: Sequence[Path]) -> bool:
-    return any(io.suffix_of(mask) in _JPEG for mask in masks)
 
 
 # ---------------------------------------------------------------- ACDC as it is published

@@ -1,24 +1,50 @@
-"""Which cases are one patient. The rule that was used is always told."""
+"""Which cases are one patient: one rule for checking, training and evaluation, and it is always told."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import re
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry
 from samadapt.datasets.found import Found
 from samadapt.types import SamAdaptError
 
+OWN = "each case is a patient of its own"
+_TELL = "tell them apart with --group"
+
+_BREAK = r"(?:^|(?<=[_\-. /(]))"  # where a word of a name begins
+_END = r"(?=$|[_\-. /)])"
 _BIDS = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
-# A number, then words that say "the same patient at another moment or place".
-_REPEATED = re.compile(
-    r"^(.*?\d[^_-]*?)"
-    r"(?:[_-](?:(?:frame|slice|visit|timepoint|time|phase|session|ses|scan|view|volume)[_-]?\d+|ED|ES))+$",
+#: A word that means a patient, and the number or code of one.
+_SAYS_PATIENT = re.compile(
+    _BREAK
+    + r"((?:patient|patnr|pat|subject|subj|sub|participant|person|pt)(?:[_\- ]?id)?[_\- ]?[a-z]{0,3}\d+[a-z]?)"
+    + _END,
     re.IGNORECASE,
 )
+#: A number that says where a scan comes from; the same patient's number may be another patient's elsewhere.
+_PLACE = re.compile(
+    _BREAK
+    + r"((?:site|center|centre|hospital|clinic|vendor|scanner|cohort|dataset|batch|fold|task|part|split)[_\- ]?\d+)"
+    + _END,
+    re.IGNORECASE,
+)
+_UID = re.compile(r"^\d+(?:\.\d+){4,}$")
+_COUNTED = (
+    r"(?:frame|slice|visit|timepoint|time|tp|phase|session|ses|scan|view|volume|vol|series|run)[_\-. ]?\d+"
+)
+_NAMED = r"ED|ES|left|right|L|R|OD|OS|baseline|followup|pre|post|T1|T1w|T1c|T1gd|T2|T2w|FLAIR|DWI|ADC|PD|CT|MR|MRI|PET"
+_DATE = r"(?:19|20)\d\d[.\-]?(?:0[1-9]|1[0-2])[.\-]?(?:0[1-9]|[12]\d|3[01])"
+#: A beginning with a number, then words that say "the same patient at another moment, place or contrast".
+_REPEATED = re.compile(rf"^(.*?\d[^_\-. ]*?)((?:[_\-. ](?:{_COUNTED}|{_NAMED}|{_DATE}))+)$", re.IGNORECASE)
+#: So many scans of one patient, or more, are rather the scans of one place; slices and frames are many by nature.
+_MANY_SCANS = 7
+_MANY_BY_NATURE = re.compile(r"slice|frame|time|phase", re.IGNORECASE)
 
 
 def assign_groups(found: Found, root: Path, group: str | Path | None) -> tuple[tuple[Entry, ...], str]:
@@ -27,23 +53,79 @@ def assign_groups(found: Found, root: Path, group: str | Path | None) -> tuple[t
     Args:
         group: a regular expression with one group, searched in the case name and else in the path; a CSV
             file of case and patient; or the name of a column. None: what the layout says, BIDS `sub-`,
-            `patient012_frame01`, else each case for itself.
+            a word like `patient` with a number, `p012_frame01`, else each case for itself.
     """
     entries = found.entries
     if group is not None:
         told, rule = _told(entries, root, str(group), found.columns)
-        return _replaced(entries, told), rule
+        return _replaced(entries, told), _counted(told, rule)
     if all(entry.group is not None for entry in entries):
-        return tuple(entries), found.group_rule
-    bids = {e.id: _BIDS.search(_relative(e, root)) for e in entries}
-    if all(bids.values()):
-        return _replaced(entries, {i: m.group(1) for i, m in bids.items() if m}), "the BIDS name sub-..."
-    repeated = {e.id: m.group(1) for e in entries if (m := _REPEATED.match(e.id))}
-    if repeated:
-        example = next(iter(repeated))
-        rule = f"the case name up to its frame, slice or visit: {example!r} is patient {repeated[example]!r}"
-        return _replaced(entries, repeated), rule
-    return _replaced(entries, {}), "each case is a patient of its own (tell them apart with --group)"
+        own = {e.id: e.group or e.id for e in entries}
+        return tuple(entries), _counted(own, found.group_rule)
+    patients, rule = group_names({e.id: _relative(e, root) for e in entries})
+    return _replaced(entries, patients), rule
+
+
+def group_names(names: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Case -> patient, as far as the names tell, and the rule in words.
+
+    What is only likely is said with an example and how to correct it; where the names would make one patient of many
+    scans, every case stays a patient of its own, and that is said too.
+
+    Args:
+        names: case -> its path and name, from the data set's folder on.
+    """
+    bids = {case: match.group(1) for case, path in names.items() if (match := _BIDS.search(path))}
+    if len(bids) == len(names):
+        return bids, _counted(bids, "the BIDS name sub-...")
+    said = {case: patient for case in names if (patient := _said(case))}
+    if len(said) == len(names):
+        return said, _counted(said, "the word for a patient in the name")
+    likely = said | {case: patient for case in names if case not in said and (patient := _likely(case))}
+    patients = {case: likely.get(case, case) for case in names}
+    if len(set(patients.values())) == len(names):
+        return patients, f"{OWN} ({_TELL})"
+    if crowd := _crowd(patients):
+        return {case: case for case in names}, (
+            f"{OWN}: by their names {len(crowd)} cases, {crowd[0]!r} and others, could be scans of one patient, "
+            f"{patients[crowd[0]]!r}, which is more than is likely; if they are, {_TELL}"
+        )
+    return patients, f"{_counted(patients, 'the beginning of the name')}; if that is wrong, {_TELL}"
+
+
+def _said(case: str) -> str | None:
+    match = _SAYS_PATIENT.search(case)
+    if match is None:
+        return None
+    places = [place for place in _PLACE.findall(case) if place not in match.group(1)]
+    return "_".join([*places, match.group(1)])
+
+
+def _likely(case: str) -> str | None:
+    match = None if _UID.match(case) else _REPEATED.match(case)
+    if match is None or not re.search(r"\d", _PLACE.sub("", match.group(1))):
+        return None  # the number is that of a place
+    return match.group(1)
+
+
+def _crowd(patients: Mapping[str, str]) -> list[str]:
+    """The cases of the largest patient, where patients have more scans than patients have."""
+    sizes = Counter(patients.values())
+    repeated = [size for size in sizes.values() if size > 1]
+    if statistics.median(repeated) < _MANY_SCANS:
+        return []
+    largest = sizes.most_common(1)[0][0]
+    cases = [case for case, patient in patients.items() if patient == largest]
+    return [] if _MANY_BY_NATURE.search(cases[0].removeprefix(largest)) else cases
+
+
+def _counted(patients: Mapping[str, str], rule: str) -> str:
+    """The rule with what it made, and an example where a case is not its own patient."""
+    example = next((case for case, patient in patients.items() if case != patient), None)
+    if example is None:
+        return rule
+    count = len(set(patients.values()))
+    return f"{len(patients)} cases of {count} patients, by {rule}: {example!r} is of patient {patients[example]!r}"
 
 
 def _replaced(entries: Sequence[Entry], found: Mapping[str, str]) -> tuple[Entry, ...]:
@@ -76,7 +158,7 @@ def _told(
             f"{rule} gives no patient for {len(missing)} of {len(entries)} cases, the first is {missing[0]!r}; "
             "every case needs one"
         )
-    return found, rule
+    return {e.id: found[e.id] for e in entries}, rule
 
 
 def _from_pattern(entries: Sequence[Entry], root: Path, pattern: str) -> dict[str, str]:
@@ -94,11 +176,13 @@ def _from_pattern(entries: Sequence[Entry], root: Path, pattern: str) -> dict[st
 
 
 def _from_csv(path: Path) -> dict[str, str]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except OSError as error:
-        raise SamAdaptError(f"group table {path} cannot be read ({error.strerror})") from error
+    rows = [cells for _, cells in read_rows(path)]
     if not rows or min(len(row) for row in rows) < 2:
         raise SamAdaptError(f"group table {path} needs a header and two columns: case, patient")
-    return {row[0].strip(): row[1].strip() for row in rows[1:]}
+    found: dict[str, str] = {}
+    for case, patient, *_ in rows[1:]:
+        if found.setdefault(case, patient) != patient:
+            raise SamAdaptError(
+                f"group table {path} gives case {case!r} two patients, {found[case]!r} and {patient!r}"
+            )
+    return found

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import adopted, folders, medmnist, nnunet, pictures, tables
-from samadapt.datasets.dataset import Dataset
+from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.found import Found
 from samadapt.datasets.groups import assign_groups
 from samadapt.opening import Opening
 from samadapt.types import SamAdaptError, Task
+
+_RESERVED = ("all", "mean")
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,40 @@ def _read(
     path: Path, layout: Layout | None, task: Task | None, label_column: str | None
 ) -> tuple[Layout, Found]:
     if layout is not None:
-        return layout, layout.read(path, label_column)
+        found = layout.read(path, label_column)
+        _demand_names(found, path)
+        _demand_text(found.entries, _root(path))
+        return layout, found
     known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS if task in (None, layout.task))
     wanted = f" for {task}" if task else ""
     raise SamAdaptError(f"{path} has no layout that is known{wanted}. Known are {known}")
+
+
+def _demand_names(found: Found, path: Path) -> None:
+    """Class names stand in tables and file headers beside our own words."""
+    for name in found.classes:
+        if name in _RESERVED:
+            problem = "which is what the tables of scores call the average over the classes"
+        elif not name.strip() or "\n" in name:
+            problem = "which cannot be shown in a table"
+        elif found.classes.count(name) > 1:
+            problem = "and another one the same"
+        else:
+            continue
+        raise SamAdaptError(
+            f"{path} calls a class {name!r}, {problem}; rename it in the data set (dataset.json, the folder, the table)"
+        )
+
+
+def _demand_text(entries: Sequence[Entry], root: Path) -> None:
+    """Names that are not UTF-8, which are kept as surrogates, fit into no CSV or JSON file."""
+    for entry in entries:
+        for file in entry.images:
+            name = str(file.relative_to(root)) if file.is_relative_to(root) else file.name
+            if any("\ud800" <= character <= "\udfff" for character in name):
+                raise SamAdaptError(
+                    f"the file name {os.fsencode(name)!r} below {root} is not UTF-8; rename the file"
+                )
 
 
 def _name(path: Path, found: Found) -> str:

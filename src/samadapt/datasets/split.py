@@ -185,6 +185,12 @@ def _parts(data: Splittable, fold: int, val_fraction: float) -> tuple[dict[str, 
                 f"fold is {fold}; splits_final.json of {data.name!r} has folds 0..{len(data.folds) - 1}"
             )
         train, val = data.folds[fold]
+        for name, ids in (("train", train), ("val", val)):
+            if not ids:
+                raise SamAdaptError(
+                    f"splits_final.json of {data.name!r}: fold {fold} has no case in {name}; expected cases in both lists: "
+                    "choose another --fold or correct the file"
+                )
         return {"pool": list(train), "val": list(val), "official": []}, f"fold {fold} of splits_final.json"
     by_part: dict[str | None, list[str]] = defaultdict(list)
     for case_id in data.ids:

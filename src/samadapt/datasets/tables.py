@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from samadapt import io
+from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.found import PARTS, Found, part_folders, window_of
 from samadapt.datasets.pictures import channel_names, unique_names
@@ -88,31 +88,19 @@ def read_table(path: Path, label_column: str | None) -> Found:
 
 
 def _read_csv(path: Path) -> Table:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SamAdaptError(
-            f"{path} cannot be read as a UTF-8 table ({error}); save it as CSV, UTF-8"
-        ) from error
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
-    columns = tuple(name.strip() for name in next(reader, []))
+    (_, head), *body = read_rows(path) or [(1, [])]
+    columns = tuple(head)
     if len(set(columns)) != len(columns):
         raise SamAdaptError(f"{path} has two columns of the same name: {', '.join(columns)}; rename one")
-    rows, lines = [], []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
+    for line, cells in body:
         if len(cells) != len(columns):
             raise SamAdaptError(
-                f"{path}, line {reader.line_num}: {len(cells)} cells; the header has {len(columns)} columns"
+                f"{path}, line {line}: {len(cells)} cells; the header has {len(columns)} columns"
             )
-        rows.append(dict(zip(columns, (cell.strip() for cell in cells), strict=True)))
-        lines.append(reader.line_num)
-    if not rows:
+    if not body:
         raise SamAdaptError(f"{path} has no rows; expected a header and one row for each image")
-    return Table(path, columns, tuple(rows), tuple(lines))
+    rows = tuple(dict(zip(columns, cells, strict=True)) for _, cells in body)
+    return Table(path, columns, rows, tuple(line for line, _ in body))
 
 
 def _having(table: Table, names: Sequence[str]) -> tuple[Mapping[str, str], ...]:

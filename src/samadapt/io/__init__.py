@@ -21,7 +21,15 @@ from samadapt.io.cases import (
 from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, orientation, write_volume
 from samadapt.io.pictures import PICTURE_SUFFIXES, write_photo
 from samadapt.io.planes import Plane, common_plane
-from samadapt.io.scans import IMAGE_SUFFIXES, case_name, each_file, find_files, group_channels, suffix_of
+from samadapt.io.scans import (
+    IMAGE_SUFFIXES,
+    case_name,
+    each_file,
+    find_files,
+    group_channels,
+    has_channel_number,
+    suffix_of,
+)
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -35,6 +43,7 @@ __all__ = [
     "each_file",
     "find_files",
     "group_channels",
+    "has_channel_number",
     "label_values",
     "make_case",
     "open_npz",

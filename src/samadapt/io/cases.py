@@ -299,6 +299,8 @@ def _read_classes(path: Path) -> tuple[np.ndarray, Geometry]:
         if geometry.channels > 1:
             raise SamAdaptError(f"{path} has 4 axes {tuple(header.shape)}; expected a label map of 3 axes")
         array = nifti.read_array(header, path, None)
+        if array.dtype.kind == "f" and header.get_data_dtype().kind in "iu":
+            array = _unscaled(array)
     if array.dtype == np.uint8:
         return array, geometry
     wrong = ~np.isfinite(array) | (array != np.round(array)) if array.dtype.kind == "f" else None
@@ -313,6 +315,12 @@ def _read_classes(path: Path) -> tuple[np.ndarray, Geometry]:
             f"{path} has the value {low if low < 0 else high:g}; expected class numbers 0..255: is it an image?"
         )
     return array.astype(np.uint8), geometry
+
+
+def _unscaled(array: np.ndarray) -> np.ndarray:
+    """Whole numbers that were stored with a scale (scl_slope) and come back as 1.00002."""
+    whole = np.round(array)
+    return whole if np.all(np.abs(array - whole) < 1e-2) else array
 
 
 def _demand_channels(channels: Sequence[int], count: int, path: Path) -> None:

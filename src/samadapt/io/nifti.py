@@ -21,6 +21,7 @@ from samadapt.types import SamAdaptError
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
 _UNREADABLE = (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError)
+_UNITS = {1: "meter", 2: "mm", 3: "micron"}
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}  # "mm" and "unknown" are taken as mm
 
 
@@ -82,6 +83,12 @@ def geometry(image: Any, path: Path) -> Geometry:
     channels = shape[3] if len(shape) == 4 else 1
     i, j, k = (*shape, 1)[:3]
     affine = np.asarray(image.affine)
+    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise SamAdaptError(
+            f"{path}: the affine of the header is {'singular' if np.all(np.isfinite(affine)) else 'not finite'} "
+            f"({np.array2string(affine[:3].ravel(), precision=3, max_line_width=1000)}), so it does not say where its voxels "
+            "lie; correct the header (sform, qform) or export the scan again"
+        )
     oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     return Geometry((i, j, k), _spacing_mm(image), affine, channels, _dtype(image, path), oriented)
 
@@ -97,7 +104,9 @@ def _spacing_mm(image: Any) -> tuple[float, float, float] | None:
     header = image.header
     says_where = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     zooms = np.array([*header.get_zooms()[:3], 1.0, 1.0][:3], dtype=float)
-    units = header.get_xyzt_units()[0]
+    units = _UNITS.get(
+        int(header["xyzt_units"]) % 8, "unknown"
+    )  # codes that are not defined are taken as mm, too
     sizes = voxel_sizes(image.affine) if says_where else zooms
     if not says_where and units == "unknown" and np.all(zooms == 1.0):
         return None  # nothing in the header but its defaults

@@ -29,6 +29,11 @@ def case_name(path: Path, channels: bool = False) -> str:
     return match.group(1) if match else stem
 
 
+def has_channel_number(path: Path) -> bool:
+    """Whether the file is called `CASE_0000`, as the channels of nnU-Net."""
+    return _CHANNEL.match(case_name(path)) is not None
+
+
 def find_files(folder: Path, recursive: bool = False) -> list[Path]:
     """The image files of a folder, sorted; hidden ones are left out."""
     files = folder.rglob("*") if recursive else folder.iterdir()
