@@ -10,12 +10,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import samadapt
-from samadapt.cli import app
+from samadapt import names
+from samadapt.backbones import BACKBONES
+from samadapt.cli import app, main, verbs
+from samadapt.encoders import ENCODERS
+from samadapt.heads import HEADS
 from samadapt.phantom import make_phantom, make_photo_phantom
+from samadapt.runs import pick_device
 from samadapt.training import loop
+from samadapt.transforms import AUGMENTATIONS
 from samadapt.types import SamAdaptError
 
 FAST = ["--steps", "4", "--batch-size", "2", "--device", "cpu", "-q"]
@@ -198,15 +205,38 @@ def test_experiment_and_report(phantom, tmp_path):
     [
         (["--labels", "99"], "99 labelled patients"),
         (["--labels", "few"], "--labels is 'few'"),
-        (["--head", "vit"], "unknown head 'vit'; known: "),
-        (["--encoder", "vitb", "--head", "probe"], "unknown encoder 'vitb'; known: .*sam_vit_b"),
+        (["--head", "vit"], "--head is 'vit'; known: "),
+        (
+            ["--encoder", "vitb", "--head", "probe"],
+            r"--encoder is 'vitb'; known: .*\(did you mean sam_vit_b\?\)",
+        ),
         (["--head", "autosam", "--encoder", "pixels"], r"reads \['neck'\].*gives \['pixels'\]"),
         (["--set", "colour=red"], "no option"),
         (["--set", "width"], "NAME=VALUE"),
-        (["--augment", "wild"], "unknown augmentation"),
+        (["--augment", "wild"], "--augment is 'wild'; known: default, mirror, none"),
+        (["--labels", "nan"], "--labels is 'nan'"),
+        (["--labels", "0"], "labels is 0; expected at least 1"),
+        (["--labels", "1.5"], "labels is 1.5; expected"),
+        (["--val-labels", "0.5"], "--val-labels is '0.5'; expected a whole number, or official"),
+        (["--val-labels", "-1"], "val_labels is -1"),
+        (["--batch-size", "0"], "--batch-size is 0; expected a number from 1 on"),
+        (["--lr", "nan"], "lr is nan; expected a number above 0"),
+        (["--encoder-lr", "-1"], "encoder_lr is -1.0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--seed", str(2**40)], "seed 1099511627776 from 0 to"),
+        (["--workers", "-1"], "--workers is -1"),
+        (["--fold", "99"], "fold is 99"),
+        (["--side", "0"], "--side is 0"),
+        (["--views", "-1"], "--views is -1"),
+        (["--slice-axis", "5"], "--slice-axis is 5; expected 0, 1 or 2"),
+        (["--channels", "x"], "no channel 'x'"),
+        (["--task", "detection"], "--task is 'detection'; known: classification, segmentation"),
+        (["--precision", "16"], "--precision is '16'"),
+        (["--tune", "lora"], "--tune is 'lora'"),
+        (["--backbone", "resnet"], "--backbone is 'resnet'"),
         (["--window", "mr"], "window 'mr'"),
         (["--select", "1"], "select is 1 of 1"),
-        (["--device", "tpu"], "unknown device"),
+        (["--device", "tpu"], "--device is 'tpu'; known: auto, cpu"),
         (["--head", "plain"], "'plain' is for classification"),
     ],
 )
@@ -264,3 +294,86 @@ def test_help_is_quick_and_loads_nothing_heavy():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     assert time.monotonic() - start < 5  # "well under a second" on a quiet machine
+
+
+def test_the_names_known_before_anything_is_loaded_are_those_of_the_tables():
+    heads = {name: head.task for name, head in HEADS.items()}
+    assert {name for name, task in heads.items() if task == "segmentation"} == set(names.SEGMENTATION_HEADS)
+    assert {name for name, task in heads.items() if task == "classification"} == set(
+        names.CLASSIFICATION_HEADS
+    )
+    assert set(ENCODERS) == set(names.ENCODERS) and set(BACKBONES) == set(names.BACKBONES)
+    assert set(AUGMENTATIONS) == set(names.AUGMENTATIONS)
+    for device in set(names.DEVICES) - {
+        "cuda",
+        "gpu",
+        "mps",
+    }:  # not everywhere, and refused by name where not
+        pick_device(device)
+
+
+@pytest.mark.parametrize("option", ["--head", "--encoder", "--device"])
+def test_a_mistyped_name_is_refused_before_torch_and_the_data(option):
+    code = (
+        "import sys; from samadapt.cli import main\n"
+        f"sys.argv = ['samadapt', 'train', 'nowhere', '--out', 'run', '{option}', 'sam_nan']\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, [m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "2 []" and f"{option} is 'sam_nan'" in result.stderr
+
+
+def test_what_goes_wrong_is_one_line(monkeypatch, capsys):
+    """Also what nobody foresaw, and what the disk refuses; the traceback is for --debug."""
+    for error, code, text in (
+        (OSError(13, "Permission denied", "/somewhere"), 2, "/somewhere: Permission denied; check the path"),
+        (KeyError("lost"), 1, "internal error: KeyError: 'lost'; run again with --debug"),
+        (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(verbs, "app", fail)
+        monkeypatch.setattr("sys.argv", ["samadapt", "check", "x"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == code
+        said = capsys.readouterr().err
+        assert said.startswith(f"samadapt: {text}") and said.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["samadapt", "check", "x", "--debug"])
+    monkeypatch.setattr(verbs, "app", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_folders_that_cannot_be_written_are_refused_before_the_work(phantom, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for words in (
+        ("train", phantom, "--head", "unet", "--out", tmp_path / "file"),
+        ("train", phantom, "--head", "unet", "--out", tmp_path / "file" / "below"),
+        ("train", phantom, *NECK, "--labels", "1", "--out", tmp_path / "run", "--store", tmp_path / "file"),
+        ("encode", phantom, *NECK, "--store", tmp_path / "file"),
+        ("experiment", phantom, "--heads", "probe", "--out", tmp_path / "file"),
+        ("demo", "--out", tmp_path / "file"),
+    ):
+        with pytest.raises(
+            SamAdaptError, match=r"cannot be written to \(a file is in its place\); choose another"
+        ):
+            type_(*words)
+    assert (tmp_path / "file").read_text() == "precious" and not (tmp_path / "run").exists()
+
+
+def test_one_value_for_each_channel_cannot_be_normalised(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for number in range(5):
+            image = Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8))
+            image.save(tmp_path / "data" / kind / f"{kind}{number}.png")
+    with pytest.raises(SamAdaptError, match="a batch of 1 gives the network a single value for each channel"):
+        type_(
+            "train", tmp_path / "data", "--head", "plain", "--backbone", "resnet18", "--side", "32",
+            "--set", "image_size=32", "--steps", "2", "--batch-size", "1", "--out", tmp_path / "run",
+        )  # fmt: skip

@@ -245,7 +245,7 @@ def test_msd(tmp_path: Path) -> None:
     # nnU-Net's first version stored the channel's number and did not list it
     (tmp_path / "imagesTr/la_001.nii.gz").rename(tmp_path / "imagesTr/la_001_0000.nii.gz")
     assert open_dataset(tmp_path).case("la_001").label is not None
-    for test, message in (([3], "`test` has the item 3"), (None, ""), ([["imagesTs/none.nii.gz", "x"]], "")):
+    for test, message in (([3], "`test` has the item .3"), (None, ""), ([["imagesTs/none.nii.gz", "x"]], "")):
         (tmp_path / "dataset.json").write_text(json.dumps({**about, "test": test}))
         with pytest.raises(SamAdaptError, match=message) if message else contextlib.nullcontext():
             assert len(open_dataset(tmp_path)) == 2

@@ -12,11 +12,11 @@ import sys
 import numpy as np
 import pytest
 
+from samadapt.records import SamAdaptError
 from samadapt.report import read_study, write_report
 from samadapt.report.measures import MEASURES, Side, auc_influence, contributions, mean_influence
 from samadapt.report.verdict import all_means, compare_all, gains, judge
 from samadapt.report.worst import worst_cases
-from samadapt.statistics import SamAdaptError
 from synthetic_study import fail, make_classification_study, make_study, write_cell
 
 HEAD_WINS = {"linear": 0.70, "fused": 0.86, "unet": 0.78}
@@ -309,7 +309,7 @@ def test_no_torch_and_nothing_of_ours_that_needs_it(unet_wins, tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
     assert loaded and not [m for m in loaded if m.split(".")[0] != "samadapt"]
-    assert {m.split(".")[1] for m in loaded if "." in m} == {"report", "statistics"}
+    assert {m.split(".")[1] for m in loaded if "." in m} == {"files", "records", "report", "statistics"}
 
 
 def test_failed_cells_are_shown_with_their_message(tmp_path):

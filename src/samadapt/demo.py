@@ -10,6 +10,7 @@ from samadapt.datasets import open_dataset
 from samadapt.evaluation import evaluate_folder
 from samadapt.features import FeatureStore
 from samadapt.figures import overlay_figure, save_figure, telling_slices
+from samadapt.files import demand_writable
 from samadapt.folders import predict_folder
 from samadapt.learner import Learner, fit
 from samadapt.metrics import format_table, write_scores
@@ -32,6 +33,7 @@ def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False
         if not (out / "data" / "dataset.json").is_file():
             raise SamAdaptError(f"{out} is no demo of ours; --overwrite deletes demo folders only")
         shutil.rmtree(out)
+    demand_writable(out, "--out")
     print(f"1. phantom cardiac scans, generated: {out / 'data'}", flush=True)
     make_phantom(out / "data", seed=seed)
     data = open_dataset(out / "data")

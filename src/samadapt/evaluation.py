@@ -15,6 +15,7 @@ import numpy as np
 
 from samadapt import io
 from samadapt.datasets import Dataset, find_layout, open_dataset, open_like
+from samadapt.files import write_json
 from samadapt.metrics import (
     Summary,
     bootstrap_classification,
@@ -24,7 +25,6 @@ from samadapt.metrics import (
 )
 from samadapt.predicted import Predictions, demand_finished, read_predictions
 from samadapt.prediction import score_labels
-from samadapt.runs import write_json
 from samadapt.types import Case, SamAdaptError, Score
 
 Progress = Callable[[str], None]

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.files import demand_writable, write_json
 from samadapt.transforms import (
     Augmentation,
     Window,
@@ -141,6 +142,7 @@ class FeatureStore:
         unknown = sorted(set(wanted) - set(encoder.taps))
         if unknown:
             raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(encoder.taps)}")
+        demand_writable(self.root, "--store")
         report, start = EncodeReport(), time.monotonic()
         root = self.folder(encoder, recipe)
         for case in cases:
@@ -246,7 +248,7 @@ def _encode_case(
             report.bytes += path.stat().st_size
             path.replace(folder / f"{name}.npy")
         note = {"image_sha256": digest, "frame": dataclasses.asdict(frame), "maps": stored}
-        _write_json(folder / "frame.json", note)
+        write_json(folder / "frame.json", note)
     except OSError as error:
         raise SamAdaptError(
             f"could not write the maps of case {case.id!r} to {folder}: {error.strerror or error}; "
@@ -255,12 +257,6 @@ def _encode_case(
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, content: object) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
 
 
 def _prepared(case: Case, encoder: Encoder, recipe: Recipe) -> Iterator[tuple[Tensor, Frame]]:

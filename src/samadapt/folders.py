@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from samadapt.figures import attention_figure, save_figure
+from samadapt.files import demand_writable, write_csv
 from samadapt.inputs import Input, Trained, find_inputs, model_hash
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
@@ -155,12 +155,7 @@ def _classify(
             progress(case.id)
     if rows:
         columns = ["case", "split", "prediction", *(f"prob_{n}" for n in model.classes)]
-        temporary = report.out / "predictions.csv.tmp"
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(report.out / "predictions.csv")
+        write_csv(report.out / "predictions.csv", columns, [[row[name] for name in columns] for row in rows])
     report.done = len(rows)
 
 
@@ -195,13 +190,9 @@ def _open_output(out: Path, note: Predictions, overwrite: bool) -> bool:
                 f"{out} holds no predictions of ours; --overwrite deletes prediction folders only"
             )
         shutil.rmtree(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        note.write(out)  # written again at the end; from now on the folder is known as ours
-    except OSError as error:
-        raise SamAdaptError(
-            f"predictions cannot be written to {out} ({error.strerror}); choose another folder (--out)"
-        ) from error
+    demand_writable(out, "--out")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write(out)  # written again at the end; from now on the folder is known as ours
     return True
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from samadapt import io
 from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_of
+from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
-
-SUBSETS = ("train", "select", "val", "test", "all")
 
 
 @dataclass(frozen=True)

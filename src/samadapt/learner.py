@@ -13,6 +13,7 @@ import torch
 from samadapt.datasets import Dataset, Split
 from samadapt.encoders import load_encoder
 from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
+from samadapt.files import demand_writable
 from samadapt.heads import build_head
 from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, train
@@ -119,6 +120,7 @@ def fit(
     Args:
         start: puts weights into the fresh head before the first step, e.g. from a pre-training.
     """
+    demand_writable(out, "--out")
     encoder, head = learner.build(len(data.classes), config.seed)
     if head.task != data.task:
         raise SamAdaptError(

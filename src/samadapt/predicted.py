@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from samadapt.files import write_json
 from samadapt.opening import Opening
-from samadapt.runs import write_json
 from samadapt.types import SamAdaptError
 
 NAME = "predictions.json"

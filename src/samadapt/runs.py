@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from samadapt.files import demand_writable, is_leftover, replacing, write_json
 from samadapt.types import SamAdaptError
 
 FORMAT = 2  # of `config.json`; 2 says how files become cases ("opening")
@@ -33,6 +34,7 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
         if any(out.iterdir()) and not (out / "config.json").is_file():
             raise SamAdaptError(f"{out} is not a run folder; --overwrite deletes run folders only")
         shutil.rmtree(out)
+    demand_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     if (out / "config.json").is_file():
@@ -48,7 +50,7 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
         if not (out / "environment.json").is_file():
             write_json(out / "environment.json", environment())
         return _steps_done(out / "last.ckpt")
-    if any(path.name != "config.json.tmp" for path in out.iterdir()):  # what a kill may have left
+    if not all(is_leftover(path) for path in out.iterdir()):
         raise SamAdaptError(f"{out} is not empty and not a run folder; choose another --out")
     write_json(out / "config.json", settings)
     write_json(out / "environment.json", environment())
@@ -92,13 +94,6 @@ def _steps_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
-def write_json(path: Path, content: object) -> None:
-    """Under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def environment() -> dict[str, Any]:
     """What else could change the numbers: versions, machine, threads."""
     packages = ("samadapt", "torch", "lightning", "transformers", "monai", "numpy", "scipy")
@@ -114,9 +109,8 @@ def environment() -> dict[str, Any]:
 
 def save_state(module: nn.Module, path: Path) -> None:
     """safetensors under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
 
 
 def load_state(module: nn.Module, path: Path) -> None:

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samadapt.files import write_json
 from samadapt.heads.unet import UNet
-from samadapt.runs import load_state, save_state, write_json
+from samadapt.runs import load_state, save_state
 from samadapt.transforms import (
     Window,
     apply_window,

@@ -14,18 +14,6 @@ from statistics import NormalDist
 import numpy as np
 from scipy.special import stdtrit
 
-
-class SamAdaptError(ValueError):
-    """A user's mistake: what was wrong with its value, what is expected, what to do.
-
-    It stands here because `types`, where all others take it from, needs torch, and the report does without.
-    """
-
-
-class SamAdaptWarning(UserWarning):
-    """Something was assumed that the input does not say, or was left out: said once, with what to do if it is wrong."""
-
-
 #: Up to so many patients, resampling them cannot give the tails of the t statistic; Student's are taken.
 _FEW = 4
 #: Up to so many patients, the sign-flip test goes through all flips.

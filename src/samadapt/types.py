@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from samadapt.statistics import SamAdaptError, SamAdaptWarning
+from samadapt.records import SamAdaptError, SamAdaptWarning
 
 Task = Literal["segmentation", "classification"]
 

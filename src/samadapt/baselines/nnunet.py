@@ -27,7 +27,7 @@ import torch
 
 from samadapt import io
 from samadapt.datasets import Dataset, Split
-from samadapt.runs import write_json
+from samadapt.files import write_json
 from samadapt.types import IGNORED, Case, SamAdaptError
 
 COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict")

@@ -28,8 +28,8 @@ from samadapt.experiment.grid import Cell
 from samadapt.experiment.looks import keep_looks
 from samadapt.experiment.slices import SliceKeeper
 from samadapt.features import FeatureStore
+from samadapt.files import write_json
 from samadapt.metrics import score_case, score_predictions, write_scores
-from samadapt.runs import write_json
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
 

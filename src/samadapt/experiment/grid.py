@@ -21,8 +21,9 @@ from typing import Any
 
 from samadapt.datasets import Dataset, Split
 from samadapt.experiment.entrants import Entrant, Trained
+from samadapt.files import write_json
 from samadapt.learner import Learner
-from samadapt.runs import environment, write_json
+from samadapt.runs import environment
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 

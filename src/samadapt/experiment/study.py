@@ -18,7 +18,8 @@ from samadapt.experiment.cells import Study, check_scores, prepare_cell, run_cel
 from samadapt.experiment.entrants import Encode
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
 from samadapt.features import EncodeReport, FeatureStore
-from samadapt.runs import pick_device, write_json
+from samadapt.files import demand_writable, write_json
+from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, precision_note
 from samadapt.types import SamAdaptError
 
@@ -60,6 +61,7 @@ def run_experiment(
     """
     if jobs < 1:
         raise SamAdaptError(f"jobs is {jobs}; expected at least 1")
+    demand_writable(out, "--out")
     say, out = progress or (lambda text: None), Path(out)
     cells = make_cells(data, grid, config)
     threads = open_experiment(out, data, grid, config, cells, jobs)

@@ -54,15 +54,18 @@ def build_head(
         raise SamAdaptError(
             f"a head needs at least 2 classes (in segmentation the background is one), not {n_classes}"
         )
-    known = dict(inspect.signature(HEADS[name]).parameters)
-    accepts_pretrained = known.pop("pretrained", None) is not None
-    known = {option: known[option] for option in known if option not in ("taps", "n_classes")}
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise SamAdaptError(f"head {name!r} has no option {unknown}; it has {sorted(known)}")
-    if accepts_pretrained:
+    check_options(name, options)
+    if "pretrained" in inspect.signature(HEADS[name]).parameters:
         options["pretrained"] = pretrained
     return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
 
 
-__all__ = ["HEADS", "build_head"]
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that the head does not have."""
+    known = set(inspect.signature(HEADS[name]).parameters) - {"taps", "n_classes", "pretrained"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise SamAdaptError(f"head {name!r} has no option {unknown}; it has {sorted(known)}")
+
+
+__all__ = ["HEADS", "build_head", "check_options"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
+from samadapt.files import replacing
 from samadapt.types import SamAdaptError
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
@@ -171,18 +171,9 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Pat
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write` to a temporary name beside `path`, then rename: a reader never meets half a file."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: writers decide by it
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """`write` to a temporary name beside `path`, then rename."""
+    with replacing(path) as temporary:
         write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise SamAdaptError(
-            f"could not write {path}: {error.strerror or error}; make room or choose another folder"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samadapt.files import write_csv
 from samadapt.types import SamAdaptError, Score
 
 #: How far a surface may lie from the other and still count as right: mm, or pixels where there are no mm.
@@ -68,13 +69,7 @@ def metric_info(name: str) -> Metric:
 def write_scores(path: str | Path, scores: Iterable[Score]) -> None:
     """A tidy CSV, one score a line, under a temporary name and then renamed. Undefined is `nan`."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        writer.writerows([s.case, s.target, s.metric, repr(float(s.value))] for s in scores)
-    temporary.replace(path)
+    write_csv(path, _COLUMNS, [(x.case, x.target, x.metric, repr(float(x.value))) for x in scores])
 
 
 def read_scores(path: str | Path) -> list[Score]:

@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from samadapt.files import demand_writable, replacing
+from samadapt.records import SamAdaptError
 from samadapt.report import figures, tables
 from samadapt.report.attention import where_it_looked
 from samadapt.report.measures import Side, contributions, measure
@@ -27,7 +29,6 @@ from samadapt.report.verdict import (
     smallest_p,
 )
 from samadapt.report.worst import seed_mean, worst_cases
-from samadapt.statistics import SamAdaptError
 
 
 def write_report(
@@ -54,7 +55,7 @@ def write_report(
             f"no learner {against!r} in {experiment_dir}; --against knows: {', '.join(study.learners)}"
         )
     out = Path(experiment_dir if out is None else out)
-    out.mkdir(parents=True, exist_ok=True)
+    demand_writable(out, "--out")
     name = "auc" if study.classification else "dsc"
     means = all_means(study, name)
     comparisons = compare_all(study, means, name)
@@ -80,9 +81,8 @@ def write_report(
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _template() -> Any:

@@ -7,14 +7,15 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samadapt.statistics import SamAdaptError
+from samadapt.files import write_csv
+from samadapt.records import SamAdaptError
 
 _FORMAT = 1
 _COLUMNS = ["case", "target", "metric", "value"]
@@ -244,17 +245,6 @@ def _read_scores(place: Path) -> tuple[tuple[Row, ...], Mapping[str, Any]]:
             f"{path} begins with {','.join(head)!r}; expected {','.join(_COLUMNS)!r}, and rows"
         )
     return tuple((case, target, metric, value) for case, target, metric, value in rows), cost
-
-
-def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """A table, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
-    temporary.replace(path)
-    return path
 
 
 def write_table(study: Study, path: Path) -> Path:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.files import write_csv
 from samadapt.report.figures import learner_title
 from samadapt.report.measures import Measure, measure
-from samadapt.report.reading import Cell, Level, Study, labels_text, write_csv
+from samadapt.report.reading import Cell, Level, Study, labels_text
 from samadapt.report.verdict import Comparison, Gain, Means, all_means, p_text, signed
 from samadapt.statistics import Estimate
 

@@ -27,8 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from samadapt.files import write_json
 from samadapt.metrics import ALL, classification_metrics
-from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state, write_json
+from samadapt.names import PRECISIONS, TUNINGS
+from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state
 from samadapt.training.stream import Batch, Examples, Stream
 from samadapt.transforms import pool_taps, seeded
 from samadapt.types import PIXELS, Encoder, Head, SamAdaptError
@@ -54,13 +56,17 @@ class TrainConfig:
     check_every: int = 100  # steps between checkpoints and, with selection cases, scores
 
     def __post_init__(self) -> None:
-        for name, allowed in (("tune", ("none", "all")), ("precision", ("auto", "32", "bf16"))):
+        for name, allowed in (("tune", TUNINGS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise SamAdaptError(f"{name} is {getattr(self, name)!r}; known: {', '.join(allowed)}")
         for name in ("steps", "batch_size", "check_every", "lr", "encoder_lr"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise SamAdaptError(f"{name} is {value}; it must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise SamAdaptError(f"{name} is {value}; expected a number above 0")
+        if self.workers < 0 or not 0 <= self.seed < 2**32:
+            raise SamAdaptError(
+                f"workers {self.workers} must be 0 or more, seed {self.seed} from 0 to {2**32 - 1}"
+            )
         if not 0 <= self.ema < 1 or not 0 <= self.warmup <= 1:
             raise SamAdaptError(f"ema {self.ema} must be in [0, 1) and warmup {self.warmup} in [0, 1]")
 
@@ -122,6 +128,13 @@ def train(
         save_state(head, out / "head.safetensors")
     except OSError as error:
         raise _disk_error(out, error) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):  # what torch's batch normalisation says
+            raise
+        raise SamAdaptError(
+            f"a batch of {config.batch_size} gives the network a single value for each channel, which cannot be "
+            "normalised; use a larger --batch-size, or larger images (--side, --set image_size)"
+        ) from error
     except RuntimeError as error:
         if "PytorchStreamWriter" in str(error):  # what torch.save says of a full disk
             raise _disk_error(out, error) from error

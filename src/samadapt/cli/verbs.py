@@ -1,24 +1,52 @@
-"""The command line: a verb is a public function. Heavy imports wait until a verb runs."""
+"""The verbs: each calls one public function. Heavy imports wait until a verb runs."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import os
 import sys
-import time
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from samadapt import __version__
-
-if TYPE_CHECKING:
-    from samadapt.datasets import Dataset, Split
-    from samadapt.features import EncodeReport
-    from samadapt.learner import Learner
+from samadapt import __version__, names
+from samadapt.cli.options import (
+    Augment,
+    Channels,
+    Checkpoint,
+    Data,
+    Device,
+    EncoderName,
+    Group,
+    Head,
+    LabelColumn,
+    OpenOptions,
+    Options,
+    Out,
+    Overwrite,
+    Prepare,
+    Quiet,
+    Seed,
+    Side,
+    SliceAxis,
+    Store,
+    Task,
+    Views,
+    Window,
+    check_device,
+    make_learner,
+    merge,
+    number,
+)
+from samadapt.cli.terminal import (
+    encode_line,
+    never_fail_to_print,
+    note,
+    say,
+    say_warnings_once,
+    split_summary,
+)
+from samadapt.records import SamAdaptError
 
 app = typer.Typer(
     help="Adapt Segment Anything to medical images: frozen encoder, light prompt-free heads, few labels.",
@@ -46,89 +74,6 @@ def _before(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-Data = Annotated[
-    Path,
-    typer.Argument(help="Data set: nnU-Net raw, MSD, images/ + masks/, class folders, CSV, MedMNIST npz."),
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
-Head = Annotated[str, typer.Option(help="See `samadapt list heads`.")]
-EncoderName = Annotated[
-    str | None,
-    typer.Option("--encoder", help="See `samadapt list encoders`; else sam_nano, for head unet pixels."),
-]
-Checkpoint = Annotated[
-    str | None, typer.Option(help='The encoder\'s weights: a .pth file, a Hugging Face folder, or "random".')
-]
-Side = Annotated[int | None, typer.Option(help="Side of the encoder's square input, in pixels.")]
-Prepare = Annotated[
-    str | None, typer.Option(help="Intensity and geometry preparation, if not the encoder's own.")
-]
-Options = Annotated[
-    list[str] | None, typer.Option("--set", help="Option of the head: --set preset=faithful.")
-]
-Views = Annotated[int, typer.Option(help="Stored views of each training slice.")]
-Augment = Annotated[str, typer.Option(help="none, default, mirror (also flips).")]
-Store = Annotated[Path, typer.Option(help="Folder of feature maps.")]
-SliceAxis = Annotated[
-    int | None, typer.Option(help="File axis to slice along; else the one of the largest spacing.")
-]
-Group = Annotated[
-    str | None, typer.Option(help="Patient of a case: a regular expression with one group, or a CSV file.")
-]
-Task = Annotated[
-    str | None, typer.Option(help="segmentation or classification, where a data set has labels for both.")
-]
-LabelColumn = Annotated[
-    str | None, typer.Option(help="Of the label table; several (a,b) are one number for each class.")
-]
-Window = Annotated[str | None, typer.Option(help="Intensities shown: percentile, ct, none, or LOW,HIGH.")]
-Channels = Annotated[str | None, typer.Option(help="Image channels to use: 0 or 0,1,2.")]
-Seed = Annotated[int, typer.Option(help="Draws the labelled patients, the head's start and the batches.")]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sight:
-    """How a data set is opened, as options of a verb."""
-
-    task: str | None
-    slice_axis: int | None
-    group: str | None
-    channels: str | None
-    label_column: str | None
-    window: str | None
-
-    def open(self, path: Path) -> Dataset:
-        from samadapt.datasets import open_dataset
-
-        channels = (
-            None
-            if self.channels is None
-            else [int(c) if c.isdigit() else c for c in self.channels.split(",")]
-        )
-        data = open_dataset(
-            path, task=self.task, slice_axis=self.slice_axis, group=self.group, channels=channels,  # type: ignore[arg-type]
-            label_column=self.label_column,
-        )  # fmt: skip
-        return data if self.window is None else data.with_window(self.window)
-
-
-def _learner(
-    head: str, encoder: str | None, checkpoint: str | None, side: int | None, prepare: str | None, options: list[str] | None,
-    views: int, augment: str,
-) -> Learner:  # fmt: skip
-    from samadapt.heads import HEADS
-    from samadapt.learner import Learner, parse_options
-
-    if encoder is None and head in HEADS:
-        encoder = HEADS[head].encoder
-    return Learner(
-        head, encoder or "sam_nano", checkpoint, side, prepare, parse_options(options or []), views, augment
-    )
-
-
 @app.command()
 def encode(
     data: Data,
@@ -151,14 +96,19 @@ def encode(
     quiet: Quiet = False,
 ) -> None:
     """Run the frozen encoder once and store the maps that a head reads."""
+    names.demand_known(device=device)
+    opening = OpenOptions(task, slice_axis, group, channels, label_column, window)
+    chosen = make_learner(head, encoder, checkpoint, side, prepare, options, views, augment)
+    check_device(device)
     from samadapt import learner
     from samadapt.features import FeatureStore
+    from samadapt.files import demand_writable
 
-    opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
-    chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
+    demand_writable(store, "--store")
+    opened = opening.open(data)
     total = len(opened)
-    report = learner.encode(chosen, opened, FeatureStore(store), device, progress=_encode_line(total, quiet))
-    _say(report.summary(store), quiet)
+    report = learner.encode(chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet))
+    say(report.summary(store), quiet)
 
 
 @app.command()
@@ -208,24 +158,29 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a head on few labelled patients. Rerunning the same command resumes."""
+    names.demand_known(tune=tune, precision=precision, backbone=backbone, device=device)
+    names.demand_numbers(0, fold=fold, select=select, workers=workers, seed=seed)
+    names.demand_numbers(1, steps=steps, batch_size=batch_size)
+    budget = number(labels, "labels")
+    selection = number(val_labels, "val-labels", "official", whole=True)
+    opening = OpenOptions(task, slice_axis, group, channels, label_column, window)
+    options = [*(options or []), *([f"backbone={backbone}"] if backbone else [])]
+    chosen = make_learner(head, encoder, checkpoint, side, prepare, options, views, augment)
+    check_device(device)
     from samadapt.features import FeatureStore
     from samadapt.learner import fit
     from samadapt.training import TrainConfig, precision_note
 
-    opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
-    split = opened.split(
-        _number(labels, "labels"), seed, select, _number(val_labels, "val-labels", "official"), fold
-    )
-    options = [*(options or []), *([f"backbone={backbone}"] if backbone else [])]
-    chosen = _learner(head, encoder, checkpoint, side, prepare, options, views, augment)
     config = TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, tune=tune, encoder_lr=encoder_lr, precision=precision,
         balance=balance, seed=seed, device=device, workers=workers,
     )  # fmt: skip
-    _say(_split_summary(opened, split), quiet)
-    _say(precision_note(config), quiet)
+    opened = opening.open(data)
+    split = opened.split(budget, seed, select, selection, fold)
+    say(split_summary(opened, split), quiet)
+    say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
-    run = fit(chosen, opened, split, config, out, maps, overwrite, _encode_line(len(split.train), quiet))
+    run = fit(chosen, opened, split, config, out, maps, overwrite, encode_line(len(split.train), quiet))
     print(f"trained: {run}")
 
 
@@ -247,11 +202,13 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Segment (or classify) scans; label maps come in the source's own geometry."""
+    names.demand_known(subset=subset)
+    check_device(device)
     from samadapt.folders import predict_folder
 
     report = predict_folder(
         run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
-        checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else _note,
+        checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else note,
     )  # fmt: skip
     print(f"predicted: {report.done} cases in {out}")
     for case, message in report.failed.items():
@@ -276,12 +233,12 @@ def evaluate(
     from samadapt.evaluation import evaluate_folder, write_evaluation
     from samadapt.metrics import format_table
 
-    evaluation = evaluate_folder(predictions, truth, None if quiet else _note)
+    evaluation = evaluate_folder(predictions, truth, None if quiet else note)
     table = write_evaluation(evaluation, predictions, truth, out, overwrite)
     print(format_table(evaluation.summary))
-    for note in evaluation.notes:
-        print(f"note: {note}")
-    _say(f"scores: {table}", quiet)
+    for text in evaluation.notes:
+        print(f"note: {text}")
+    say(f"scores: {table}", quiet)
 
 
 @app.command()
@@ -309,7 +266,7 @@ def check(
     """Look for the mistakes that waste a week: pairs, labels, geometry, duplicates, leaks, constant slices."""
     from samadapt import check as doctor
 
-    opened = _Sight(task, slice_axis, group, channels, label_column, None).open(data)
+    opened = OpenOptions(task, slice_axis, group, channels, label_column, None).open(data)
     findings = doctor.check(opened)
     print(doctor.summary(findings, len(opened)))
     if any(finding.level == "error" for finding in findings):
@@ -347,17 +304,24 @@ def experiment(
     quiet: Quiet = False,
 ) -> None:
     """Compare learners at several label counts and seeds. Rerunning the same command resumes."""
+    names.demand_known(encoder=encoder)
+    names.demand_numbers(1, side=side, seeds=seeds, steps=steps, jobs=jobs, budget=budget)
+    opening = OpenOptions(task, slice_axis, group, channels, label_column, window)
+    check_device(device)
     from samadapt import experiment as study
     from samadapt.features import FeatureStore
+    from samadapt.files import demand_writable
 
-    opened = _Sight(task, slice_axis, group, channels, label_column, window).open(data)
+    for folder, option in ((out, "--out"), (store, "--store")):
+        demand_writable(folder, option)
+    opened = opening.open(data)
     settings = study.read_settings(grid) if grid else {}
-    names = [name for text in (heads, baselines) if text for name in text.split(",")]
-    counts = None if labels is None else [_number(n, "labels", "all") for n in labels.split(",")]
-    _merge(settings, {"learners": names or None, "labels": counts, "seeds": seeds})
-    _merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint, "side": side})
-    _merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
-    _merge(settings.setdefault("nnunet", {}), {"budget": budget, "bin": nnunet_bin})
+    learners = [name for text in (heads, baselines) if text for name in text.split(",")]
+    counts = None if labels is None else [number(n, "labels", "all") for n in labels.split(",")]
+    merge(settings, {"learners": learners or None, "labels": counts, "seeds": seeds})
+    merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint, "side": side})
+    merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
+    merge(settings.setdefault("nnunet", {}), {"budget": budget, "bin": nnunet_bin})
     chosen, config = study.make_study(settings, opened.task)
     say = None if quiet else print
     outcome = study.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, say)
@@ -386,97 +350,33 @@ def list_names(what: Annotated[str, typer.Argument(help="encoders, heads or metr
     print(describe(what))
 
 
-# ---------------------------------------------------------------- words on the terminal
-
-
-def _say(text: str | None, quiet: bool) -> None:
-    if text and not quiet:
-        print(text, flush=True)
-
-
-def _note(text: str) -> None:
-    """Progress, which a file or a pipe need not keep."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _number(text: str | None, option: str, *words: str) -> Any:
-    """ "5" -> 5, "0.25" -> 0.25, a word that the option knows as it is."""
-    from samadapt.types import SamAdaptError
-
-    if text is None or text in words:
-        return text
-    try:
-        return int(text) if text.lstrip("-").isdigit() else float(text)
-    except ValueError:
-        known = "".join(f", or {word}" for word in words)
-        raise SamAdaptError(f"--{option} is {text!r}; expected a number{known}") from None
-
-
-def _merge(settings: dict[str, Any], options: dict[str, Any]) -> None:
-    """What was typed goes before what the file says."""
-    settings |= {key: value for key, value in options.items() if value is not None}
-
-
-def _split_summary(data: Dataset, split: Split) -> str:
-    from samadapt.datasets import unit_of
-
-    patients = sorted({data.groups[i] for i in split.train})
-    chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
-    of = f" of {len(patients)} patients" if unit_of(data) == "patient" else ""
-    return (
-        f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
-        f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}"
-    )
-
-
-def _encode_line(total: int, quiet: bool) -> Any:
-    """A progress callback: throughput, bytes, time left."""
-    start = time.monotonic()
-
-    def show(report: EncodeReport) -> None:
-        seconds = time.monotonic() - start
-        left = seconds / max(report.cases, 1) * (total - report.cases) if report.written else 0.0
-        _note(
-            f"encoded {report.cases}/{total} cases, {report.slices / max(seconds, 1e-9):.1f} slices/s, "
-            f"{report.bytes / 2**20:.0f} MiB, {left:.0f} s left"
-        )
-
-    return None if quiet else show
-
-
-def _say_warnings_once() -> None:
-    """What was assumed or left out, a line each on stderr; Python's own form would add a place in the code."""
-    usual = warnings.showwarning
-    said: set[str] = set()
-
-    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if category.__name__ != "SamAdaptWarning":  # imported by name it would load torch
-            usual(message, category, *place, **more)
-        elif str(message) not in said:
-            said.add(str(message))
-            print(f"samadapt: note: {message}", file=sys.stderr, flush=True)
-
-    warnings.showwarning = show
-
-
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2; `--debug` shows the traceback."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # printing a file name must never fail
-    _say_warnings_once()
+    never_fail_to_print()
+    say_warnings_once()
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="samadapt")
+    except KeyboardInterrupt:
+        print(
+            "samadapt: interrupted; what was finished is kept, and the same command goes on", file=sys.stderr
+        )
+        sys.exit(130)
     except Exception as error:
-        from samadapt.types import SamAdaptError
-
-        if debug or not isinstance(error, SamAdaptError):
+        if debug:
             raise
-        print(f"samadapt: {error}", file=sys.stderr)
-        sys.exit(2)
+        text, code = _said(error)
+        print(f"samadapt: {text}", file=sys.stderr)
+        sys.exit(code)
 
 
-if __name__ == "__main__":
-    main()
+def _said(error: Exception) -> tuple[str, int]:
+    """An exception in one line, and the exit code."""
+    if isinstance(error, SamAdaptError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}; check the path and its permissions, or choose another", 2
+    first = (str(error).splitlines() or [""])[0]
+    return f"internal error: {type(error).__name__}: {first}; run again with --debug and report it", 1

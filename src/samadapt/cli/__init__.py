@@ -1,0 +1,5 @@
+"""The command line: `verbs` and what they share."""
+
+from samadapt.cli.verbs import app, main
+
+__all__ = ["app", "main"]

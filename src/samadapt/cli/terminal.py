@@ -1,0 +1,73 @@
+"""What is written to the terminal: results on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samadapt.datasets import Dataset, Split
+    from samadapt.features import EncodeReport
+
+
+def say(text: str | None, quiet: bool) -> None:
+    if text and not quiet:
+        print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Progress, which a file or a pipe need not keep."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def split_summary(data: Dataset, split: Split) -> str:
+    from samadapt.datasets import unit_of
+
+    patients = sorted({data.groups[i] for i in split.train})
+    chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
+    of = f" of {len(patients)} patients" if unit_of(data) == "patient" else ""
+    return (
+        f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
+        f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}"
+    )
+
+
+def encode_line(total: int, quiet: bool) -> Any:
+    """A progress callback: throughput, bytes, time left."""
+    start = time.monotonic()
+
+    def show(report: EncodeReport) -> None:
+        seconds = time.monotonic() - start
+        left = seconds / max(report.cases, 1) * (total - report.cases) if report.written else 0.0
+        note(
+            f"encoded {report.cases}/{total} cases, {report.slices / max(seconds, 1e-9):.1f} slices/s, "
+            f"{report.bytes / 2**20:.0f} MiB, {left:.0f} s left"
+        )
+
+    return None if quiet else show
+
+
+def say_warnings_once() -> None:
+    """What was assumed or left out, a line each on stderr; Python's own form would add a place in the code."""
+    usual = warnings.showwarning
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if category.__name__ != "SamAdaptWarning":  # imported by name it would load torch
+            usual(message, category, *place, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            print(f"samadapt: note: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show
+
+
+def never_fail_to_print() -> None:
+    """A file name that the terminal's encoding does not have is shown with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
