@@ -364,9 +364,8 @@ def test_masks_that_do_not_fit(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     (tmp_path / "masks/b.png").unlink()
     picture(tmp_path / "masks/a.png", (0, 255))
-    picture(tmp_path / "masks/a_mask.png", (0, 255))
-    with pytest.raises(SamAdaptError, match="are masks of the same image"):
-        open_dataset(tmp_path)
+    picture(tmp_path / "masks/a_mask.png", (0, 255))  # a second one of the same picture
+    assert [file.name for file in open_dataset(tmp_path).entry("a").label_files] == ["a.png", "a_mask.png"]
 
 
 def test_nested_parts(tmp_path: Path) -> None:
@@ -406,7 +405,11 @@ def test_acdc_as_published(tmp_path: Path) -> None:
             mask(Path(f"{name}_gt.nii.gz"), (0, 1, 2, 3))
         scan(name.parent / f"patient{patient:03d}_4d.nii.gz", (6, 5, 3, 4))
     data = open_dataset(tmp_path)
-    assert data.layout == "ACDC" and data.classes == ("background", "RV", "MYO", "LV") and len(data) == 6
+    assert (
+        data.layout == "masks beside images"
+        and data.classes == ("background", "RV", "MYO", "LV")
+        and len(data) == 6
+    )
     assert data.groups["patient101_frame12"] == "patient101" and "by the patient's folder" in data.group_rule
     assert set(data.split().val) == {"patient101_frame01", "patient101_frame12"}
 
@@ -563,7 +566,10 @@ def test_a_name_is_one_case(tmp_path: Path) -> None:
     for part in ("train", "val"):
         picture(tmp_path / part / "images/a.png")
         picture(tmp_path / part / "masks/a.png", (0, 255))
-    with pytest.raises(SamAdaptError, match="has two cases called 'a'"):
+    assert open_dataset(tmp_path).ids == ("train__a", "val__a")  # called by their folders
+    for suffix in ("jpg", "png"):
+        picture(tmp_path / f"train/images/b.{suffix}")
+    with pytest.raises(SamAdaptError, match="have the same name"):
         open_dataset(tmp_path)
 
 

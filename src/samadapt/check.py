@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -58,6 +59,10 @@ class Checkable(Protocol):
     def group_rule(self) -> str: ...
     @property
     def opening(self) -> Any: ...
+    @property
+    def root(self) -> Path: ...
+    @property
+    def left_out(self) -> Sequence[tuple[Path, str]]: ...
     def case(self, case_id: str) -> Case: ...
     def split(self, *, fold: int = 0) -> Any: ...
 
@@ -95,7 +100,7 @@ def check(data: Checkable, progress: Callable[[int], None] | None = None) -> lis
         if progress:
             progress(number)
     findings += [*_labels(data, seen), *_duplicates(data, seen), *_kinds(data, seen)]
-    findings += [*_patients(data), *_splits(data)]
+    findings += [*_patients(data), *_left_out(data), *_splits(data)]
     return sorted(findings, key=lambda f: _ORDER.index(f.level))
 
 
@@ -267,6 +272,12 @@ def _patients(data: Checkable) -> list[Finding]:
             )
         )
     return found
+
+
+def _left_out(data: Checkable) -> list[Finding]:
+    words = io.in_words(data.left_out, data.root)
+    broken = any(path.is_symlink() and not path.exists() for path, _ in data.left_out)
+    return [Finding("warning" if broken else "note", "", f"left out: {words}")] if words else []
 
 
 def _shared_beginnings(data: Checkable, split: Any) -> list[Finding]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from samadapt import io
-from samadapt.datasets import Dataset, find_layout, open_dataset, open_like
+from samadapt.datasets import Dataset, find_layout, find_masks, open_dataset, open_like
 from samadapt.files import write_json
 from samadapt.metrics import (
     Summary,
@@ -166,7 +166,14 @@ def _of_data_set(data: Dataset, found: Mapping[str, Path], truth: Path) -> Itera
 def _of_label_files(found: Mapping[str, Path], truth: Path, note: Predictions) -> Iterable[tuple[Case, Path]]:
     """Label files as cases of their own, coded as the labels that were trained on."""
     files = io.find_files(truth) if truth.is_dir() else [truth]
-    labels = {io.case_name(path): path for path in files}
+    masks, _ = find_masks({case: [path] for case, path in found.items()}, files)
+    several = next((case for case, paths in masks.items() if len(paths) > 1), None)
+    if several is not None:
+        raise SamAdaptError(
+            f"{truth} has {len(masks[several])} label files for {several!r} ({', '.join(p.name for p in masks[several])}); "
+            "expected one: give the data set, or merge them"
+        )
+    labels = {case: paths[0] for case, paths in masks.items()}
     _demand_truth([case for case in found if case not in labels], len(found), truth)
     opening = note.opening
     values = opening.label_values or None

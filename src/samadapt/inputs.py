@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import io
-from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_of
+from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_of, split_masks
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
@@ -60,7 +60,7 @@ def find_inputs(given: Path, opening: Opening, trained: Trained, subset: str | N
     if not given.exists():
         raise SamAdaptError(f"{given} does not exist; give an image file, a folder of images, or a data set")
     if find_layout(given, opening.task, opening.layout) is not None:
-        return _of_data_set(open_like(given, opening, trained.patients), trained, subset)
+        return _of_data_set(open_like(given, opening, trained.patients, labelled=False), trained, subset)
     if subset is not None:
         raise SamAdaptError(
             f"{given} is not a data set, so it has no subset {subset!r}; leave out --subset, or give the data set's folder"
@@ -69,9 +69,7 @@ def find_inputs(given: Path, opening: Opening, trained: Trained, subset: str | N
 
 
 def _of_scans(given: Path, opening: Opening, trained: Trained) -> list[Input]:
-    files = io.find_files(given) if given.is_dir() else [given]
-    if not files:
-        raise SamAdaptError(f"{given} holds no images; known formats: {', '.join(io.IMAGE_SUFFIXES)}")
+    files = _scan_files(given) if given.is_dir() else [given]
     channels = len(opening.channel_names)
     cases = io.group_channels(files, channels if channels > 1 and len(files) > 1 else None)
     entries = [Entry(name, paths) for name, paths in cases.items()]
@@ -81,6 +79,22 @@ def _of_scans(given: Path, opening: Opening, trained: Trained) -> list[Input]:
         return lambda: opening.read_case(entry.images, entry.id, patients[entry.id])
 
     return [Input(e.id, Planned(patients[e.id], "", trained.learned(e.id)), loader(e)) for e in entries]
+
+
+def _scan_files(folder: Path) -> list[Path]:
+    """The scans of a folder; masks beside them, and what cannot be read, are left out, which is said."""
+    listing = io.list_files(folder)
+    scans, masks = split_masks(listing.files)
+    left_out = [*listing.left_out, *((mask, "masks") for files in masks.values() for mask in files)]
+    if not scans:
+        strange = io.in_words(left_out, folder)
+        raise SamAdaptError(
+            f"{folder} holds no images{f'; it has {strange}' if strange else ''}; formats that are read: "
+            f"{', '.join(io.IMAGE_SUFFIXES)}"
+        )
+    if left_out:
+        warnings.warn(f"left out of {folder}: {io.in_words(left_out, folder)}", SamAdaptWarning, stacklevel=2)
+    return scans
 
 
 def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[Input]:

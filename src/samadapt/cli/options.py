@@ -68,6 +68,7 @@ class OpenOptions:
     channels: str | None
     label_column: str | None
     window: str | None = None
+    head: str | None = None  # whose task is taken where a data set has labels for both
 
     def __post_init__(self) -> None:
         names.demand_known(task=self.task)
@@ -87,7 +88,7 @@ class OpenOptions:
         )
         data = open_dataset(
             path, task=self.task, slice_axis=self.slice_axis, group=self.group, channels=channels,  # type: ignore[arg-type]
-            label_column=self.label_column,
+            label_column=self.label_column, prefer="classification" if self.head in names.CLASSIFICATION_HEADS else None,
         )  # fmt: skip
         return data if self.window is None else data.with_window(self.window)
 

@@ -97,7 +97,7 @@ def encode(
 ) -> None:
     """Run the frozen encoder once and store the maps that a head reads."""
     names.demand_known(device=device)
-    opening = OpenOptions(task, slice_axis, group, channels, label_column, window)
+    opening = OpenOptions(task, slice_axis, group, channels, label_column, window, head)
     chosen = make_learner(head, encoder, checkpoint, side, prepare, options, views, augment)
     check_device(device)
     from samadapt import learner
@@ -163,7 +163,7 @@ def train(
     names.demand_numbers(1, steps=steps, batch_size=batch_size)
     budget = number(labels, "labels")
     selection = number(val_labels, "val-labels", "official", whole=True)
-    opening = OpenOptions(task, slice_axis, group, channels, label_column, window)
+    opening = OpenOptions(task, slice_axis, group, channels, label_column, window, head)
     options = [*(options or []), *([f"backbone={backbone}"] if backbone else [])]
     chosen = make_learner(head, encoder, checkpoint, side, prepare, options, views, augment)
     check_device(device)

@@ -13,19 +13,26 @@ from samadapt.datasets.groups import assign_groups
 from samadapt.opening import Opening
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
+_UNNAMED = ("image",)  # the one channel of a layout that does not name it
+
 
 def adopt(
-    entries: Sequence[Entry], found: Found, opening: Opening, path: Path
+    entries: Sequence[Entry], found: Found, opening: Opening, path: Path, labelled: bool = True
 ) -> tuple[tuple[Entry, ...], Opening]:
     """The entries with their classes numbered as in `opening`, and the opening with this data set's channels.
+
+    Args:
+        labelled: whether labels are needed; without them, the classes may be others.
 
     Raises:
         SamAdaptError: the data set declares other classes, or lacks a channel.
     """
     names, channels = _channels(found, opening, path)
-    return _classes(entries, found, opening, path), dataclasses.replace(
-        opening, channel_names=names, channels=channels
-    )
+    opening = dataclasses.replace(opening, channel_names=names, channels=channels)
+    if labelled:
+        return _classes(entries, found, opening, path), opening
+    bare = (dataclasses.replace(e, label=None, further=(), file_classes=(), target=None) for e in entries)
+    return tuple(bare), opening
 
 
 def _channels(found: Found, opening: Opening, path: Path) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
@@ -47,6 +54,8 @@ def _channels(found: Found, opening: Opening, path: Path) -> tuple[tuple[str, ..
             f"{path} has the channels {', '.join(theirs)}; expected {', '.join(wanted)}, as the data set that was "
             "trained on: name or convert them alike"
         )
+    if _UNNAMED in (theirs, ours):
+        return theirs, opening.channels
     warnings.warn(
         f"the channels of {path} are called {', '.join(theirs)}, those that were trained on {', '.join(ours)}; they are "
         "taken in this order",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch import Tensor
 from samadapt import io
 from samadapt.datasets.split import Split, make_split
 from samadapt.opening import Opening
-from samadapt.types import Case, SamAdaptError, Task
+from samadapt.types import Case, SamAdaptError, SamAdaptWarning, Task
 
 Part = Literal["train", "val", "test"]
 
@@ -36,6 +37,13 @@ class Entry:
     part: Part | None = None  # of the data set's own split
     group: str | None = None  # the patient, where the layout says it; later always
     row: int | None = None  # in the arrays of an .npz
+    further: tuple[Path, ...] = ()  # more masks of the same image, merged with `label`
+    file_classes: tuple[int, ...] = ()  # where each label file is one class: which; else stored values say it
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """All of them, the first one first."""
+        return () if self.label is None else (self.label, *self.further)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Dataset:
     opening: Opening  # how its files become cases
     entries: tuple[Entry, ...]
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # (train, val) ids of splits_final.json
+    left_out: tuple[tuple[Path, str], ...] = ()  # files below the root that are in no case, and why
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -185,13 +194,26 @@ class Dataset:
         if self.task == "segmentation":
             if entry.label is None or case is None:
                 return None
-            return case.label if case.label is not None else self._mask(entry.label, case)
+            return case.label if case.label is not None else self._mask(entry, case)
         if entry.target is None:
             return None
         return torch.tensor(entry.target, dtype=torch.float32 if self.multilabel else torch.int64)
 
-    def _mask(self, path: Path, case: Case) -> Tensor:
-        return io.read_label(path, case, self.label_values or None, self.classes)
+    def _mask(self, entry: Entry, case: Case) -> Tensor:
+        """(D, H, W) uint8 of all label files of a case."""
+        if entry.file_classes:
+            return _one_class_a_file(entry, case)
+        first, *others = (
+            io.read_label(path, case, self.label_values or None, self.classes) for path in entry.label_files
+        )
+        for path, other in zip(entry.further, others, strict=True):
+            if bool(((first != 0) & (other != 0) & (first != other)).any()):
+                raise SamAdaptError(
+                    f"{path} and the other masks of case {entry.id!r} give some voxels different classes; expected masks "
+                    "that can be merged: correct them"
+                )
+            first = torch.where(first == 0, other, first)
+        return first
 
     # ------------------------------------------------ splits and identity
 
@@ -220,9 +242,26 @@ class Dataset:
         files = {path for entry in self.entries for path in entry.images}
         for path in sorted(files):
             digest.update(path.name.encode() + _file_hash(path, whole=False))
-        for path in sorted(entry.label for entry in self.entries if entry.label is not None):
+        for path in sorted(path for entry in self.entries for path in entry.label_files):
             digest.update(path.name.encode() + _file_hash(path, whole=True))
         return digest.hexdigest()
+
+
+def _one_class_a_file(entry: Entry, case: Case) -> Tensor:
+    """Binary masks, one for each class -> classes. Where two overlap, the first in the classes' order is kept."""
+    label = torch.zeros(case.image.shape[1:], dtype=torch.uint8)
+    for path, number in sorted(
+        zip(entry.label_files, entry.file_classes, strict=True), key=lambda item: item[1]
+    ):
+        mask = io.read_label(path, case) > 0
+        if bool((label[mask] > 0).any()):
+            warnings.warn(
+                "masks of different classes overlap in places; each voxel is given to the class that comes first",
+                SamAdaptWarning,
+                stacklevel=2,
+            )
+        label[mask & (label == 0)] = number
+    return label
 
 
 class CaseView(Sequence[Case]):

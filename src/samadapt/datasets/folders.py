@@ -1,8 +1,9 @@
-"""Segmentation folders without a description: images/ with masks/, and patient folders with *_gt.nii.gz."""
+"""Segmentation folders without a description: masks in a folder beside the images, or beside each image."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,31 +11,28 @@ from samadapt import io
 from samadapt.datasets.coding import told_classes
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.found import PARTS, Found, part_folders, window_of
+from samadapt.datasets.masks import find_masks, image_name, masks_beside, split_masks
+from samadapt.datasets.pictures import unique_names
 from samadapt.types import SamAdaptError
 
-_MASKS = ("masks", "labels", "annotations", "segmentations", "gt")
-_MASK_WORDS = re.compile(
-    r"(?:[_-](?:mask|masks|segmentation|seg|label|labels|gt|annotation))+$", re.IGNORECASE
-)
-
-
-def _mask_folder(path: Path) -> Path | None:
-    found = [path / name for name in _MASKS if (path / name).is_dir()]
-    return found[0] if found and (path / "images").is_dir() else None
+# ---------------------------------------------------------------- images/ and masks/
 
 
 def _roots(path: Path) -> list[tuple[Part | None, Path]]:
-    """The folder itself, or its train/, val/ and test/ folders, each with images/ and masks/."""
+    """The folder itself, or its train/, val/ and test/ folders, or class folders, each with images/ and masks/."""
     if not path.is_dir():
         return []
-    if _mask_folder(path):
+    if masks_beside(path):
         return [(None, path)]
-    return [(part, folder) for part, folder in part_folders(path).items() if (folder / "images").is_dir()]
+    parts = [(part, folder) for part, folder in part_folders(path).items() if (folder / "images").is_dir()]
+    if parts:
+        return list(parts)
+    return [(None, folder) for folder in io.find_folders(path) if masks_beside(folder)]
 
 
 def is_pairs(path: Path) -> bool:
-    """images/ and masks/ side by side, perhaps inside train/, val/, test/."""
-    return any(_mask_folder(folder) for _, folder in _roots(path))
+    """images/ and masks/ side by side, perhaps inside train/, val/, test/ or inside class folders."""
+    return any(masks_beside(folder) for _, folder in _roots(path))
 
 
 def read_pairs(path: Path, label_column: str | None) -> Found:
@@ -42,11 +40,23 @@ def read_pairs(path: Path, label_column: str | None) -> Found:
     entries = [entry for part, folder in _roots(path) for entry in _pairs(folder, part)]
     if not entries:
         raise SamAdaptError(f"{path}: the images folder is empty; expected {', '.join(io.IMAGE_SUFFIXES)}")
-    classes, values = told_classes([e.label for e in entries if e.label is not None], path)
-    first = entries[0].images[0]
+    return _found(unique_names(entries, path), path)
+
+
+def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data set says") -> Found:
+    """With classes made from the values in the masks."""
+    classes, values = told_classes([file for entry in entries for file in entry.label_files], path)
     names = _channel_names(entries[0])
-    window = window_of(first, names)
-    return Found(entries, classes, False, channel_names=names, window=window, label_values=values)
+    window = window_of(entries[0].images[0], names)
+    return Found(
+        entries,
+        classes,
+        False,
+        channel_names=names,
+        window=window,
+        label_values=values,
+        group_rule=group_rule,
+    )
 
 
 def _channel_names(entry: Entry) -> tuple[str, ...]:
@@ -56,72 +66,95 @@ def _channel_names(entry: Entry) -> tuple[str, ...]:
 
 
 def _pairs(folder: Path, part: Part | None) -> list[Entry]:
-    mask_folder = _mask_folder(folder)
-    mask_files = io.find_files(mask_folder) if mask_folder else []
-    images = io.find_files(folder / "images")
+    beside = masks_beside(folder)
+    image_folder, mask_files = (beside[0], io.find_files(beside[1])) if beside else (folder / "images", [])
+    images = io.find_files(image_folder)
     cases = io.each_file(images) if _same_names(images, mask_files) else io.group_channels(images)
-    masks: dict[str, Path] = {}
-    for file in mask_files:
-        name = io.case_name(file)
-        if name not in cases:
-            name = _MASK_WORDS.sub("", name)
-        if name not in cases:
-            raise SamAdaptError(
-                f"{file} has no image; expected {folder / 'images' / name}.*, or remove the mask"
-            )
-        if name in masks:
-            raise SamAdaptError(
-                f"{masks[name]} and {file} are masks of the same image; expected one: merge them"
-            )
-        masks[name] = file
-    return [Entry(name, files, masks.get(name), part=part) for name, files in sorted(cases.items())]
+    masks, alone = find_masks(cases, mask_files)
+    if alone:
+        raise SamAdaptError(
+            f"{alone[0]} has no image; expected {image_folder / image_name(io.case_name(alone[0]))}.*, or remove the mask"
+        )
+    return [_entry(name, files, masks.get(name, ()), part) for name, files in sorted(cases.items())]
+
+
+def _entry(
+    name: str,
+    images: tuple[Path, ...],
+    masks: Sequence[Path],
+    part: Part | None = None,
+    group: str | None = None,
+) -> Entry:
+    label, *further = (*masks,) or (None,)
+    return Entry(name, images, label, part=part, group=group, further=tuple(f for f in further if f))
 
 
 def _same_names(images: Sequence[Path], masks: Sequence[Path]) -> bool:
     """Whether a mask is called as a whole image file: then a number at its end is not a channel's."""
     names = {io.case_name(mask) for mask in masks}
-    names |= {_MASK_WORDS.sub("", name) for name in names}
+    names |= {image_name(name) for name in names}
     return any(io.case_name(image) in names for image in images)
 
 
-# ---------------------------------------------------------------- ACDC as it is published
+# ---------------------------------------------------------------- a mask beside each image, as ACDC and BUSI
 
 
 _ACDC_NAME = re.compile(r"patient\d+_frame\d+$")
 _ACDC_CLASSES = ("background", "RV", "MYO", "LV")
 
 
-def _truths(path: Path) -> list[Path]:
-    """*_gt.nii.gz in patient folders, perhaps below training/ and testing/."""
-    if not path.is_dir():
-        return []
-    return sorted([*path.glob("*/*_gt.nii.gz"), *path.glob("*/*/*_gt.nii.gz")])
+def _beside(path: Path) -> dict[Path, tuple[list[Path], dict[str, tuple[Path, ...]]]]:
+    """Folder -> its images and the masks beside them, of folders that have any."""
+    files: dict[Path, list[Path]] = defaultdict(list)
+    for file in io.list_files(path, recursive=True).files if path.is_dir() else ():
+        files[file.parent].append(file)
+    found = {folder: split_masks(inside) for folder, inside in files.items()}
+    return {folder: sides for folder, sides in found.items() if sides[1]}
 
 
-def is_acdc(path: Path) -> bool:
-    """Patient folders with a truth beside each image."""
-    return bool(_truths(path))
+def is_beside(path: Path) -> bool:
+    """`NAME_gt.nii.gz`, `NAME_mask.png`, `NAME_seg.nii.gz`, ... beside NAME, in one folder or in several."""
+    return bool(_beside(path))
 
 
-def read_acdc(path: Path, label_column: str | None) -> Found:
-    """`PATIENT/NAME.nii.gz` with `PATIENT/NAME_gt.nii.gz`; the folder is the patient. 4-D series are left out."""
-    entries = []
-    for truth in _truths(path):
-        image = truth.with_name(truth.name.replace("_gt.nii.gz", ".nii.gz"))
-        if not image.is_file():
-            raise SamAdaptError(f"{truth} has no image; expected {image}")
-        part = PARTS.get(truth.parent.parent.name.lower())
-        entries.append(Entry(io.case_name(image), (image,), truth, part=part, group=truth.parent.name))
+def read_beside(path: Path, label_column: str | None) -> Found:
+    """NAME with NAME_gt, NAME_mask, NAME_mask_1, ... A folder called by a number is a patient.
+
+    Where a patient's folder has masks, what has none (ACDC's 4-D series) is left out; elsewhere it is an image without
+    a label.
+    """
+    entries = [
+        e
+        for folder, (images, masks) in sorted(_beside(path).items())
+        for e in _in_folder(folder, images, masks, path)
+    ]
+    entries = unique_names(entries, path)
     if all(_ACDC_NAME.match(entry.id) for entry in entries):
-        classes: tuple[str, ...] = _ACDC_CLASSES
-        values = {v: v for v in range(len(classes))}
-    else:
-        classes, values = told_classes([e.label for e in entries if e.label is not None], path)
-    return Found(
-        entries,
-        classes,
-        classes_declared=classes == _ACDC_CLASSES,
-        label_values=values,
-        window=window_of(entries[0].images[0], ("image",)),
-        group_rule="the patient's folder",
+        values = {v: v for v in range(len(_ACDC_CLASSES))}
+        window = window_of(entries[0].images[0], ("image",))
+        return Found(
+            entries, _ACDC_CLASSES, window=window, label_values=values, group_rule="the patient's folder"
+        )
+    return _found(entries, path, "the patient's folder")
+
+
+def _in_folder(
+    folder: Path, images: list[Path], masks: dict[str, tuple[Path, ...]], root: Path
+) -> list[Entry]:
+    patient = folder.name if folder != root and re.search(r"\d", folder.name) else None
+    part = next(
+        (
+            PARTS[p.name.lower()]
+            for p in (folder, *folder.parents)
+            if p != root and p.is_relative_to(root) and p.name.lower() in PARTS
+        ),
+        None,
     )
+    cases = io.each_file(images)
+    if not set(masks) <= set(cases):  # a mask of several channel files
+        cases = io.group_channels(images)
+    return [
+        _entry(name, files, masks.get(name, ()), part, patient)
+        for name, files in sorted(cases.items())
+        if name in masks or patient is None
+    ]

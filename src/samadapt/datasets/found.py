@@ -65,7 +65,7 @@ def window_of(first: Path, channel_names: Sequence[str]) -> str:
 def part_folders(path: Path) -> dict[Part, Path]:
     """The folders called train, val, test (or alike) in a folder, in this order."""
     found: dict[Part, Path] = {}
-    for folder in sorted(f for f in path.iterdir() if f.is_dir() and f.name.lower() in PARTS):
+    for folder in (f for f in io.find_folders(path) if f.name.lower() in PARTS):
         part = PARTS[folder.name.lower()]
         if part in found:
             raise SamAdaptError(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets import adopted, folders, medmnist, nnunet, pictures, tables
+from samadapt.datasets import adopted, bids, folders, medmnist, nnunet, organs, pictures, tables
 from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.found import Found
 from samadapt.datasets.groups import assign_groups
 from samadapt.opening import Opening
-from samadapt.types import SamAdaptError, Task
+from samadapt.types import SamAdaptError, SamAdaptWarning, Task
 
 _RESERVED = ("all", "mean")
 
@@ -48,7 +49,21 @@ LAYOUTS: tuple[Layout, ...] = (
         folders.is_pairs,
         folders.read_pairs,
     ),
-    Layout("ACDC", "PATIENT/*_gt.nii.gz", "segmentation", folders.is_acdc, folders.read_acdc),
+    Layout("BIDS", "sub-*/, derivatives/**/*_dseg.nii.gz", "segmentation", bids.is_bids, bids.read_bids),
+    Layout(
+        "TotalSegmentator",
+        "CASE/ct.nii.gz, CASE/segmentations/ORGAN.nii.gz",
+        "segmentation",
+        organs.is_organs,
+        organs.read_organs,
+    ),
+    Layout(
+        "masks beside images",
+        "NAME.*, NAME_gt.*, NAME_mask.*, NAME_seg.*, also in folders of patients (ACDC) or classes (BUSI)",
+        "segmentation",
+        folders.is_beside,
+        folders.read_beside,
+    ),
     Layout("images and a table", "labels.csv, images", "classification", tables.is_table, tables.read_table),
     Layout("class folders", "CLASS/*.png", "classification", pictures.is_classes, pictures.read_classes),
 )
@@ -63,6 +78,7 @@ def open_dataset(
     channels: Sequence[int | str] | None = None,
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
+    prefer: Task | None = None,
 ) -> Dataset:
     """A folder or file -> its cases. Nothing but names, headers and small tables is read.
 
@@ -75,9 +91,10 @@ def open_dataset(
         channels: names or numbers of the channels to use, one or three; None: all.
         label_column: of the table; several, comma-separated, are one number for each class.
         classes: other names for the classes, in their order.
+        prefer: the task to open for where the data set has labels for both and `task` is not told.
     """
     path = Path(path)
-    layout, found = _read(path, find_layout(path, task), task, label_column)
+    layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column)
     entries, rule = assign_groups(found, _root(path), group)
     volumes = [e.images[0] for e in entries if io.suffix_of(e.images[0]) in io.VOLUME_SUFFIXES]
     opening = Opening(
@@ -96,37 +113,45 @@ def open_dataset(
         group=_absolute(group),
         group_rule=rule,
     )
-    return Dataset(_name(path, found), _root(path), opening, entries, found.folds)
+    left_out = _left_out(path, entries)
+    return Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out)
 
 
-def open_like(path: str | Path, opening: Opening, recorded: Mapping[str, str] | None = None) -> Dataset:
+def open_like(
+    path: str | Path, opening: Opening, recorded: Mapping[str, str] | None = None, labelled: bool = True
+) -> Dataset:
     """Another data set, or the same one again, as the one of `opening` was opened; what does not fit is refused.
 
     Args:
         opening: of the data set that a model was trained on, or that was predicted.
         recorded: case -> patient of that data set, for where the rule of `opening` cannot be applied.
+        labelled: whether its labels are needed; without them, its classes may be others.
     """
     path = Path(path)
     layout = find_layout(path, opening.task, opening.layout)
     layout, found = _read(path, layout, opening.task, opening.label_column)
     root = _root(path)
     entries, rule = adopted.group_like(found, root, opening.group, recorded or {})
-    entries, opening = adopted.adopt(entries, found, opening, path)
+    entries, opening = adopted.adopt(entries, found, opening, path, labelled)
     opening = replace(opening, layout=layout.name, group_rule=rule)
-    return Dataset(_name(path, found), root, opening, entries, found.folds)
+    return Dataset(_name(path, found), root, opening, entries, found.folds, _left_out(path, entries))
 
 
-def find_layout(path: str | Path, task: Task | None = None, preferred: str = "") -> Layout | None:
+def find_layout(
+    path: str | Path, task: Task | None = None, preferred: str = "", prefer: Task | None = None
+) -> Layout | None:
     """The layout that a folder or file has; None where it has none that is known, as a folder of scans.
 
     Args:
         preferred: the name of the one to take where several fit.
+        prefer: the task of the one to take where several fit.
     """
     path = Path(path)
     if not path.exists():
         raise SamAdaptError(f"{path} does not exist; give a data set's folder, its .npz or its .csv")
     fitting = [layout for layout in LAYOUTS if task in (None, layout.task) and layout.told(path)]
-    return next((layout for layout in fitting if layout.name == preferred), fitting[0] if fitting else None)
+    likely = sorted(fitting, key=lambda layout: (layout.name != preferred, prefer not in (None, layout.task)))
+    return likely[0] if likely else None
 
 
 def _read(
@@ -139,6 +164,8 @@ def _read(
         return layout, found
     known = "; ".join(f"{layout.name}: {layout.shape}" for layout in LAYOUTS if task in (None, layout.task))
     wanted = f" for {task}" if task else ""
+    if path.is_dir() and (strange := io.in_words(io.list_files(path, recursive=True).left_out, path)):
+        wanted += f"; it has {strange}"
     raise SamAdaptError(f"{path} has no layout that is known{wanted}. Known are {known}")
 
 
@@ -167,6 +194,17 @@ def _demand_text(entries: Sequence[Entry], root: Path) -> None:
                 raise SamAdaptError(
                     f"the file name {os.fsencode(name)!r} below {root} is not UTF-8; rename the file"
                 )
+
+
+def _left_out(path: Path, entries: Sequence[Entry]) -> tuple[tuple[Path, str], ...]:
+    """Images and what looks like images below the folder that are in no case; said once."""
+    if not path.is_dir():
+        return ()
+    used = {file for entry in entries for file in (*entry.images, *entry.label_files)}
+    left_out = io.not_used(io.list_files(path, recursive=True), used)
+    if left_out:
+        warnings.warn(f"left out of {path}: {io.in_words(left_out, path)}", SamAdaptWarning, stacklevel=4)
+    return left_out
 
 
 def _name(path: Path, found: Found) -> str:

@@ -91,7 +91,7 @@ def _entries(path: Path, suffix: str, n_channels: int, end: str) -> list[Entry]:
         raise SamAdaptError(
             f"{images} holds no CASE_0000{suffix}; see file_ending in {path / 'dataset.json'}"
         )
-    cases = _channel_files(files, n_channels, suffix)
+    cases = _channel_files(files, n_channels, suffix, path / "dataset.json")
     masks = {io.case_name(f): f for f in io.find_files(labels)} if labels.is_dir() else {}
     alone = sorted(set(masks) - set(cases))
     if alone:
@@ -100,7 +100,9 @@ def _entries(path: Path, suffix: str, n_channels: int, end: str) -> list[Entry]:
     return [Entry(name, files, masks.get(name), part=part) for name, files in sorted(cases.items())]
 
 
-def _channel_files(files: list[Path], n_channels: int, suffix: str) -> dict[str, tuple[Path, ...]]:
+def _channel_files(
+    files: list[Path], n_channels: int, suffix: str, about: Path
+) -> dict[str, tuple[Path, ...]]:
     """Case -> its files: one for each channel, or one picture that holds three colours."""
     strays = [file for file in files if not io.has_channel_number(file)]
     if strays and len(strays) < len(files):
@@ -113,7 +115,10 @@ def _channel_files(files: list[Path], n_channels: int, suffix: str) -> dict[str,
             f"{files[0]} is not called CASE_0000{suffix}; the data set has {n_channels} channels, a file for each"
         )
     colours = n_channels == 3 and files and io.read_geometry(files[0]).channels == 3
-    return io.group_channels(files, 1 if colours else n_channels)
+    try:
+        return io.group_channels(files, 1 if colours else n_channels)
+    except SamAdaptError as error:
+        raise SamAdaptError(f"{about}: channel_names declares {n_channels} channels; {error}") from error
 
 
 def _classes(labels: Any, file: Path) -> tuple[tuple[str, ...], dict[int, int]]:

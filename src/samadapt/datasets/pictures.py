@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +10,23 @@ from pathlib import Path
 from samadapt import io
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.found import Found, part_folders, window_of
+from samadapt.datasets.masks import FOLDERS, is_in_mask_folder, split_masks
 from samadapt.types import SamAdaptError
 
-_NOT_CLASSES = {"images", "masks", "labels", "imagestr", "labelstr", "imagests", "labelsts", "annotations"}
+_NOT_CLASSES = {"images", "image", "imagestr", "labelstr", "imagests", "labelsts", "derivatives", *FOLDERS}
 
 
 def _class_folders(path: Path) -> dict[str, Path]:
-    if not path.is_dir():
-        return {}
-    return {f.name: f for f in sorted(path.iterdir()) if f.is_dir() and not f.name.startswith(".")}
+    return {folder.name: folder for folder in io.find_folders(path) if _images(folder)}
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images below a class's folder; masks, beside them or in a folder of masks, are none."""
+    inside: dict[Path, list[Path]] = defaultdict(list)
+    for file in io.list_files(folder, recursive=True).files:
+        if not is_in_mask_folder(file, folder):
+            inside[file.parent].append(file)
+    return sorted(image for files in inside.values() for image in split_masks(files)[0])
 
 
 def _roots(path: Path) -> list[tuple[Part | None, Path]]:
@@ -28,13 +36,13 @@ def _roots(path: Path) -> list[tuple[Part | None, Path]]:
 
 def is_classes(path: Path) -> bool:
     """Two or more folders of images, none of them called images or masks."""
+    classes: set[str] = set()
     for _, root in _roots(path):
-        folders = _class_folders(root)
-        if len(folders) < 2 or _NOT_CLASSES & {name.lower() for name in folders}:
+        found = set(_class_folders(root))
+        if not found or _NOT_CLASSES & {folder.name.lower() for folder in io.find_folders(root)}:
             return False
-        if not any(io.find_files(folder, recursive=True) for folder in folders.values()):
-            return False
-    return True
+        classes |= found
+    return len(classes) > 1
 
 
 def read_classes(path: Path, label_column: str | None) -> Found:
@@ -45,12 +53,13 @@ def read_classes(path: Path, label_column: str | None) -> Found:
     for part, root in roots:
         folders = _class_folders(root)
         for number, name in enumerate(classes):
-            files = io.find_files(folders[name], recursive=True) if name in folders else []
-            if not files:
+            if name not in folders:
                 raise SamAdaptError(
                     f"{root / name} holds no images; expected some of every class in each part"
                 )
-            entries += [Entry(io.case_name(f), (f,), target=number, part=part) for f in files]
+            entries += [
+                Entry(io.case_name(f), (f,), target=number, part=part) for f in _images(folders[name])
+            ]
     entries = unique_names(entries, path)
     first = entries[0].images[0]
     return Found(entries, classes, channel_names=channel_names(first), window=window_of(first, ("image",)))
@@ -72,4 +81,4 @@ def unique_names(entries: Sequence[Entry], root: Path) -> list[Entry]:
 
 def _long_name(file: Path, root: Path) -> str:
     folder = file.parent.relative_to(root).parts if file.is_relative_to(root) else file.parent.parts[-1:]
-    return "__".join((*folder, io.case_name(file)))
+    return "__".join((*(name for name in folder if name not in ("images", "image")), io.case_name(file)))

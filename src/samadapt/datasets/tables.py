@@ -10,6 +10,7 @@ from samadapt import io
 from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.found import PARTS, Found, part_folders, window_of
+from samadapt.datasets.masks import is_in_mask_folder
 from samadapt.datasets.pictures import channel_names, unique_names
 from samadapt.datasets.targets import Targets, read_targets
 from samadapt.types import SamAdaptError
@@ -174,8 +175,8 @@ class _Finder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.by_name: dict[str, list[Path]] = {}
-        for file in io.find_files(folder, recursive=True):
-            if not _MASK_FOLDERS & {p.lower() for p in file.relative_to(folder).parts[:-1]}:
+        for file in io.list_files(folder, recursive=True).files:
+            if not is_in_mask_folder(file, folder):
                 for name in {io.case_name(file), file.name}:
                     self.by_name.setdefault(name, []).append(file)
 
@@ -190,6 +191,3 @@ class _Finder:
             what = "does not exist" if not found else f"could be {found[0]} or {found[1]}"
             raise SamAdaptError(f"{where}: image {value!r} {what}; expected one file below {self.folder}")
         return found[0]
-
-
-_MASK_FOLDERS = {"masks", "segmentations", "annotations"}

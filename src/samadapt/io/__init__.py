@@ -18,6 +18,7 @@ from samadapt.io.cases import (
     write_label,
     write_probabilities,
 )
+from samadapt.io.listing import Listing, find_files, find_folders, in_words, list_files, not_used
 from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, orientation, write_volume
 from samadapt.io.pictures import PICTURE_SUFFIXES, write_photo
 from samadapt.io.planes import Plane, common_plane
@@ -25,7 +26,6 @@ from samadapt.io.scans import (
     IMAGE_SUFFIXES,
     case_name,
     each_file,
-    find_files,
     group_channels,
     has_channel_number,
     suffix_of,
@@ -36,16 +36,21 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "VOLUME_SUFFIXES",
     "Geometry",
+    "Listing",
     "NpzArrays",
     "Plane",
     "case_name",
     "common_plane",
     "each_file",
     "find_files",
+    "find_folders",
     "group_channels",
     "has_channel_number",
+    "in_words",
     "label_values",
+    "list_files",
     "make_case",
+    "not_used",
     "open_npz",
     "orientation",
     "read_case",

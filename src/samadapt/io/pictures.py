@@ -1,4 +1,4 @@
-"""PNG, JPEG and TIFF: pictures as they are stored, masks as class values.
+"""PNG, JPEG, TIFF, BMP, GIF and WebP: pictures as they are stored, masks as class values.
 
 What would be guessed is refused: a colour profile (CMYK), what lies under transparency, which way an EXIF tag
 turns a picture whose mask has no such tag, 16-bit colour that readers cut to 8 bits.
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedIm
 from samadapt.io.nifti import Geometry, replace_file
 from samadapt.types import SamAdaptError
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 
 _GREY = {"1": "uint8", "L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 _COLOUR = {"RGB": "uint8", "P": "uint8"}
@@ -52,7 +52,7 @@ def read_mask(path: Path) -> np.ndarray:
     with _open(path) as image:
         if image.mode in ("1", *_GREY, "P"):
             loaded = _loaded(image, path)
-            array = np.asarray(loaded.convert("L") if image.mode == "1" else loaded)
+            array = np.asarray(loaded.convert("L") if image.mode == "1" or _grey_palette(loaded) else loaded)
         elif image.mode == "RGB":
             colours = np.asarray(_loaded(image, path))
             if np.any(colours != colours[..., :1]):
@@ -63,6 +63,14 @@ def read_mask(path: Path) -> np.ndarray:
         else:
             raise _mode_error(image.mode, path)
     return array[..., None]
+
+
+def _grey_palette(image: Image.Image) -> bool:
+    """Whether a GIF's palette is grey: its indices are then what saving made of them, and the greys are the values."""
+    if image.format != "GIF" or image.mode != "P":
+        return False
+    colours = np.reshape(image.getpalette("RGB") or [0, 0, 0], (-1, 3))
+    return bool(np.all(colours == colours[:, :1]))
 
 
 def save_mask(path: Path, label: np.ndarray) -> None:
@@ -115,7 +123,7 @@ def _why_unidentified(path: Path) -> str:
                 return f"{path} is a TIFF of {page.shape} {page.dtype} pixels; expected 8- or 16-bit grey or 8-bit RGB"
         except (tifffile.TiffFileError, OSError, ValueError):
             pass
-    return f"{path} is not a picture that can be read (PNG, JPEG or TIFF); copy or export it again"
+    return f"{path} is not a picture that can be read (PNG, JPEG, TIFF, BMP, GIF or WebP); copy or export it again"
 
 
 def _loaded(image: Image.Image, path: Path) -> Image.Image:

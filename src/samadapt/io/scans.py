@@ -34,12 +34,6 @@ def has_channel_number(path: Path) -> bool:
     return _CHANNEL.match(case_name(path)) is not None
 
 
-def find_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The image files of a folder, sorted; hidden ones are left out."""
-    files = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(f for f in files if suffix_of(f) and not f.name.startswith(".") and f.is_file())
-
-
 def group_channels(files: Iterable[Path], n_channels: int | None = None) -> dict[str, tuple[Path, ...]]:
     """Files -> {case: its channel files in order}, by nnU-Net's `CASE_0000.nii.gz`, `CASE_0001.nii.gz`.
 

@@ -1,0 +1,132 @@
+"""Which files of a folder count, and which are left out and why: the one place that walks folders."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from samadapt.io.scans import suffix_of
+
+BROKEN = "broken links"
+UNREAD = "in formats that are not read"
+HIDDEN = "hidden, or copies that a program made"
+UNUSED = "images in no case"
+
+#: Formats of medical images that are not read; what to do about some of them.
+_UNREAD = {
+    ".dcm": "convert DICOM to NIfTI, for instance with dcm2niix",
+    ".ima": "convert DICOM to NIfTI, for instance with dcm2niix",
+    ".dicom": "convert DICOM to NIfTI, for instance with dcm2niix",
+    **dict.fromkeys((".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img"), "convert them to NIfTI"),
+    **dict.fromkeys((".jp2", ".heic", ".avif", ".svs", ".ndpi"), "convert them to PNG or TIFF"),
+    **dict.fromkeys((".npy", ".mat", ".h5", ".hdf5"), "save them as NIfTI or PNG"),
+}
+_JUNK = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
+#: Files that mark what samadapt itself wrote: a run, predictions, stored maps, a study.
+_OURS = (("config.json", "environment.json"), ("predictions.json",), ("frame.json",), ("experiment.json",))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files below a folder, sorted, and what was not taken: (file, why)."""
+
+    files: tuple[Path, ...]
+    left_out: tuple[tuple[Path, str], ...] = ()
+
+
+def list_files(folder: Path, recursive: bool = False) -> Listing:
+    """The image files of a folder; what samadapt wrote itself (runs, predictions, maps, studies) is not looked into."""
+    files: list[Path] = []
+    left_out: list[tuple[Path, str]] = []
+    for place, hidden in _walk(folder, recursive):
+        for entry in sorted(os.scandir(place), key=lambda e: e.name):
+            path = Path(entry.path)
+            if entry.name.lower() in _JUNK or entry.is_dir():
+                continue
+            if reason := _why_not(path, hidden):
+                left_out.append((path, reason))
+            elif suffix_of(path):
+                files.append(path)
+    return Listing(tuple(sorted(files)), tuple(left_out))
+
+
+def find_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The image files of a folder, sorted."""
+    return list(list_files(folder, recursive).files)
+
+
+def find_folders(folder: Path) -> list[Path]:
+    """The folders right in a folder, sorted; hidden ones and those that samadapt wrote are left out."""
+    if not folder.is_dir():
+        return []
+    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and _counts(Path(e.path)))
+
+
+def in_words(left_out: Sequence[tuple[Path, str]], root: Path) -> str:
+    """Grouped by reason, with counts and the first names; "" where nothing was left out."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path, reason in left_out:
+        groups[reason].append(path)
+    parts = []
+    for reason, paths in groups.items():
+        names = [str(p.relative_to(root) if p.is_relative_to(root) else p.name) for p in paths[:3]]
+        cures = (
+            {_UNREAD[p.suffix.lower()] for p in paths if p.suffix.lower() in _UNREAD}
+            if reason == UNREAD
+            else set()
+        )
+        more = ", ..." if len(paths) > len(names) else ""
+        parts.append(
+            f"{len(paths)} {reason} ({', '.join(names)}{more}{''.join(f': {c}' for c in sorted(cures))})"
+        )
+    return "; ".join(parts)
+
+
+def not_used(listing: Listing, used: Collection[Path]) -> tuple[tuple[Path, str], ...]:
+    """What a data set leaves out: what cannot be taken, and images that are in no case."""
+    return (*listing.left_out, *((path, UNUSED) for path in listing.files if path not in used))
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[tuple[Path, bool]]:
+    """Folders to look into, and whether they are hidden; each once, whatever links say."""
+    waiting, seen = [(folder, False)], set()
+    while waiting:
+        place, hidden = waiting.pop()
+        real = os.path.realpath(place)
+        if real in seen or not place.is_dir():
+            continue
+        seen.add(real)
+        yield place, hidden
+        if recursive:
+            inner = [Path(e.path) for e in os.scandir(place) if e.is_dir() and e.name.lower() not in _JUNK]
+            waiting += [(p, hidden or p.name.startswith(".")) for p in sorted(inner) if not _is_ours(p)]
+
+
+def _why_not(path: Path, hidden: bool) -> str | None:
+    if path.is_symlink() and not path.exists():
+        return BROKEN
+    if suffix_of(path) and (hidden or path.name.startswith(".")):
+        return HIDDEN
+    if (
+        path.suffix.lower() in _UNREAD
+        and not hidden
+        and not path.name.startswith(".")
+        and not suffix_of(path)
+    ):
+        return UNREAD
+    return None
+
+
+def _counts(folder: Path) -> bool:
+    return not folder.name.startswith(".") and folder.name.lower() not in _JUNK and not _is_ours(folder)
+
+
+def _is_ours(folder: Path, depth: int = 3) -> bool:
+    """Whether samadapt wrote the folder, or all that is in it."""
+    if any(all((folder / name).is_file() for name in names) for names in _OURS):
+        return True
+    inner = list(os.scandir(folder)) if depth and folder.is_dir() else []
+    return bool(inner) and all(e.is_dir() and _is_ours(Path(e.path), depth - 1) for e in inner)
