@@ -46,7 +46,7 @@ def test_a_sound_data_set(scans: Path) -> None:
     seen: list[int] = []
     findings = check(open_dataset(scans), seen.append)
     assert [finding.message for finding in findings] == [
-        "axial slices; every volume is turned to RAS",
+        "thick slices as acquired, axial or closest to it; every volume is turned to RAS, as closely as its axes allow",
         "patients: each case is a patient of its own (tell them apart with --group)",
     ]
     assert seen == [1, 2, 3, 4]
@@ -136,7 +136,7 @@ def test_mixed_files(scans: Path) -> None:
     (scans / "labelsTr/p1.nii.gz").unlink()
     warnings_ = found(scans, "warning")
     assert any(
-        "1 cases have their thickest slices in another plane (the first is 'p0')" in w for w in warnings_
+        "1 cases were acquired in thick slices of another plane (the first is 'p0')" in w for w in warnings_
     )
     assert any("1 files do not say how they lie in the body (the first is 'p1')" in w for w in warnings_)
     notes = found(scans, "note")

@@ -9,7 +9,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fakes import two_class_archive
-from samadapt import folders
+from samadapt import folders, names
 from samadapt.backbones import BACKBONES, Backbone
 from samadapt.cli import app
 from samadapt.figures import attention_figure
@@ -99,6 +99,7 @@ class Control(Classifier):
 def test_another_control(archive, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", tiny)
     monkeypatch.setitem(HEADS, "doubling", Control)
+    monkeypatch.setitem(names.CHOICES, "head", ("doubling",))
     run, out = tmp_path / "run", tmp_path / "predictions"
     type_("train", archive, "--head", "doubling", "--set", "backbone=tiny", "--out", run, *FAST)
     type_("predict", run, archive, "--out", out, "--device", "cpu", "-q")

@@ -423,7 +423,7 @@ def test_files_that_are_not_settings(tmp_path):
 def test_the_table_for_the_terminal(data, tmp_path):
     study(data, tmp_path / "e", {"unet": SMALL_UNET, "truth": Constant()}, (2, 1), (0, 1))
     head, unet, truth = results_table(tmp_path / "e").splitlines()
-    assert head.split() == ["mean", "dsc", "-", "1", "2"]
-    assert unet.split()[0] == "unet" and unet.count("-") == 2 and truth.split() == ["truth", "1.000"]
+    assert head.split("  ")[0] == "mean dsc [lowest to highest seed]" and head.split()[-3:] == ["-", "1", "2"]
+    assert unet.split()[0] == "unet" and unet.count(" to ") == 2 and truth.split() == ["truth", "1.000"]
     with pytest.raises(SamAdaptError, match="not an experiment"):
         results_table(tmp_path)

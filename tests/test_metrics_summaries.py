@@ -136,6 +136,25 @@ def test_the_interval_covers_the_truth_95_times_in_100(patients):
     assert 0.93 <= hits / studies <= 0.97
 
 
+@pytest.mark.parametrize("patients", [4, 8, 20])
+def test_the_interval_of_a_table_covers_with_three_scans_a_patient(patients):
+    """And would not, were every scan a patient of its own: 12 scans of 4 patients look like 12 patients."""
+    rng, studies, truth = np.random.default_rng(patients), 1000, 0.8
+    cases = [f"p{p}_scan{s}" for p in range(patients) for s in range(3)]
+    own = {case: case for case in cases}
+    by_patient = {case: case.split("_")[0] for case in cases}
+    hits = {"patients": 0, "scans": 0}
+    for study in range(studies):
+        level = np.repeat(0.05 * rng.standard_normal(patients), 3)
+        values = truth + level + 0.02 * rng.standard_normal(3 * patients)
+        scores = [Score(c, "LV", "hd95_mm", float(v)) for c, v in zip(cases, values, strict=True)]
+        for name, groups in (("patients", by_patient), ("scans", own)):
+            (row,) = summarise(scores, groups, seed=study, resamples=300)
+            hits[name] += row.low <= truth <= row.high
+    assert 0.93 <= hits["patients"] / studies <= 0.97
+    assert hits["scans"] / studies < 0.8
+
+
 def test_intervals_with_unequal_numbers_of_scans_and_two_classes():
     """Some patients lack the second class, some have three scans."""
     rng, studies, patients = np.random.default_rng(0), 2000, 14

@@ -15,6 +15,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from fakes import TinyEncoder
 from samadapt import io
 from samadapt.datasets import open_dataset
+from samadapt.io import nifti
 from samadapt.opening import Opening
 from samadapt.prediction import Segmenter
 from samadapt.types import Head, SamAdaptError, SamAdaptWarning
@@ -26,7 +27,7 @@ CODES = [
     for order in itertools.permutations(range(3))
     for signs in itertools.product(("RAS", "LPI"), repeat=3)
 ]
-RAS = Opening("segmentation", ("background", "bright"), plane=io.Plane("RAS", 2))
+RAS = Opening("segmentation", ("background", "bright"), plane=io.Plane.of("RAS"))
 #: Oblique by some degrees about every axis, voxels of three sizes.
 OBLIQUE = np.array([[1.4, -0.2, 0.3, 5], [0.2, 1.1, -0.4, -7], [-0.25, 0.3, 2.6, 9], [0, 0, 0, 1]])
 
@@ -144,8 +145,10 @@ def test_the_plane_is_that_of_most_volumes_and_not_that_of_each_file(tmp_path: P
             },
         )
     )
-    assert data.opening.plane == io.Plane("RAS", 2)
-    assert data.opening.slices == "axial slices; every volume is turned to RAS"
+    assert data.opening.plane == io.Plane.of("RAS", thick=True)
+    assert data.opening.slices.startswith(
+        "thick slices as acquired, axial or closest to it; every volume is turned to RAS"
+    )
     assert {tuple(case.image.shape) for case in data.cases} == {(1, 3, 7, 8)}
     assert open_dataset(tmp_path, slice_axis=0).case("sagittal").image.shape == (1, 8, 3, 7)
 
@@ -167,3 +170,42 @@ def test_a_file_without_slices_of_the_plane_is_refused(tmp_path: Path) -> None:
     nib.save(noise((8, 1, 9), (1, 5, 1)), tmp_path / "coronal.nii")
     with pytest.raises(SamAdaptError, match=r"coronal\.nii has \(8, 1, 9\) voxels and so no axial slices"):
         RAS.read_case([tmp_path / "coronal.nii"], "coronal")
+
+
+def tilted(angle: float, code: str = "RAS") -> nib.Nifti1Image:
+    """Thick slices, tilted about the left-right axis by an angle in degrees."""
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    turn = np.array([[1, 0, 0, 0], [0, cos, -sin, 0], [0, sin, cos, 0], [0, 0, 0, 1]])
+    return turned(
+        nib.Nifti1Image(
+            np.arange(8 * 7 * 3, dtype=np.float32).reshape(8, 7, 3), turn @ np.diag([1, 1, 8, 1])
+        ),
+        code,
+    )
+
+
+def test_thick_slices_stay_slices_however_the_acquisition_was_tilted(tmp_path: Path) -> None:
+    """Short-axis views of the heart are tilted by any angle: the closest axis of the body differs from patient to patient."""
+    plane = io.common_plane([nifti.geometry(tilted(20), Path("a")), nifti.geometry(tilted(30), Path("b"))])
+    assert plane.thick and plane.name == "axial"
+    for angle in (0, 20, 44, 46, 58):
+        seen = set()
+        for code in ("RAS", "LPS", "SRA", "PIL"):
+            nib.save(tilted(angle, code), tmp_path / "scan.nii")
+            case = io.read_case(tmp_path / "scan.nii", plane=plane)
+            assert case.image.shape == (1, 3, 7, 8)
+            seen.add(case.image.numpy().tobytes())
+        assert len(seen) == 1
+    nib.save(tilted(88), tmp_path / "across.nii")
+    with pytest.warns(SamAdaptWarning, match="acquired in thick slices of another plane"):
+        assert io.read_case(tmp_path / "across.nii", plane=plane).image.shape == (1, 3, 7, 8)
+
+
+def test_no_patient_is_mirrored(tmp_path: Path) -> None:
+    """Whatever a file's axes are, the turned volume has the handedness of the reference."""
+    plane = io.Plane.of("LPS")
+    for code in CODES:
+        geometry = nifti.geometry(turned(nib.Nifti1Image(np.zeros((4, 5, 6)), OBLIQUE), code), Path("x"))
+        axes, flips = plane.place(geometry, Path("x"))
+        own = geometry.affine[:3, list(axes)] * np.where(flips, -1, 1)  # type: ignore[index]
+        assert np.linalg.det(own) * np.linalg.det(np.array(plane.directions)) > 0

@@ -107,7 +107,7 @@ def test_photographs(tmp_path: Path) -> None:
     )
     split = data.split()
     assert len(split.train) == 24 and len(split.val) == 8
-    assert check(data) == []
+    assert [f for f in check(data) if f.level != "note"] == []
     ragged = {}
     for case_id in data.ids:  # a ragged contour is long for its area
         spot = io.read_case(out / "masks" / f"{case_id}.png").image[0, 0].numpy() > 0

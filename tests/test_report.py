@@ -14,8 +14,9 @@ import pytest
 
 from samadapt.records import SamAdaptError
 from samadapt.report import read_study, write_report
+from samadapt.report.comparisons import all_means, compare_all
 from samadapt.report.measures import MEASURES, Side, auc_influence, contributions, mean_influence
-from samadapt.report.verdict import all_means, compare_all, gains, judge
+from samadapt.report.verdict import gains, judge
 from samadapt.report.worst import worst_cases
 from synthetic_study import fail, make_classification_study, make_study, write_cell
 
@@ -75,8 +76,11 @@ def test_equal_learners_cannot_be_told_apart(tmp_path):
 
 def test_few_patients_show_nothing_and_the_page_says_why(tmp_path):
     make_study(tmp_path / "e", HEAD_WINS, labels=(5,), patients=4)
-    assert verdict_of(tmp_path / "e").sentence.startswith("No difference shown")
-    assert "4 scored patients are too few" in write_report(tmp_path / "e").read_text()
+    sentence = verdict_of(tmp_path / "e").sentence
+    assert sentence.startswith("4 scored patients are too few to decide: with 5 labelled patients")
+    assert "could be shown with fewer than 7 patients" in sentence and "cannot be told apart" not in sentence
+    page = write_report(tmp_path / "e").read_text()
+    assert "too few scored patients to decide" in page and "No difference shown: with" not in page
 
 
 def test_who_is_given_the_truth_is_no_rival(tmp_path):
@@ -98,12 +102,12 @@ def test_a_study_in_progress_speaks_of_the_levels_where_somebody_has_learned(tmp
     verdict = verdict_of(folder)
     assert [f.level.patients for f in verdict.findings] == [1]
     page = write_report(folder).read_text()
-    assert first_sentence(page).startswith("Use fused: with 1 labelled patient ")
+    assert first_sentence(page).startswith("Unfinished: 7 of 13 cells; use fused: with 1 labelled patient ")
 
 
 def test_the_truth_alone_decides_nothing(tmp_path):
     make_study(tmp_path / "e", {"zero_shot": 0.97}, labels=(1,))
-    assert "only learners that are given the truth were run" in first_sentence(
+    assert "only methods that are prompted with the ground truth were run" in first_sentence(
         write_report(tmp_path / "e").read_text()
     )
 
@@ -116,7 +120,9 @@ def test_nor_the_rival_that_a_baseline_must_beat(tmp_path):
 
 def test_without_a_baseline_nothing_is_decided(tmp_path):
     make_study(tmp_path / "e", {"fused": 0.8, "cnn": 0.7}, labels=(5,))
-    assert verdict_of(tmp_path / "e").sentence.startswith("Nothing to decide: no baseline")
+    assert verdict_of(tmp_path / "e").sentence.startswith(
+        "Nothing to decide: no baseline is part of this study"
+    )
     assert "There is nothing to compare" in write_report(tmp_path / "e").read_text()
 
 
@@ -143,7 +149,7 @@ def test_all_can_be_compared_with_one_that_is_asked_for(tmp_path):
         )
         difference = float(row["difference"])
         assert difference == pytest.approx(mean["ours"] - mean["theirs"], abs=1e-4)
-        assert float(row["low"]) < difference < float(row["high"])
+        assert float(row["ci95_low"]) < difference < float(row["ci95_high"])
         level = next(level for level in study.levels if str(level.labels) == row["labels"])
         matrix = contributions(study, Side(row["learner"], level), Side("slca", level))
         assert difference == pytest.approx(matrix.mean(), abs=1e-5)

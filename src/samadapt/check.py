@@ -96,7 +96,7 @@ def check(data: Checkable, progress: Callable[[int], None] | None = None) -> lis
             findings.append(Finding("error", case_id, str(error)))
         else:
             findings += _check_case(case, data)
-            _note(case, data.task, seen)
+            _note(case, data, seen)
         if progress:
             progress(number)
     findings += [*_labels(data, seen), *_duplicates(data, seen), *_kinds(data, seen)]
@@ -148,30 +148,30 @@ def _commonest_share(image: np.ndarray) -> float:
     return float(np.mean(image == values[counts.argmax()]))
 
 
-def _note(case: Case, task: Task, seen: _Seen) -> None:
+def _note(case: Case, data: Checkable, seen: _Seen) -> None:
     array = np.ascontiguousarray(case.image.numpy())
     digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
     seen.images[digest].append(case.id)
     seen.channels[len(array)] += 1
     if case.affine is not None:
         if case.source is not None:
-            _note_place(case, io.read_geometry(case.source), seen)
+            _note_place(case, io.read_geometry(case.source), data.opening.plane, seen)
         if case.spacing_mm is None:
             seen.no_spacing.append(case.id)
     if case.label is not None:
         label = case.label.numpy()
         seen.labels[case.id] = hashlib.sha256(label.tobytes()).hexdigest()
-        several = task == "classification" and label.ndim == 1  # 0/1 for each class
+        several = data.task == "classification" and label.ndim == 1  # 0/1 for each class
         present = np.flatnonzero(label) if several else np.unique(label)
         seen.classes.update(int(k) for k in present if k != IGNORED)
 
 
-def _note_place(case: Case, geometry: io.Geometry, seen: _Seen) -> None:
+def _note_place(case: Case, geometry: io.Geometry, plane: io.Plane, seen: _Seen) -> None:
     if geometry.orientation is None:
         seen.silent.append(case.id)
     else:
         seen.orientations[geometry.orientation] += 1
-    if geometry.axes()[0] != case.axes[0]:
+    if plane.is_across(geometry):
         seen.across.append(case.id)
 
 
@@ -238,8 +238,8 @@ def _kinds(data: Checkable, seen: _Seen) -> list[Finding]:
             Finding(
                 "warning",
                 "",
-                f"{len(seen.across)} cases have their thickest slices in another plane (the first is {seen.across[0]!r}); "
-                "all are cut in one plane: choose it with --slice-axis, or leave these out",
+                f"{len(seen.across)} cases were acquired in thick slices of another plane (the first is {seen.across[0]!r}): "
+                "leave them out, or put them into a data set of their own",
             )
         )
     if len(seen.channels) > 1:

@@ -131,9 +131,15 @@ class Opening:
         """In words: how the slices lie."""
         if self.depth is not None:
             return "pictures are taken as stored, for they do not say how they lie"
-        if self.plane.orientation is None:
+        plane = self.plane
+        if plane.orientation is None:
             return "the volumes do not say how they lie in the body; their slices are taken as stored"
-        return f"{self.plane.name} slices; every volume is turned to {self.plane.orientation}"
+        kind = (
+            f"thick slices as acquired, {plane.name} or closest to it"
+            if plane.thick
+            else f"{plane.name} slices"
+        )
+        return f"{kind}; every volume is turned to {plane.orientation}, as closely as its axes allow"
 
     # ------------------------------------------------ on disk
 
@@ -152,7 +158,10 @@ class Opening:
         """
         try:
             known = {f.name: content[f.name] for f in dataclasses.fields(Opening)}
-            known["plane"] = io.Plane(**known["plane"])
+            plane = dict(known["plane"])
+            if plane["directions"] is not None:
+                plane["directions"] = tuple(tuple(direction) for direction in plane["directions"])
+            known["plane"] = io.Plane(**plane)
             known["label_values"] = {int(value): label for value, label in known["label_values"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SamAdaptError(

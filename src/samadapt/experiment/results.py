@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,10 @@ def cell_result(scores: list[Score]) -> tuple[str, float]:
 
 
 def results_table(out: str | Path) -> str:
-    """Aligned text: one row a learner, one column a number of labels, the mean over the seeds and their range."""
+    """Aligned text: one row a learner, one column a number of labels, the mean over the seeds and their range.
+
+    Square brackets are ranges over seeds; round ones, in the report, are 95 % intervals.
+    """
     out = Path(out)
     if not (out / "experiment.json").is_file():
         raise SamAdaptError(
@@ -53,17 +56,28 @@ def results_table(out: str | Path) -> str:
     columns = sorted(
         {labels for _, labels in values}, key=lambda n: (n != "-", n is None, n if n != "-" else 0)
     )
-    names = [name for name in note["learners"] if any(key[0] == name for key in values)]
-    head = [f"mean {metric}", *["all" if n is None else str(n) for n in columns]]
-    body = [[name, *[_field(values.get((name, n), [])) for n in columns]] for name in names]
+    names = list(note["learners"])
+    planned = _planned(note)
+    head = [f"mean {metric} [lowest to highest seed]", *["all" if n is None else str(n) for n in columns]]
+    body = [[name, *[_field(values.get((name, n), []), planned[name, n]) for n in columns]] for name in names]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
     )
 
 
-def _field(values: list[float]) -> str:
+def _planned(note: dict[str, Any]) -> Counter[tuple[str, Any]]:
+    """How many cells a learner has at a number of labels."""
+    learns = {name: of["learns"] for name, of in note["learners"].items()}
+    return Counter(
+        (c["learner"], c["labels"] if learns[c["learner"]] else "-") for c in note["cells"].values()
+    )
+
+
+def _field(values: list[float], planned: int) -> str:
     if not values:
-        return ""
-    spread = f" ({min(values):.3f}-{max(values):.3f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
+        return f"0 of {planned} cells" if planned else ""
+    spread = f" [{min(values):.3f} to {max(values):.3f}]" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}" + (
+        f" {len(values)} of {planned} cells" if len(values) < planned else ""
+    )

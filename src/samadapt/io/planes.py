@@ -2,79 +2,154 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from samadapt.io.nifti import Geometry
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
 Axes = tuple[int, int, int]
 Flips = tuple[bool, bool, bool]
+Directions = tuple[tuple[float, float, float], ...]  # of D, H, W: unit vectors in RAS
 
-_DIRECTIONS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+_THICK = 2.0  # slices so many times as thick as the pixels are wide were acquired as slices
+_OBLIQUE = 0.5  # cosine: slices turned by more than this were acquired in another plane
+_PLACES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+_NAMES = ("sagittal", "coronal", "axial")  # the planes that are cut across these directions
 _AS_STORED = (
     "volumes that do not say how they lie in the body (sform and qform codes are 0) are taken as stored, as if they lay "
     "like most of the data set; correct their headers if they do not",
     "the volumes that were trained on do not say how they lie in the body, so others cannot be turned to lie like them; "
     "they are taken as stored",
 )
-_NAMES = ("sagittal", "coronal", "axial")  # the planes that are cut across these directions
+_ACROSS = (
+    "some volumes were acquired in thick slices of another plane; they are cut in the plane of the data set, across their "
+    "slices: leave such volumes out if that is not meant",
+    "some volumes were acquired in thick slices of another plane than those of the data set; they are used as they were "
+    "acquired: leave such volumes out if that is not meant",
+)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """The file whose slices are taken as they are; every other file is turned to lie like that one.
+    """How the slices of one file lie, the reference; every other file is turned to lie as nearly like it as it can.
 
-    D is its axis `slice_axis`, H and W the other two in reversed order (usually D=k, H=j, W=i).
+    A file is turned by quarter turns and mirrored storage is undone; nothing is resampled, and no patient is mirrored.
+    Slices that were acquired thick are kept, whichever way the acquisition was tilted (short-axis views of the heart are
+    tilted differently in every patient); volumes without thick slices are cut in the plane of the reference.
     """
 
-    orientation: str | None = (
-        None  # where that file's axes i, j, k point: "RAS"; None: files are taken as stored
-    )
+    directions: Directions | None = None  # of the reference's D, H, W; None: files are taken as stored
     slice_axis: int | None = (
-        None  # one of that file's axes; None: of each file the only one of length 1 or the thickest
+        None  # of files as stored; None: of each file the only one of length 1 or the thickest
     )
+    thick: bool = False  # whether the reference was acquired in thick slices
+
+    @staticmethod
+    def of(code: str, slice_axis: int = 2, thick: bool = False) -> Plane:
+        """That of files whose axes i, j, k point exactly as the code says: Plane.of("RAS")."""
+        affine = np.zeros((4, 4))
+        for axis, letter in enumerate(code):
+            affine[_PLACES[letter], axis] = 1.0 if letter in "RAS" else -1.0
+        return Plane(_directions(affine, slice_axis), slice_axis, thick)
+
+    @property
+    def orientation(self) -> str | None:
+        """Where W, H and D point, closest: "RAS" of axial slices; None where files are taken as stored."""
+        if self.directions is None:
+            return None
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(self.directions[::-1]).T
+        return "".join(str(code) for code in nib.aff2axcodes(affine))
+
+    @property
+    def name(self) -> str:
+        """ "axial", "coronal", "sagittal", whichever is closest; "" where the files do not say."""
+        return _NAMES[_PLACES[self.orientation[2]]] if self.orientation else ""
 
     def place(self, geometry: Geometry, path: Path) -> tuple[Axes, Flips]:
         """The file's axes that lie along D, H, W, and whether they run the other way.
 
-        An oblique file is turned by the directions that its axes are closest to. A picture, and a volume that does
-        not say how it lies, is taken as it is stored.
+        A picture, and a volume that does not say how it lies, is taken as it is stored.
 
         Args:
             path: for messages.
         """
-        if self.orientation is None or geometry.orientation is None:
-            if geometry.affine is not None and (self.orientation or geometry.orientation):
-                warnings.warn(_AS_STORED[self.orientation is None], SamAdaptWarning, stacklevel=2)
+        if self.directions is None or geometry.orientation is None:
+            if geometry.affine is not None and (self.directions or geometry.orientation):
+                warnings.warn(_AS_STORED[self.directions is None], SamAdaptWarning, stacklevel=2)
             return geometry.axes(self.slice_axis), (False, False, False)
-        assert self.slice_axis is not None and geometry.affine is not None
-        turn = ornt_transform(io_orientation(geometry.affine), axcodes2ornt(self.orientation))
-        own = np.argsort(turn[:, 0])  # axis of the reference -> axis of this file
-        width, height = (axis for axis in range(3) if axis != self.slice_axis)
-        axes = (int(own[self.slice_axis]), int(own[height]), int(own[width]))
+        assert geometry.affine is not None
+        own = _unit_columns(geometry.affine)
+        reference = np.array(self.directions)  # rows D, H, W
+        cosines = reference @ own
+        acquired = _thick_axis(geometry) if self.thick else None
+        if self.is_across(geometry):
+            warnings.warn(_ACROSS[self.thick], SamAdaptWarning, stacklevel=2)
+        orders = [(d, h, w) for d, h, w in itertools.permutations(range(3)) if acquired in (None, d)]
+        _, axes, signs = max(_turn(reference, own, cosines, order) for order in orders)
         self._demand_slices(geometry, axes, path)
-        return axes, (bool(turn[axes[0], 1] < 0), bool(turn[axes[1], 1] < 0), bool(turn[axes[2], 1] < 0))
+        return axes, (signs[0] < 0, signs[1] < 0, signs[2] < 0)
+
+    def is_across(self, geometry: Geometry) -> bool:
+        """Whether the file was acquired in thick slices of another plane than the reference."""
+        acquired = _thick_axis(geometry)
+        if (
+            acquired is None
+            or self.directions is None
+            or geometry.affine is None
+            or geometry.orientation is None
+        ):
+            return False
+        return (
+            abs(float(np.array(self.directions[0]) @ _unit_columns(geometry.affine)[:, acquired])) < _OBLIQUE
+        )
 
     def _demand_slices(self, geometry: Geometry, axes: Axes, path: Path) -> None:
         if geometry.shape[axes[0]] > 1 and 1 in (geometry.shape[axes[1]], geometry.shape[axes[2]]):
             raise SamAdaptError(
                 f"{path} has {geometry.shape} voxels and so no {self.name} slices, which are what is used here; expected "
-                f"a volume with them: choose other files, or another plane for the whole data set (--slice-axis)"
+                "a volume with them: choose other files, or another plane for the whole data set (--slice-axis)"
             )
 
-    @property
-    def name(self) -> str:
-        """ "axial", "coronal", "sagittal"; "" where the files do not say."""
-        if self.orientation is None or self.slice_axis is None:
-            return ""
-        return _NAMES[_DIRECTIONS[self.orientation[self.slice_axis]]]
+
+def _turn(
+    reference: np.ndarray, own: np.ndarray, cosines: np.ndarray, order: Axes
+) -> tuple[float, Axes, tuple[float, float, float]]:
+    """How nearly the file's axes in this order lie like the reference, with the best signs that mirror no patient."""
+    along = cosines[[0, 1, 2], order]
+    signs = np.where(along < 0, -1.0, 1.0)
+    if np.linalg.det(own[:, order] * signs) * np.linalg.det(reference) < 0:
+        signs[np.abs(along).argmin()] *= -1
+    return float((signs * along).sum()), order, (float(signs[0]), float(signs[1]), float(signs[2]))
+
+
+def _unit_columns(affine: np.ndarray) -> np.ndarray:
+    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _directions(affine: np.ndarray, slice_axis: int) -> Directions:
+    width, height = (axis for axis in range(3) if axis != slice_axis)
+    columns = _unit_columns(affine)[:, [slice_axis, height, width]].T.round(6)
+    return tuple((float(x), float(y), float(z)) for x, y, z in columns)
+
+
+def _thick_axis(geometry: Geometry) -> int | None:
+    """The axis along which the file has its only or clearly thickest slices."""
+    single = [axis for axis in range(3) if geometry.shape[axis] == 1]
+    if len(single) == 1:
+        return single[0]
+    if geometry.spacing_mm is None:
+        return None
+    _, second, largest = sorted(geometry.spacing_mm)
+    return geometry.spacing_mm.index(largest) if largest >= _THICK * second else None
 
 
 def common_plane(geometries: Iterable[Geometry], slice_axis: int | None = None) -> Plane:
@@ -85,18 +160,21 @@ def common_plane(geometries: Iterable[Geometry], slice_axis: int | None = None) 
             files have their only or their thickest slices.
     """
     volumes = [g for g in geometries if g.affine is not None]
-    oriented = Counter(g.orientation for g in volumes if g.orientation is not None)
+    if slice_axis not in (None, 0, 1, 2):
+        raise SamAdaptError(f"slice axis is {slice_axis!r}; expected 0, 1 or 2: an axis of the file")
+    oriented = [g for g in volumes if g.orientation is not None]
     if not oriented:
         cut = Counter(g.axes(slice_axis)[0] for g in volumes)
         return Plane(None, cut.most_common(1)[0][0] if cut else slice_axis)
-    reference = oriented.most_common(1)[0][0]
-    assert reference is not None
+    commonest = Counter(g.orientation for g in oriented).most_common(1)[0][0]
+    reference = next(g for g in oriented if g.orientation == commonest)
+    thick = Counter(_thick_axis(g) is not None for g in oriented).most_common(1)[0][0]
     if slice_axis is None:
-        across = Counter(
-            _DIRECTIONS[g.orientation[g.axes()[0]]] for g in volumes if g.orientation is not None
-        )
+        slice_axis = _thick_axis(reference) if thick else None
+    if slice_axis is None:
+        across = Counter(_PLACES[g.orientation[g.axes()[0]]] for g in oriented if g.orientation)
         chosen = across.most_common(1)[0][0]
-        slice_axis = next(axis for axis in range(3) if _DIRECTIONS[reference[axis]] == chosen)
-    elif slice_axis not in (0, 1, 2):
-        raise SamAdaptError(f"slice axis is {slice_axis!r}; expected 0, 1 or 2: an axis of the file")
-    return Plane(reference, slice_axis)
+        slice_axis = next(a for a in range(3) if _PLACES[(reference.orientation or "RAS")[a]] == chosen)
+    assert reference.affine is not None
+    acquired = _thick_axis(reference) == slice_axis
+    return Plane(_directions(reference.affine, slice_axis), slice_axis, thick and acquired)

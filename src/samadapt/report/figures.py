@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from samadapt.report.comparisons import Means
 from samadapt.report.measures import correct_answers, measure
 from samadapt.report.reading import Cell, Learner, Level, Study
-from samadapt.report.verdict import Means
 
 # Okabe and Ito's palette, told apart with every common colour vision; yellow is left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")

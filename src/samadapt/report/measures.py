@@ -7,6 +7,7 @@ A cell's mean Dice over classes, its AUC and its accuracy are all written as a m
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,7 +120,12 @@ class Side:
 
 
 def contributions(
-    study: Study, mine: Side, theirs: Side | None = None, name: str = "dsc", target: str = ""
+    study: Study,
+    mine: Side,
+    theirs: Side | None = None,
+    name: str = "dsc",
+    target: str = "",
+    seeds: Collection[int] | None = None,
 ) -> np.ndarray | None:
     """(patients, seeds) of one side, or of its difference to another, over the seeds that both have.
 
@@ -127,28 +133,32 @@ def contributions(
 
     Args:
         target: one class; else the mean over the classes.
+        seeds: of all that both have, these alone.
     """
     columns = [i for i, t in enumerate(study.targets) if target in ("", t)]
     by_case = [
         _classified(study, a, b, name, columns)
         if name in ("auc", "acc")
         else _measured(study, a, b, name, columns)
-        for a, b in _pairs(study, mine, theirs)
+        for a, b in _pairs(study, mine, theirs, seeds)
     ]
     return _by_patient(study.groups, np.stack(by_case, axis=1)) if by_case else None
 
 
-def _pairs(study: Study, mine: Side, theirs: Side | None) -> list[tuple[Cell, Cell | None]]:
+def _pairs(
+    study: Study, mine: Side, theirs: Side | None, seeds: Collection[int] | None
+) -> list[tuple[Cell, Cell | None]]:
     """Cells of the seeds in common; who learns nothing answers the same for every seed."""
     ours = study.seeds(mine.learner, mine.level)
     if theirs is None:
-        return [(cell, None) for _, cell in sorted(ours.items())]
+        return [(cell, None) for seed, cell in sorted(ours.items()) if seeds is None or seed in seeds]
     others = study.seeds(theirs.learner, theirs.level)
     if ours and not study.learners[mine.learner].learns:
         ours = dict.fromkeys(others, next(iter(ours.values())))
     if others and not study.learners[theirs.learner].learns:
         others = dict.fromkeys(ours, next(iter(others.values())))
-    return [(ours[seed], others[seed]) for seed in sorted(set(ours) & set(others))]
+    common = sorted(set(ours) & set(others))
+    return [(ours[seed], others[seed]) for seed in common if seeds is None or seed in seeds]
 
 
 def _measured(study: Study, cell: Cell, other: Cell | None, name: str, columns: list[int]) -> np.ndarray:

@@ -14,20 +14,10 @@ from samadapt.files import demand_writable, replacing
 from samadapt.records import SamAdaptError
 from samadapt.report import figures, tables
 from samadapt.report.attention import where_it_looked
+from samadapt.report.comparisons import Comparison, Means, all_means, compare_all, missing_lines
 from samadapt.report.measures import Side, contributions, measure
 from samadapt.report.reading import Level, Study, read_study, write_table
-from samadapt.report.verdict import (
-    Comparison,
-    Gain,
-    Means,
-    Verdict,
-    all_means,
-    compare_all,
-    gains,
-    judge,
-    signed,
-    smallest_p,
-)
+from samadapt.report.verdict import Gain, Verdict, gains, judge, signed
 from samadapt.report.worst import seed_mean, worst_cases
 
 
@@ -115,7 +105,7 @@ def _context(
         "shown": shown,
         "unit": study.unit,
         "one_seed": one_seed,
-        "smallest_p": smallest_p(study, comparisons),
+        "missing": missing_lines(study, comparisons),
         "counts": {
             "done": len(study.done), "cells": len(study.cells), "cases": len(study.cases),
             "patients": len(set(study.groups)), "stacked": bool(study.note["protocol"].get("stacked")),

@@ -139,6 +139,20 @@ class Study:
             if cell.learner == learner and (not learns or level is None or cell.labels == level.labels)
         }
 
+    def planned(self, learner: str, level: Level) -> set[int]:
+        """Seeds of its cells at a level, finished or not; of one that learns nothing those of its cell."""
+        learns = self.learners[learner].learns
+        return {
+            c.seed for c in self.cells if c.learner == learner and (not learns or c.labels == level.labels)
+        }
+
+    def unfinished(self, learner: str, level: Level) -> tuple[list[int], list[int]]:
+        """Seeds of its cells at a level that failed, and of those that did not run yet."""
+        left = [c for c in self.cells if c.learner == learner and not c.done]
+        left = [c for c in left if not self.learners[learner].learns or c.labels == level.labels]
+        failed = sorted(c.seed for c in left if c.failure is not None)
+        return failed, sorted(c.seed for c in left if c.failure is None)
+
     def values(self, cell: Cell, metric: str) -> np.ndarray:
         """(cases, targets); nan where undefined or not scored."""
         table = np.full((len(self.cases), len(self.targets)), math.nan)

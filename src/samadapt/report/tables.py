@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from samadapt.files import write_csv
+from samadapt.report.comparisons import Comparison, Means, all_means
 from samadapt.report.figures import learner_title
 from samadapt.report.measures import Measure, measure
 from samadapt.report.reading import Cell, Level, Study, labels_text
-from samadapt.report.verdict import Comparison, Gain, Means, all_means, p_text, signed
+from samadapt.report.verdict import Gain, p_text, signed
 from samadapt.statistics import Estimate
 
 
@@ -37,11 +38,10 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def with_interval(e: Estimate, shown: Measure) -> str:
-    """ "0.812 (0.774–0.850)"."""
+    """ "0.812 (0.774 to 0.850)"; round brackets are 95 % intervals everywhere."""
     if math.isnan(e.mean) or math.isnan(e.low):
         return number(e.mean, shown.digits)
-    between = " to " if e.low < 0 else "–"
-    return f"{number(e.mean, shown.digits)} ({number(e.low, shown.digits)}{between}{number(e.high, shown.digits)})"
+    return f"{number(e.mean, shown.digits)} ({number(e.low, shown.digits)} to {number(e.high, shown.digits)})"
 
 
 def titled(study: Study, learner: str) -> str:
@@ -59,11 +59,21 @@ def means_table(study: Study, means: Means, name: str) -> Table:
     shown, levels = measure(name), list(dict.fromkeys(level for _, level in means))
     names = [n for n in study.learners if any(n == k[0] for k in means)]
     rows = [
-        (titled(study, n), *(with_interval(means[n, x], shown) if (n, x) in means else "–" for x in levels))
+        (
+            titled(study, n),
+            *(_with_seeds(study, n, x, means[n, x], shown) if (n, x) in means else "–" for x in levels),
+        )
         for n in names
     ]
-    head = ("learner", *(x.text for x in levels))
-    return Table(head, tuple(rows), tuple(mark(study, n) for n in names))
+    head = ("learner", *(f"{x.text} labelled" for x in levels))
+    caption = f"Mean {shown.title}; in brackets the 95 % interval over {study.unit}s and seeds"
+    return Table(head, tuple(rows), tuple(mark(study, n) for n in names), caption)
+
+
+def _with_seeds(study: Study, learner: str, level: Level, e: Estimate, shown: Measure) -> str:
+    """Marked where it is not over all seeds: such a mean cannot be compared with the others."""
+    done, planned = len(study.seeds(learner, level)), len(study.planned(learner, level))
+    return with_interval(e, shown) + (f", {done} of {planned} seeds" if done < planned else "")
 
 
 def comparison_table(
@@ -90,6 +100,7 @@ def comparison_table(
             number(c.ours, digits),
             number(c.theirs, digits),
             signed(c.difference.mean, digits),
+            str(len(c.seeds)),
             "–" if math.isnan(c.difference.low)
             else f"{signed(c.difference.low, digits)} to {signed(c.difference.high, digits)}",
             p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].uses_truth else "–",
@@ -99,7 +110,7 @@ def comparison_table(
         for c in ordered
     ]  # fmt: skip
     head = (
-        "labelled", "learner", other[0], "learner's mean", other[1], "difference", "95 % interval", "p",
+        "labelled", "learner", other[0], "learner's mean", other[1], "difference", "seeds", "95 % interval", "p",
         "p, Holm", "verdict",
     )  # fmt: skip
     firsts = [i == 0 or ordered[i - 1].level != c.level for i, c in enumerate(ordered)]
@@ -114,7 +125,7 @@ def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
     """Every comparison in full, one a line; empty where there is no interval or no test."""
     head = (
         "learner", "compared_with", "labels", "labelled_patients", "seeds", "mean", "mean_compared_with",
-        "difference", "low", "high", "p", "p_holm", "verdict",
+        "difference", "ci95_low", "ci95_high", "p", "p_holm", "verdict",
     )  # fmt: skip
 
     def row(c: Comparison) -> tuple[object, ...]:
@@ -181,7 +192,7 @@ def undefined_table(study: Study) -> Table:
         "missed",
         "invented",
         "in neither mask",
-        "all overlap lost",
+        "predicted, but no overlap (Dice 0)",
     )
     return Table(head, tuple(rows), tuple(marks))
 
@@ -253,7 +264,7 @@ def budget_table(study: Study) -> Table:
         marks.append(mark(study, learner))
     head = (
         "learner", "labelled", "steps", "batch", "parameters trained", "wall (s)", "CPU (s)", "peak memory (MiB)",
-        "GPU (MiB)", "answer (s a case)", "augmentation", "selection",
+        "GPU (MiB)", "inference time per case (s)", "augmentation", "selection",
     )  # fmt: skip
     return Table(head, tuple(rows), tuple(marks))
 

@@ -1,41 +1,31 @@
-"""What the study says: every learner against the best baseline, and one sentence for the decision."""
+"""What the study says: one sentence for the decision, and what it rests on."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from samadapt.report.comparisons import (
+    ALPHA,
+    FEWEST_SEEDS,
+    Comparison,
+    Means,
+    missing_text,
+    patients_needed,
+    smallest_p,
+    tests_at,
+)
 from samadapt.report.measures import Side, contributions, estimate, measure
 from samadapt.report.reading import Level, Study
-from samadapt.statistics import Estimate, holm
+from samadapt.statistics import Estimate
 
-ALPHA = 0.05
-Kind = Literal["head", "baseline", "none", "unknown", "no baseline", "no head", "nobody"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A learner minus the best baseline (or another one that was asked for), at one number of labelled patients."""
-
-    learner: str
-    level: Level
-    baseline: str
-    ours: float  # means over the patients and all seeds of each
-    theirs: float
-    difference: Estimate
-    p_holm: float = math.nan  # nan: no competitor, or no test
-
-    @property
-    def verdict(self) -> Literal["better", "worse", "no difference shown", "not tested"]:
-        if math.isnan(self.p_holm) or math.isnan(self.difference.low):
-            return "not tested"
-        if self.p_holm < ALPHA and self.difference.low > 0:
-            return "better"
-        return "worse" if self.p_holm < ALPHA and self.difference.high < 0 else "no difference shown"
+Kind = Literal[
+    "head", "baseline", "none", "uncertain", "few patients", "one seed", "waiting", "failed", "unknown", "no baseline",
+    "no head", "nobody",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +37,8 @@ class Finding:
     head: str = ""  # the learner on a pretrained encoder
     baseline: str = ""
     comparison: Comparison | None = None
+    missing: tuple[str, ...] = ()  # what did not run yet, or failed, in words
+    tests: int = 0  # comparisons at this level that Holm's correction counts
 
     @property
     def winner(self) -> str:
@@ -63,147 +55,155 @@ class Verdict:
     findings: tuple[Finding, ...]
 
 
-Means = dict[tuple[str, Level], Estimate]
+def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: str) -> Verdict:
+    """The decision, level by level, then said in one sentence."""
+    every = [_find(study, means, comparisons, level) for level in {level: None for _, level in means}]
+    # A method that is prompted with the truth has an answer at every level, also where nobody has learned yet.
+    findings = [f for f in every if f.kind != "nobody"] or every
+    shown = measure(name).title
+    groups = [list(g) for _, g in itertools.groupby(findings, key=lambda f: (f.kind, f.winner, f.missing))]
+    whole = len(groups) == 1
+    parts = [_clause(study, g, shown, whole) for g in groups]
+    sentence = "; ".join(parts) + ("" if whole else f" (by mean {shown})") + "."
+    left = len(study.cells) - len(study.done)
+    if any(cell.failure is None and not cell.done for cell in study.cells):
+        sentence = f"unfinished: {len(study.done)} of {len(study.cells)} cells; {sentence}"
+    elif left:
+        sentence = f"{sentence[:-1]} ({left} of {len(study.cells)} cells failed)."
+    details = [_detail(study, f, shown) for f in findings if f.comparison is not None]
+    return Verdict(sentence[0].upper() + sentence[1:], tuple(details), _rule(study, shown), tuple(findings))
 
 
-def all_means(study: Study, name: str, target: str = "") -> Means:
-    """Of every learner at every level where it has a finished cell."""
-    found = {}
-    for learner, level in itertools.product(study.learners, study.levels or (Level(0, 0),)):
-        matrix = contributions(study, Side(learner, level), None, name, target)
-        if matrix is not None:
-            found[learner, level] = estimate(matrix, measure(name))
-    return found
+def _find(study: Study, means: Means, comparisons: Sequence[Comparison], level: Level) -> Finding:
+    heads, baselines = (
+        [n for n, of in study.learners.items() if of.baseline == side and not of.uses_truth]
+        for side in (False, True)
+    )
+    done = [[n for n in names if (n, level) in means] for names in (heads, baselines)]
+    tests = tests_at(comparisons, level)
+    if not any(done):
+        return Finding(level, "nobody")
+    best = [max(names, key=lambda n: means[n, level].mean, default="") for names in done]
+    if not heads or not baselines:
+        return Finding(level, "no head" if not heads else "no baseline", best[0], best[1])
+    missing = tuple(text for n in (*baselines, *heads) if (text := missing_text(study, n, level)))
+    pending = [any(study.unfinished(n, level)[1] for n in names) for names in (heads, baselines)]
+    here = {c.learner: c for c in comparisons if c.level == level and c.learner in heads}
+    if not here:
+        return Finding(level, "waiting" if any(pending) else "failed", best[0], best[1], missing=missing)
+    row = _leading(here, study, means, level)
+    kind = _kind(study, row, tests, pending)
+    return Finding(level, kind, row.learner, row.baseline, row, missing if kind == "waiting" else (), tests)
 
 
-def compare_all(study: Study, means: Means, name: str, against: str = "") -> list[Comparison]:
-    """Every learner with the best baseline of its level; the p values corrected by Holm, level by level.
+def _leading(here: dict[str, Comparison], study: Study, means: Means, level: Level) -> Comparison:
+    """The comparison that the level is decided by: of the best head that is better, else of the best that is tested."""
+    for verdicts in (("better",), ("worse", "no difference shown"), ("not tested",)):
+        rows = [c for c in here.values() if c.verdict in verdicts]
+        if rows:
+            return max(rows, key=lambda c: (c.ours, means[c.learner, level].mean))
+    raise AssertionError("every comparison has one of these verdicts")
 
-    Args:
-        against: a learner to compare with instead, at every level.
+
+def _kind(study: Study, row: Comparison, tests: int, pending: Sequence[bool]) -> Kind:
+    """Args:
+    pending: whether heads, and whether baselines, have cells that did not run yet.
     """
-    rows = []
-    for level in {level: None for _, level in means}:
-        other = against or best(study, means, level, baselines=True)
-        for learner in study.learners:
-            if learner == other or (learner, level) not in means or (other, level) not in means:
-                continue
-            matrix = contributions(study, Side(learner, level), Side(other, level), name)
-            ours, theirs = means[learner, level].mean, means[other, level].mean
-            rows.append(Comparison(learner, level, other, ours, theirs, estimate(matrix)))
-    given = {learner for learner, of in study.learners.items() if of.uses_truth}
-    corrected: list[Comparison] = []
-    for _, group in itertools.groupby(rows, key=lambda row: row.level):
-        same = list(group)
-        tested = [math.nan if given & {row.learner, row.baseline} else row.difference.p for row in same]
-        corrected += [dataclasses.replace(x, p_holm=p) for x, p in zip(same, holm(tested), strict=True)]
-    return corrected
-
-
-def smallest_p(study: Study, comparisons: Sequence[Comparison]) -> float:
-    """What p could be at the least, after Holm: so few patients can be flipped in so many ways only."""
-    tests = [c.level for c in comparisons if not math.isnan(c.p_holm)]
-    most = max((tests.count(level) for level in tests), default=0)
-    return min(1.0, most * 2.0 ** (1 - len(set(study.groups))))
-
-
-def best(study: Study, means: Means, level: Level, baselines: bool) -> str:
-    """The baseline, or the learner on a pretrained encoder, with the highest mean; "" where there is none."""
-    rivals = {
-        name: means[name, level].mean
-        for name, learner in study.learners.items()
-        if (name, level) in means and learner.baseline == baselines and not learner.uses_truth
-    }
-    rivals = {name: mean for name, mean in rivals.items() if not math.isnan(mean)}
-    return max(rivals, key=lambda name: rivals[name], default="")
+    if len(row.seeds) < FEWEST_SEEDS and study.learners[row.learner].learns:
+        return "waiting" if any(pending) else "one seed"
+    if row.verdict == "not tested":
+        return "unknown"
+    if smallest_p(study, tests) >= ALPHA:
+        return "few patients"
+    if row.verdict == "better":
+        return "waiting" if pending[1] else "head"
+    if any(pending):
+        return "waiting"
+    if row.verdict == "worse":
+        return "baseline"
+    return "none" if row.difference.low <= 0 <= row.difference.high else "uncertain"
 
 
 # ---------------------------------------------------------------- in words
 
 
-def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: str) -> Verdict:
-    """The decision, level by level, then said in one sentence."""
-    every = [_find(study, means, comparisons, level) for level in {level: None for _, level in means}]
-    # A learner that is given the truth has an answer at every level, also where nobody has learned yet.
-    findings = [f for f in every if f.kind != "nobody"] or every
-    shown = measure(name).title
-    groups = [list(g) for _, g in itertools.groupby(findings, key=lambda f: (f.kind, f.winner))]
-    whole = len(groups) == 1
-    parts = [_whole(study, g, shown) if whole else _part(study, g) for g in groups]
-    sentence = "; ".join(parts)
-    sentence = sentence[0].upper() + sentence[1:] + ("" if whole else f" (by mean {shown})") + "."
-    details = [_detail(study, f, shown) for f in findings if f.comparison is not None]
-    return Verdict(sentence, tuple(details), _rule(study, shown), tuple(findings))
+#: kind -> how it is said where all numbers of labelled patients say the same, and for some of them.
+_WORDS: dict[str, tuple[str, str]] = {
+    "head": (
+        "use {heads}: {where} its mean {shown} is higher than that of the best baseline ({baselines}){by}",
+        "{where} use {heads} rather than {baselines}",
+    ),
+    "control": (
+        "do not use {heads}: {where} the mean {shown} of a control ({baselines}) is higher{by}",
+        "{where} do not use {heads}: a control ({baselines}) does better",
+    ),
+    "baseline": (
+        "use {baselines}: {where} its mean {shown} is higher than that of the best learner on a pretrained encoder "
+        "({heads}){by}",
+        "{where} use {baselines} rather than {heads}",
+    ),
+    "none": (
+        "no difference shown: {where}, the best learner on a pretrained encoder ({heads}) and the best baseline "
+        "({baselines}) cannot be told apart by their mean {shown}",
+        "{where} no difference shown between {heads} and {baselines}",
+    ),
+    "uncertain": (
+        "not decided: {where} the mean {shown} of {heads} and of {baselines} differ{by}, but chance is not ruled out once "
+        "it is counted how many learners were compared",
+        "{where} the difference between {heads} and {baselines} may be chance, counting how many learners were compared",
+    ),
+    "few patients": (
+        "{patients} are too few to decide: {where} the mean {shown} of {heads} and of {baselines} differ{by}, and no "
+        "difference, however large, could be shown with fewer than {needed} {unit}s",
+        "{where} {patients} are too few to decide between {heads} and {baselines} (at least {needed})",
+    ),
+    "one seed": (
+        "not decided: {where} {heads} and {baselines} have one finished seed in common, and one draw of labelled {unit}s "
+        "decides nothing; run more seeds",
+        "{where} one finished seed in common decides nothing between {heads} and {baselines}",
+    ),
+    "waiting": ("{where} nothing is decided yet: {missing}", "{where} nothing is decided yet: {missing}"),
+    "failed": (
+        "{where} there is nothing to compare: {missing}",
+        "{where} there is nothing to compare: {missing}",
+    ),
+    "no baseline": (
+        "nothing to decide: no baseline is part of this study, so it is not known whether {heads}, the best of these by "
+        "mean {shown}, is worth using; add unet to the learners",
+        "{where} there is no baseline",
+    ),
+    "no head": (
+        "nothing to decide: only baselines were run; the best by mean {shown} is {baselines}",
+        "{where} only baselines were run",
+    ),
+    "nobody": (
+        "nothing to decide: only methods that are prompted with the ground truth were run",
+        "{where} nobody has learned yet",
+    ),
+    "unknown": (
+        "nothing can be told between {heads} and {baselines}: too few {unit}s, or all alike, for an interval",
+        "{where} nothing can be told between {heads} and {baselines}",
+    ),
+}
 
 
-def _find(study: Study, means: Means, comparisons: Sequence[Comparison], level: Level) -> Finding:
-    head, baseline = (best(study, means, level, baselines=side) for side in (False, True))
-    if not baseline:
-        return Finding(level, "no baseline" if head else "nobody", head)
-    if not head:
-        return Finding(level, "no head", "", baseline)
-    here = {c.learner: c for c in comparisons if c.level == level and not study.learners[c.learner].baseline}
-    better = [c.learner for c in here.values() if c.verdict == "better"]
-    if better:
-        head = max(better, key=lambda learner: means[learner, level].mean)
-    kinds: dict[str, Kind] = {"better": "head", "worse": "baseline", "no difference shown": "none"}
-    return Finding(level, kinds.get(here[head].verdict, "unknown"), head, baseline, here[head])
-
-
-def _whole(study: Study, findings: list[Finding], shown: str) -> str:
-    """Where all numbers of labelled patients say the same."""
-    heads = _listed(study.learners[f.head].title for f in findings if f.head)
-    baselines = _listed(study.learners[f.baseline].title for f in findings if f.baseline)
-    where = f"with {_labelled(study, findings)}"
+def _clause(study: Study, findings: list[Finding], shown: str, whole: bool) -> str:
+    first = findings[0]
+    kind = "control" if first.kind == "baseline" and study.learners[first.baseline].control else first.kind
     gaps = [abs(f.comparison.difference.mean) for f in findings if f.comparison]
-    by = ""
-    if gaps:
-        by = f", by {min(gaps):.3f}" + (f" to {max(gaps):.3f}" if len(gaps) > 1 else "")
-    match findings[0].kind:
-        case "head":
-            return (
-                f"use {heads}: {where} its mean {shown} is higher than that of the best baseline "
-                f"({baselines}){by}"
-            )
-        case "baseline" if study.learners[findings[0].baseline].control:
-            return f"do not use {heads}: {where} the mean {shown} of a control ({baselines}) is higher{by}"
-        case "baseline":
-            return (
-                f"use {baselines}: {where} its mean {shown} is higher than that of the best learner on a "
-                f"pretrained encoder ({heads}){by}"
-            )
-        case "none":
-            return (
-                f"no difference shown: {where}, the best learner on a pretrained encoder ({heads}) and the best "
-                f"baseline ({baselines}) cannot be told apart by their mean {shown}"
-            )
-        case "no baseline":
-            return (
-                f"nothing to decide: no baseline was run, so it is not known whether {heads}, the best of "
-                f"these by mean {shown}, is worth using; add unet to the learners"
-            )
-        case "no head":
-            return f"nothing to decide: only baselines were run; the best by mean {shown} is {baselines}"
-        case "nobody":
-            return "nothing to decide: only learners that are given the truth were run"
-    return f"nothing can be told between {heads} and {baselines}: too few {study.unit}s, or all alike, for an interval"
-
-
-def _part(study: Study, findings: list[Finding]) -> str:
-    """One of several answers, each for some numbers of labelled patients."""
-    where = f"with {_labelled(study, findings)}"
-    heads = _listed(study.learners[f.head].title for f in findings if f.head)
-    baselines = _listed(study.learners[f.baseline].title for f in findings if f.baseline)
-    match findings[0].kind:
-        case "head":
-            return f"{where} use {heads} rather than {baselines}"
-        case "baseline" if study.learners[findings[0].baseline].control:
-            return f"{where} do not use {heads}: a control ({baselines}) does better"
-        case "baseline":
-            return f"{where} use {baselines} rather than {heads}"
-        case "none":
-            return f"{where} no difference shown between {heads} and {baselines}"
-    return f"{where} nothing can be told"
+    by = f", by {min(gaps):.3f}" + (f" to {max(gaps):.3f}" if len(gaps) > 1 else "") if gaps else ""
+    count = len(set(study.groups))
+    return _WORDS[kind][not whole].format(
+        heads=_listed(study.learners[f.head].title for f in findings if f.head),
+        baselines=_listed(study.learners[f.baseline].title for f in findings if f.baseline),
+        where=f"with {_labelled(study, findings)}",
+        patients=f"{count} scored {study.unit}s",
+        needed=max(patients_needed(max(f.tests, 1)) for f in findings),
+        missing=_listed(text for f in findings for text in f.missing) or "cells did not run yet",
+        shown=shown,
+        unit=study.unit,
+        by=by,
+    )
 
 
 def _detail(study: Study, finding: Finding, shown: str) -> str:
@@ -211,16 +211,21 @@ def _detail(study: Study, finding: Finding, shown: str) -> str:
     assert row is not None
     ours, theirs = (study.learners[name].title for name in (row.learner, row.baseline))
     text = (
-        f"With {_labelled(study, [finding])}: {ours} {row.ours:.3f}, {theirs} {row.theirs:.3f} mean {shown}; "
-        f"difference {signed(row.difference.mean)}"
+        f"With {_labelled(study, [finding])}: {ours} {row.ours:.3f}, {theirs} {row.theirs:.3f} mean {shown} over the "
+        f"{len(row.seeds)} seed{'s' if len(row.seeds) != 1 else ''} in common; difference {signed(row.difference.mean)}"
     )
     if math.isnan(row.difference.low):
         return f"{text}, without an interval."
     ends = f"{signed(row.difference.low)} to {signed(row.difference.high)}"
-    return f"{text}, 95 % interval {ends}, p {p_text(row.p_holm)} after Holm: {_plain(row)}."
+    tested = f", p {p_text(row.p_holm)} after Holm" if not math.isnan(row.p_holm) else ""
+    return f"{text}, 95 % interval {ends}{tested}: {_plain(row, finding)}."
 
 
-def _plain(row: Comparison) -> str:
+def _plain(row: Comparison, finding: Finding) -> str:
+    if finding.kind == "few patients":
+        return "too few scored patients to decide"
+    if finding.kind == "one seed":
+        return "not tested, for one seed decides nothing"
     return (
         row.verdict
         if row.verdict in ("no difference shown", "not tested")
@@ -231,10 +236,12 @@ def _plain(row: Comparison) -> str:
 def _rule(study: Study, shown: str) -> str:
     return (
         f"The rule: at each number of labelled {study.unit}s, every learner is compared with the best baseline, the "
-        f"learner without a pretrained encoder that has the highest mean {shown}, on the same {study.unit}s and the same "
-        "seeds. “Use” is said where the 95 % interval of the difference leaves out 0 and its p value, corrected "
-        f"by Holm for all learners compared at that number, is below {ALPHA}. Everything else is “no difference "
-        "shown”, which does not mean that there is none. Learners that are given the truth never count."
+        f"learner without a pretrained encoder that has the highest mean {shown}, on the same {study.unit}s and over the "
+        "seeds that are finished for the learner and for the baselines. The best baseline is chosen by the scores that it "
+        "is compared on, which favours baselines. “Use” is said where the 95 % interval of the difference leaves "
+        f"out 0 and its p value, corrected by Holm for all learners compared at that number, is below {ALPHA}, with "
+        f"{FEWEST_SEEDS} seeds in common at least. “No difference shown” does not mean that there is none. "
+        "Methods prompted with the ground truth are excluded."
     )
 
 

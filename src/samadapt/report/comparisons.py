@@ -1,0 +1,186 @@
+"""Every learner against the best baseline, over the seeds that are finished for all that is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from samadapt.report.measures import Side, contributions, estimate, measure
+from samadapt.report.reading import Level, Study
+from samadapt.statistics import Estimate, holm
+
+ALPHA = 0.05
+#: Fewer seeds in common decide nothing: what the draw of the labelled patients adds is not known from one.
+FEWEST_SEEDS = 2
+
+Means = dict[tuple[str, Level], Estimate]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A learner minus the best baseline (or another one that was asked for), at one number of labelled patients."""
+
+    learner: str
+    level: Level
+    baseline: str
+    ours: float  # means over the patients and the seeds that are compared
+    theirs: float
+    difference: Estimate
+    seeds: tuple[int, ...] = ()  # finished for both, and for the other baselines
+    p_holm: float = math.nan  # nan: no competitor, or no test
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "no difference shown", "not tested"]:
+        if math.isnan(self.p_holm) or math.isnan(self.difference.low):
+            return "not tested"
+        if self.p_holm < ALPHA and self.difference.low > 0:
+            return "better"
+        return "worse" if self.p_holm < ALPHA and self.difference.high < 0 else "no difference shown"
+
+
+def all_means(study: Study, name: str, target: str = "") -> Means:
+    """Of every learner at every level where it has a finished cell, over its own finished seeds: for show, not to choose by."""
+    found = {}
+    for learner, level in itertools.product(study.learners, study.levels or (Level(0, 0),)):
+        matrix = contributions(study, Side(learner, level), None, name, target)
+        if matrix is not None:
+            found[learner, level] = estimate(matrix, measure(name))
+    return found
+
+
+def compare_all(study: Study, means: Means, name: str, against: str = "") -> list[Comparison]:
+    """Every learner with the best baseline of its level; the p values corrected by Holm, level by level.
+
+    The best baseline is chosen, and all means are taken, over the seeds that the learner and the baselines have in
+    common: a baseline whose cells failed for the hard draws would look better than it is. A baseline with fewer than
+    `FEWEST_SEEDS` finished seeds is left aside where another one has them.
+
+    Args:
+        means: which learners have an answer at which level.
+        against: a learner to compare with instead, at every level.
+    """
+    rows = []
+    for level in {level: None for _, level in means}:
+        for learner in study.learners:
+            if (learner, level) in means and (row := _compare(study, learner, level, name, against)):
+                rows.append(row)
+    given = {learner for learner, of in study.learners.items() if of.uses_truth}
+    corrected: list[Comparison] = []
+    for _, group in itertools.groupby(rows, key=lambda row: row.level):
+        same = list(group)
+        tested = [
+            math.nan
+            if given & {row.learner, row.baseline} or len(row.seeds) < FEWEST_SEEDS
+            else row.difference.p
+            for row in same
+        ]
+        corrected += [dataclasses.replace(x, p_holm=p) for x, p in zip(same, holm(tested), strict=True)]
+    return corrected
+
+
+def _compare(study: Study, learner: str, level: Level, name: str, against: str) -> Comparison | None:
+    rivals = [against] if against else rivals_of(study, level)
+    if learner in rivals and (
+        against or learner == _best(study, rivals, level, _common(study, rivals, level), name)
+    ):
+        return None
+    seeds = _common(study, [learner, *rivals], level)
+    if not seeds or not rivals:
+        return None
+    other = _best(study, rivals, level, seeds, name)
+    if not other or other == learner:
+        return None
+    mine, theirs = Side(learner, level), Side(other, level)
+    matrix = contributions(study, mine, theirs, name, seeds=seeds)
+    ours, others = (_mean(study, side, name, seeds) for side in (mine, theirs))
+    return Comparison(learner, level, other, ours, others, estimate(matrix), tuple(sorted(seeds)))
+
+
+def rivals_of(study: Study, level: Level) -> list[str]:
+    """The baselines to be beaten: those with enough finished seeds, else those with any."""
+    finished = {
+        name: len(study.seeds(name, level)) if of.learns else FEWEST_SEEDS
+        for name, of in study.learners.items()
+        if of.baseline and not of.uses_truth and study.seeds(name, level)
+    }
+    return [name for name, count in finished.items() if count >= FEWEST_SEEDS] or list(finished)
+
+
+def _common(study: Study, learners: Sequence[str], level: Level) -> set[int]:
+    """Seeds that are finished for all of them; who learns nothing has an answer for every seed."""
+    sets = [set(study.seeds(name, level)) for name in learners if study.learners[name].learns]
+    if not sets:
+        sets = [set(study.seeds(name, level)) for name in learners]
+    return set.intersection(*sets) if sets else set()
+
+
+def _best(study: Study, names: Sequence[str], level: Level, seeds: set[int], name: str) -> str:
+    found = {n: _mean(study, Side(n, level), name, seeds) for n in names}
+    found = {n: value for n, value in found.items() if not math.isnan(value)}
+    return max(found, key=lambda n: found[n], default="")
+
+
+def _mean(study: Study, side: Side, name: str, seeds: set[int]) -> float:
+    own = seeds if study.learners[side.learner].learns else None
+    return estimate(contributions(study, side, None, name, seeds=own)).mean
+
+
+# ---------------------------------------------------------------- what can be shown, and what is missing
+
+
+def tests_at(comparisons: Sequence[Comparison], level: Level) -> int:
+    """How many comparisons are tested at a level: what Holm's correction counts."""
+    return sum(c.level == level and not math.isnan(c.p_holm) for c in comparisons)
+
+
+def smallest_p(study: Study, tests: int) -> float:
+    """What p could be at the least, after Holm: so few patients can be flipped in so many ways only."""
+    return min(1.0, tests * 2.0 ** (1 - len(set(study.groups))))
+
+
+def patients_needed(tests: int) -> int:
+    """How many scored patients it takes for a p value below `ALPHA` after Holm, however large the difference."""
+    return next(n for n in itertools.count(2) if tests * 2.0 ** (1 - n) < ALPHA)
+
+
+def missing_lines(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence for every comparison that lacks seeds: which, of whom, and why."""
+    lines: dict[str, None] = {}
+    for c in comparisons:
+        for name in (c.learner, *rivals_of(study, c.level), *_aside(study, c.level)):
+            if text := missing_text(study, name, c.level):
+                lines[f"With {c.level.text} labelled: {text}."] = None
+        planned = study.planned(c.learner, c.level)
+        if study.learners[c.learner].learns and len(c.seeds) < len(planned):
+            lines[
+                f"With {c.level.text} labelled, {study.learners[c.learner].title} is compared over "
+                f"{len(c.seeds)} of {len(planned)} seeds ({_numbers(c.seeds)}), those that are finished for it and for the "
+                "baselines."
+            ] = None
+    return list(lines)
+
+
+def _aside(study: Study, level: Level) -> list[str]:
+    rivals = rivals_of(study, level)
+    return [n for n, of in study.learners.items() if of.baseline and not of.uses_truth and n not in rivals]
+
+
+def missing_text(study: Study, name: str, level: Level) -> str:
+    """ "seeds 1, 2 of U-Net failed and seed 3 has not run"; "" where nothing is missing."""
+    if not study.learners[name].learns:
+        return ""
+    failed, pending = study.unfinished(name, level)
+    parts = [
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {_numbers(seeds)} of {study.learners[name].title} {what}"
+        for seeds, what in ((failed, "failed"), (pending, "did not run yet"))
+        if seeds
+    ]
+    return " and ".join(parts)
+
+
+def _numbers(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(seeds))) or "none"
