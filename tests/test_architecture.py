@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "backbones": set(),
     "opening": {"io"},
     "datasets": {"io", "opening"},
-    "check": {"io"},
+    "check": {"datasets", "io"},
     "phantom": {"io"},
     "encoders": {"transforms"},
     "heads": {"losses", "backbones", "transforms"},

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from samadapt.datasets import Dataset, open_dataset
-from samadapt.datasets.groups import group_names
+from samadapt.datasets.patient_names import patients_by_name
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
 LABELS = {"background": 0, "a": 1, "b": 2}
@@ -439,7 +439,7 @@ NAMES = [
     (("case1_ED", "case1_ES", "case2_ED"), ["case1", "case1", "case2"], True),
     (("P01_T1_slice003", "P01_T2_slice003"), ["P01", "P01"], True),
     (("case_0001_slice_12", "case_0001_slice_13"), ["case_0001", "case_0001"], True),
-    (("TCGA-02-0047_1997.09.22", "TCGA-02-0047_1998.09.22"), ["TCGA-02-0047", "TCGA-02-0047"], True),
+    (("TCGA-02-0047_1997.09.22", "TCGA-02-0047_1998.09.22"), ["TCGA-02-0047", "TCGA-02-0047"], False),
     (("scan1_baseline", "scan1_followup"), ["scan1", "scan1"], True),
     (("001_20190101", "001_20200131"), ["001", "001"], True),
     (tuple(f"p1_slice_{n}" for n in range(40)), ["p1"] * 40, True),  # slices are many by nature
@@ -457,22 +457,22 @@ NAMES = [
 
 @pytest.mark.parametrize(("names", "patients", "unsure"), NAMES, ids=[names[0] for names, _, _ in NAMES])
 def test_patients_from_names(names: tuple[str, ...], patients: list[str], unsure: bool) -> None:
-    found, rule = group_names({name: f"images/{name}" for name in names})
-    assert list(found.values()) == (patients or list(names))
-    assert rule.startswith("each case is a patient of its own") == (not patients)
-    assert ("if that is wrong" in rule) == unsure
+    told = patients_by_name({name: f"images/{name}" for name in names})
+    assert [told.patients.get(name, name) for name in names] == (patients or list(names))
+    assert told.rule.startswith("each case is a patient of its own") == (not patients)
+    assert ("if that is wrong" in told.rule) == unsure
     if patients:
-        assert f"{len(names)} cases of {len(set(patients))} patient" in rule
-        assert f"{names[0]!r} is of patient {patients[0]!r}" in rule
+        assert f"{len(names)} cases of {len(set(patients))} patient" in told.rule
+        assert f"{names[0]!r} is patient {patients[0]!r}" in told.rule
 
 
 def test_many_scans_of_few_patients_are_not_merged_and_that_is_said() -> None:
     names = [f"{letter}1_scan{n}" for letter in "ab" for n in range(12)]
-    found, rule = group_names({name: name for name in names})
-    assert list(found.values()) == names
-    assert (
-        "12 cases, 'a1_scan0' and others, could be scans of one patient, 'a1'" in rule and "--group" in rule
+    told = patients_by_name({name: name for name in names})
+    assert not told.patients and told.rule.startswith(
+        "each case is a patient of its own (by their names 24 cases would be 2"
     )
+    assert "--group '(a\\d+)'" in told.rule
 
 
 def test_patients_as_told(tmp_path: Path) -> None:
@@ -490,6 +490,11 @@ def test_patients_as_told(tmp_path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SamAdaptWarning)
             assert list(groups(tmp_path, names, group=table).groups.values()) == ["P", "P", "Q"]
+    table.write_text("file,age,patient_id\nab1_0000.nii.gz,3,P\nab2.nii.gz,4,P\ncd1,5,Q\n")
+    assert list(groups(tmp_path, names, group=table).groups.values()) == ["P", "P", "Q"]
+    table.write_text("ab1,P\nab2,P\ncd1,Q\n")
+    with pytest.raises(SamAdaptError, match="begins with the case 'ab1'; expected a header first"):
+        groups(tmp_path, names, group=table)
     table.write_text("case,patient\nab1,P\nab1,Q\n")
     with pytest.raises(SamAdaptError, match="gives case 'ab1' two patients, 'P' and 'Q'"):
         groups(tmp_path, names, group=table)

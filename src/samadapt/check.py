@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from samadapt import io
+from samadapt.datasets.patient_names import alike
 from samadapt.types import IGNORED, Case, SamAdaptError, Task
 
 Level = Literal["error", "warning", "note"]
@@ -285,10 +285,9 @@ def _shared_beginnings(data: Checkable, split: Any) -> list[Finding]:
     if any(case != patient for case, patient in data.groups.items()):
         return []
     beginnings = {
-        side: {b: case for case in getattr(split, side) if (b := _beginning(case))}
-        for side in ("train", "val")
+        side: {b: case for case in getattr(split, side) if (b := alike(case))} for side in ("train", "val")
     }
-    everywhere = {b for case in data.ids if (b := _beginning(case))}
+    everywhere = {b for case in data.ids if (b := alike(case))}
     shared = sorted(set(beginnings["train"]) & set(beginnings["val"]))
     if len(everywhere) < _FEWEST_BEGINNINGS or not shared:  # one word before every number is no patient
         return []
@@ -301,12 +300,6 @@ def _shared_beginnings(data: Checkable, split: Any) -> list[Finding]:
             f"(there are {len(shared)} such beginnings), scores will be too good: tell patients apart with --group",
         )
     ]
-
-
-def _beginning(case: str) -> str | None:
-    """What stands before the last word of a name, if it has a number."""
-    match = re.match(r"^(.*\d.*?)[_\-. ][^_\-. ]+$", case)
-    return match.group(1) if match else None
 
 
 def _splits(data: Checkable) -> list[Finding]:

@@ -142,7 +142,6 @@ class FeatureStore:
         unknown = sorted(set(wanted) - set(encoder.taps))
         if unknown:
             raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(encoder.taps)}")
-        demand_writable(self.root, "--store")
         report, start = EncodeReport(), time.monotonic()
         root = self.folder(encoder, recipe)
         for case in cases:
@@ -150,6 +149,8 @@ class FeatureStore:
             folder = _folder_of(root, case, digest)
             missing = {t: w for t, w in wanted.items() if not _complete(folder, digest, {t: w}, recipe)}
             if missing:
+                if not report.written:  # a store that is complete may be read-only
+                    demand_writable(self.root, "--store")
                 _encode_case(folder, case, digest, encoder, missing, recipe, batch_size, report, progress)
                 report.written += 1
             report.cases += 1

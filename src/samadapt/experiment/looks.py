@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from samadapt.figures import is_flat, range_title
+from samadapt.files import replacing
 from samadapt.prediction import Look
 from samadapt.types import Case
 
@@ -67,9 +67,8 @@ def save_looks(path: Path, looks: Sequence[tuple[Case, Look]], drawn: int) -> No
             f"{n}.titles": np.array([range_title(title, values) for title, values in look.maps.items()]),
             f"{n}.maps": np.stack([_bytes(values[::step, ::step]) for values in look.maps.values()]),
         }
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
 def keep_looks(
