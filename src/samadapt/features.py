@@ -190,7 +190,7 @@ def _read_note(folder: Path, digest: str) -> dict[str, Any]:
     """What stands in `frame.json`; nothing where it is missing, broken or about another image."""
     try:
         note = json.loads((folder / "frame.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return {}
     return note if note.get("image_sha256") == digest else {}
 

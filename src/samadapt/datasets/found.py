@@ -49,9 +49,18 @@ class Found:
 def read_json(path: Path) -> Any:
     """A JSON file; what is wrong with it is told."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(path.read_bytes(), object_pairs_hook=_each_key_once)  # UTF-8 or UTF-16
+    except (OSError, ValueError, RecursionError) as error:
         raise SamAdaptError(f"{path} cannot be read as JSON ({error}); correct it") from error
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that is there twice, the last would be taken without a word."""
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f"the key {twice!r} is there twice")
+    return dict(pairs)
 
 
 def window_of(first: Path, channel_names: Sequence[str]) -> str:

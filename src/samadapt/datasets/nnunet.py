@@ -69,13 +69,20 @@ def _names(content: Any, key: str, file: Path) -> tuple[str, ...]:
         pairs = list(content.items())
         if not all(_is_number(number) for number, _ in pairs):
             pairs = [(number, name) for name, number in pairs]
-        if [int(n) for n, _ in sorted(pairs, key=_place)] == list(range(len(pairs))):
+        named = all(_is_number(n) and isinstance(name, str) for n, name in pairs)
+        if named and sorted(int(n) for n, _ in pairs) == list(range(len(pairs))):
             return tuple(str(name) for _, name in sorted(pairs, key=_place))
     raise SamAdaptError(f"{file}: {key} is {str(content)[:80]}; expected {{'0': NAME, '1': NAME, ...}}")
 
 
 def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | str) and str(value).isdigit()
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return False
+    return (
+        (0 <= value < 10**9)
+        if isinstance(value, int)
+        else value.isascii() and value.isdigit() and len(value) < 10
+    )
 
 
 def _place(pair: tuple[Any, Any]) -> int:
@@ -172,20 +179,15 @@ def _folds(file: Path, cases: Collection[str]) -> tuple[tuple[tuple[str, ...], t
         lists = [fold.get(key) if isinstance(fold, Mapping) else None for key in ("train", "val")]
         if not all(isinstance(names, list) for names in lists):
             raise SamAdaptError(f"{file}: fold {number} is {str(fold)[:60]!r}; {expected}")
-        train, val = ([str(name) for name in names or []] for names in lists)
-        strange = [name for name in (*train, *val) if name not in cases]
-        both = sorted(set(train) & set(val))
-        if strange or both:
-            what = (
-                f"names {strange[0]!r}, which is no case"
-                if strange
-                else f"has {both[0]!r} in train and in val"
-            )
+        train, val = ([str(name).strip() for name in names or []] for names in lists)
+        every = [*train, *val]
+        if strange := next((name for name in every if name not in cases), None):
             raise SamAdaptError(
-                f"{file}: fold {number} {what} of the data set; correct the list"
-                if strange
-                else f"{file}: fold {number} {what}; correct the lists"
+                f"{file}: fold {number} names {strange!r}, which is no case of the data set; correct the list"
             )
+        if twice := next((name for name in every if every.count(name) > 1), None):
+            where = "in train and in val" if twice in train and twice in val else "twice"
+            raise SamAdaptError(f"{file}: fold {number} has {twice!r} {where}; correct the lists")
         folds.append((tuple(train), tuple(val)))
     return tuple(folds)
 
@@ -200,7 +202,10 @@ def read_msd(path: Path, label_column: str | None) -> Found:
             f"{file}: training is {str(about['training'])[:60]!r}; expected a list of {{'image': ..., 'label': ...}}"
         )
     entries = [_msd_entry(path, item, len(names), file) for item in about["training"]]
-    tests = [_test_image(item, file) for item in about.get("test") or []]
+    listed = about.get("test") or []
+    if not isinstance(listed, list):
+        raise SamAdaptError(f"{file}: `test` is {str(listed)[:60]!r}; expected a list of image files")
+    tests = [_test_image(item, file) for item in listed]
     entries += [
         Entry(io.case_name(path / name), (path / name,), part="test")
         for name in tests

@@ -24,13 +24,11 @@ _ALONE = (
     "axial|sagittal|coronal|ax|sag|cor|sax|lax|[234]ch|t1|t1w|t1c|t1ce|t1gd|t1n|t2|t2w|t2f|flair|dwi|adc|pd|pdw|ct|mr|mri|pet"
 )
 _DATE = r"(?:19|20)\d\d[-.]?[01]\d[-.]?[0-3]\d"
-#: Where patients come from, which is none.
-_PLACE = (
-    "site|center|centre|hospital|clinic|scanner|vendor|device|batch|fold|set|group|cohort|study|dataset|data|train|training|"
-    "test|testing|val|validation|part|folder|year|release|version|v"
-)
+#: Where patients are numbered anew: patient 3 of site 1 is not patient 3 of site 2.
+_PLACE = "site|center|centre|hospital|clinic|cohort"
+#: What is numbered as patients are, and is none.
+_NO_ONE = rf"{_PLACE}|scanner|vendor|device|batch|fold|set|group|dataset|part|year|release|version|v"
 
-_UID = re.compile(r"^\d+(?:\.\d+){4,}$")  # DICOM's identifiers: a part that looks like a date is none
 _GAP = r"[\s_.-]"  # between words of a name
 _AGAIN_NUMBER = rf"(?:{_WITHIN}|{_AGAIN}|{_FILE}){_GAP}*\d+"
 _REPEAT = rf"(?:{_AGAIN_NUMBER}|(?:{_ALONE})|{_DATE})"
@@ -42,9 +40,10 @@ _SURE = (
     re.compile(r"(?<![a-z0-9])(LIDC-IDRI-\d{4})", re.IGNORECASE),
     re.compile(r"(?<![a-z0-9])(BraTS-[a-z]+-\d{5})(?=-\d{3})", re.IGNORECASE),
     re.compile(r"(?<![a-z0-9])(UPENN-GBM-\d{5})", re.IGNORECASE),
+    re.compile(r"(?<![a-z0-9])(OAS\d_\d{4})(?!\d)", re.IGNORECASE),  # OASIS
     re.compile(r"(?<![a-z0-9])(\d{3}_S_\d{4,5})(?!\d)"),  # ADNI
     re.compile(
-        rf"(?<![a-z])((?:patient|participant|subject|subj|sub|proband|volunteer|pat)(?:{_GAP}*(?:id|no|nr))?"
+        rf"(?<![a-z])((?:patient|participant|person|subject|subj|sub|proband|volunteer|pat|pt)(?:{_GAP}*(?:id|no|nr))?"
         rf"(?:{_GAP}*|{_GAP}+(?!{_REPEAT}(?![a-z0-9]))[a-z]{{1,4}}{_GAP}?)\d[a-z0-9]*?)"
         rf"(?=[^a-z0-9]|$|{_REPEAT}(?![a-z0-9]))",
         re.IGNORECASE,
@@ -53,23 +52,22 @@ _SURE = (
 _END = re.compile(rf"^(.*?)(?:{_GAP}+{_REPEAT}|(?<=\d)(?=[a-z]{{2}}){_REPEAT})$", re.IGNORECASE)
 _START = re.compile(rf"^(?:(?:{_AGAIN}){_GAP}*\d+|(?:{_ALONE})){_GAP}+(.*\d.*)$", re.IGNORECASE)
 _NOBODY = re.compile(rf"^(?:\D*|(?:{_WITHIN}|{_AGAIN}){_GAP}*\d+|{_DATE})$", re.IGNORECASE)
-_NO_PATIENT = re.compile(rf"^(?:(?:.*{_GAP})?(?:{_PLACE}){_GAP}*\d+|(?:19|20)\d\d)$", re.IGNORECASE)
-_FILE_NUMBER = re.compile(rf"{_GAP}(?:{_FILE}|{_AGAIN}){_GAP}*\d+$", re.IGNORECASE)
+_NO_PATIENT = re.compile(rf"^(?:(?:.*{_GAP})?(?:{_NO_ONE}){_GAP}*\d+|(?:19|20)\d\d)$", re.IGNORECASE)
+_IN_PLACE = re.compile(rf"(?<![a-z0-9])((?:{_PLACE}){_GAP}*\d+)(?=[^a-z0-9])", re.IGNORECASE)
+_FILE_NUMBER = re.compile(rf"{_GAP}(?:{_FILE}){_GAP}*\d+$", re.IGNORECASE)
 
-_NUMBERED_PLACE = re.compile(
-    rf"(?:^|(?<=[\s_.-]))((?:site|center|centre|hospital|clinic|cohort){_GAP}*\d+)(?=$|[\s_.-])",
-    re.IGNORECASE,
-)
-_MANY_SCANS = 10  # a patient on average: whole scans and visits are fewer
+_UID = re.compile(r"^\d+(?:\.\d+){4,}$")  # DICOM's identifiers: a part of one that looks like a date is none
+_MANY_SCANS = 6  # a patient on average: more are rarely whole scans of one
 _ALIKE = re.compile(rf"^(.*\d.*?)(?:{_GAP}+\(?[a-z0-9]+\)?|(?<=\d)[a-z]+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Told:
-    """Case -> patient for those that a name tells, and the rule in words."""
+    """Case -> patient for those that a name tells, the rule in words, and whether it rests on words that say a patient."""
 
     patients: Mapping[str, str]
     rule: str
+    sure: bool
 
 
 def patients_by_name(paths: Mapping[str, str]) -> Told:
@@ -84,25 +82,25 @@ def patients_by_name(paths: Mapping[str, str]) -> Told:
     likely = {case: found for case in rest if (found := _up_to(case))}
     likely |= _after([case for case in rest if case not in likely])
     doubt = _doubt(likely)
-    if doubt:
+    if doubt or len(set(likely.values())) == len(likely):  # nobody is there twice
         likely = {}
     parts = []
     if sure:
-        parts.append(f"the patient's name within the case's{_count(sure)}{_example(sure)}")
+        parts.append(f"the patient's ID in the name of the case or its folder{_count(sure)}{_example(sure)}")
     if likely:
         parts.append(
             f"the case name up to its frame, slice, visit or side{_count(likely)}{_example(likely)}; "
             "if that is wrong, give --group"
         )
     if len(parts) == 0:
-        return Told({}, f"{EACH} {doubt}" if doubt else f"{EACH} ({_TELL})")
+        return Told({}, f"{EACH} {doubt}" if doubt else f"{EACH} ({_TELL})", False)
     alone = len(paths) - len(sure) - len(likely)
     if alone:
         cases = f"case{'s' * (alone != 1)}"
         parts.append(
             f"for the other {alone} {cases}, each a patient of its own{' ' + doubt if doubt else ''}"
         )
-    return Told({**sure, **likely}, "; ".join(parts))
+    return Told({**sure, **likely}, "; ".join(parts), len(sure) == len(paths))
 
 
 def _count(found: Mapping[str, str]) -> str:
@@ -119,13 +117,12 @@ def _example(found: Mapping[str, str]) -> str:
 
 
 def _sure(case: str, path: str) -> str | None:
-    """Of the name, else of the innermost folder that says it."""
+    """Of the name, else of the innermost folder that says it; with the place before it, where patients are numbered anew."""
     for part in [case, *reversed(path.split("/"))]:
         for pattern in _SURE:
             if match := pattern.search(part):
-                # The third patient of one hospital is not the third of another.
-                places = [place for place in _NUMBERED_PLACE.findall(part) if place not in match.group(1)]
-                return "_".join([*places, match.group(1)])
+                before = path[: path.rindex(part)] + part[: match.start()]
+                return "_".join([*_IN_PLACE.findall(before), match.group(1)])
     return None
 
 
@@ -162,6 +159,8 @@ def _doubt(likely: Mapping[str, str]) -> str:
     if not likely:
         return ""
     groups = Counter(likely.values())
+    if len(groups) == len(likely):
+        return ""
     scans = [case for case in likely if _FILE_NUMBER.search(case)]
     ends = [re.findall(r"\d+", case)[-1] for case in scans]
     crowded = len(likely) > _MANY_SCANS * len(groups)

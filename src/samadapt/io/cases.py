@@ -299,7 +299,7 @@ def _read_classes(path: Path) -> tuple[np.ndarray, Geometry]:
         if geometry.channels > 1:
             raise SamAdaptError(f"{path} has 4 axes {tuple(header.shape)}; expected a label map of 3 axes")
         array = nifti.read_array(header, path, None)
-        if array.dtype.kind == "f" and header.get_data_dtype().kind in "iu":
+        if array.dtype.kind == "f" and nifti.is_scaled(header):
             array = _unscaled(array)
     if array.dtype == np.uint8:
         return array, geometry
@@ -320,7 +320,7 @@ def _read_classes(path: Path) -> tuple[np.ndarray, Geometry]:
 def _unscaled(array: np.ndarray) -> np.ndarray:
     """Whole numbers that were stored with a scale (scl_slope) and come back as 1.00002."""
     whole = np.round(array)
-    return whole if np.all(np.abs(array - whole) < 1e-2) else array
+    return np.where(np.isclose(array, whole, rtol=1e-4, atol=1e-4), whole, array)
 
 
 def _demand_channels(channels: Sequence[int], count: int, path: Path) -> None:

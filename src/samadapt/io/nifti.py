@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from samadapt.files import replacing
-from samadapt.types import SamAdaptError
+from samadapt.types import SamAdaptError, SamAdaptWarning
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz")
 
 _UNREADABLE = (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError)
+_PLANAR = 1e-4  # volume of a voxel over the product of its sides: below, two axes run the same way
 _UNITS = {1: "meter", 2: "mm", 3: "micron"}
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}  # "mm" and "unknown" are taken as mm
 
@@ -83,7 +85,9 @@ def geometry(image: Any, path: Path) -> Geometry:
     channels = shape[3] if len(shape) == 4 else 1
     i, j, k = (*shape, 1)[:3]
     affine = np.asarray(image.affine)
-    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    if not np.all(np.isfinite(affine)) or not abs(np.linalg.det(affine[:3, :3])) > _PLANAR * np.prod(
+        voxel_sizes(affine)
+    ):
         raise SamAdaptError(
             f"{path}: the affine of the header is {'singular' if np.all(np.isfinite(affine)) else 'not finite'} "
             f"({np.array2string(affine[:3].ravel(), precision=3, max_line_width=1000)}), so it does not say where its voxels "
@@ -104,9 +108,14 @@ def _spacing_mm(image: Any) -> tuple[float, float, float] | None:
     header = image.header
     says_where = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     zooms = np.array([*header.get_zooms()[:3], 1.0, 1.0][:3], dtype=float)
-    units = _UNITS.get(
-        int(header["xyzt_units"]) % 8, "unknown"
-    )  # codes that are not defined are taken as mm, too
+    code = int(header["xyzt_units"]) % 8
+    if code not in (0, *_UNITS):
+        warnings.warn(
+            f"files with the unit code {code}, which NIfTI does not define, are taken to be in millimetres",
+            SamAdaptWarning,
+            stacklevel=2,
+        )
+    units = _UNITS.get(code, "unknown")
     sizes = voxel_sizes(image.affine) if says_where else zooms
     if not says_where and units == "unknown" and np.all(zooms == 1.0):
         return None  # nothing in the header but its defaults
@@ -130,6 +139,11 @@ def _checked(image: Any, path: Path) -> Any:
         return image
     # At once, not by `gzip.open`: its thousands of small reads are slow on a busy machine or a network disk.
     return type(image).from_bytes(gzip.decompress(path.read_bytes()))
+
+
+def is_scaled(image: Any) -> bool:
+    """Whether the voxels are stored numbers times `scl_slope` plus `scl_inter`, and so rounded."""
+    return bool(image.dataobj.slope != 1.0 or image.dataobj.inter != 0.0)
 
 
 def save_label(path: Path, label: np.ndarray, source: Path | None, affine: np.ndarray) -> None:
