@@ -223,8 +223,11 @@ def test_a_data_set_is_one_whatever_lies_beside_it(a_run, tmp_path):
     data = pairs(tmp_path / "data", ["a", "b", "c", "d"])
     run = a_run(open_dataset(data).opening, train=["a"], val=["c", "d"])
     picture(data / "readme_figure.png")
-    with pytest.warns(SamAdaptWarning, match="of the 4 cases of 'data' the 2 that were kept for scoring"):
+    with pytest.warns(SamAdaptWarning) as said:
         assert predict_folder(run, data, tmp_path / "val").done == 2
+    texts = [str(warning.message) for warning in said]
+    assert any("of the 4 cases of 'data' the 2 that were kept for scoring" in text for text in texts)
+    assert any("left out" in text and "1 images in no case (readme_figure.png)" in text for text in texts)
     assert predict_folder(run, data, tmp_path / "train", subset="train").done == 1
     assert predict_folder(run, data, tmp_path / "all", subset="all").done == 4
     with pytest.raises(SamAdaptError, match=r"no case .* of the part 'test'; it has train, val"):

@@ -132,9 +132,10 @@ def open_like(
     layout, found = _read(path, layout, opening.task, opening.label_column)
     root = _root(path)
     entries, rule = adopted.group_like(found, root, opening.group, recorded or {})
+    left_out = _left_out(path, entries)  # before labels that are not needed are dropped
     entries, opening = adopted.adopt(entries, found, opening, path, labelled)
     opening = replace(opening, layout=layout.name, group_rule=rule)
-    return Dataset(_name(path, found), root, opening, entries, found.folds, _left_out(path, entries))
+    return Dataset(_name(path, found), root, opening, entries, found.folds, left_out)
 
 
 def find_layout(
