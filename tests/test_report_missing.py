@@ -127,6 +127,19 @@ def test_the_best_baseline_is_that_of_the_seeds_in_common(tmp_path: Path) -> Non
     assert row.difference.mean == pytest.approx(row.ours - row.theirs)
 
 
+def test_a_baseline_that_is_not_counted_is_named_and_must_not_be_better(tmp_path: Path) -> None:
+    for quality, kind in ((0.7, "head"), (0.97, "one seed")):
+        folder = make_study(
+            tmp_path / str(quality), {"fused": 0.9, "unet": quality, "simclr": 0.7}, labels=(5,)
+        )
+        for seed in (1, 2):
+            fail(folder, "unet", 5, seed, "x")
+        found = verdict(read_study(folder))
+        assert found.findings[0].kind == kind
+        if kind == "head":
+            assert "(not counted: U-Net, 1 of 3 seeds finished)" in found.sentence
+
+
 # ---------------------------------------------------------------- what is said
 
 

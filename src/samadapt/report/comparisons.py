@@ -151,7 +151,7 @@ def missing_lines(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     """One sentence for every comparison that lacks seeds: which, of whom, and why."""
     lines: dict[str, None] = {}
     for c in comparisons:
-        for name in (c.learner, *rivals_of(study, c.level), *_aside(study, c.level)):
+        for name in (c.learner, *rivals_of(study, c.level), *set_aside(study, c.level)):
             if text := missing_text(study, name, c.level):
                 lines[f"With {c.level.text} labelled: {text}."] = None
         planned = study.planned(c.learner, c.level)
@@ -164,9 +164,20 @@ def missing_lines(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     return list(lines)
 
 
-def _aside(study: Study, level: Level) -> list[str]:
+def set_aside(study: Study, level: Level) -> list[str]:
+    """Baselines that have cells at a level, and too few finished ones to be counted."""
     rivals = rivals_of(study, level)
-    return [n for n, of in study.learners.items() if of.baseline and not of.uses_truth and n not in rivals]
+    names = [n for n, of in study.learners.items() if of.baseline and not of.uses_truth and n not in rivals]
+    return [n for n in names if study.planned(n, level)]
+
+
+def mean_gap(study: Study, learner: str, other: str, level: Level, name: str) -> float:
+    """How much better a learner is than another over the seeds that both have finished; infinite where there are none."""
+    seeds = _common(study, [learner, other], level)
+    matrix = (
+        contributions(study, Side(learner, level), Side(other, level), name, seeds=seeds) if seeds else None
+    )
+    return math.inf if matrix is None else estimate(matrix).mean
 
 
 def missing_text(study: Study, name: str, level: Level) -> str:

@@ -13,8 +13,10 @@ from samadapt.report.comparisons import (
     FEWEST_SEEDS,
     Comparison,
     Means,
+    mean_gap,
     missing_text,
     patients_needed,
+    set_aside,
     smallest_p,
     tests_at,
 )
@@ -39,6 +41,9 @@ class Finding:
     comparison: Comparison | None = None
     missing: tuple[str, ...] = ()  # what did not run yet, or failed, in words
     tests: int = 0  # comparisons at this level that Holm's correction counts
+    aside: tuple[
+        str, ...
+    ] = ()  # baselines that are not counted, for too few of their seeds are finished, in words
 
     @property
     def winner(self) -> str:
@@ -57,7 +62,7 @@ class Verdict:
 
 def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: str) -> Verdict:
     """The decision, level by level, then said in one sentence."""
-    every = [_find(study, means, comparisons, level) for level in {level: None for _, level in means}]
+    every = [_find(study, means, comparisons, level, name) for level in {level: None for _, level in means}]
     # A method that is prompted with the truth has an answer at every level, also where nobody has learned yet.
     findings = [f for f in every if f.kind != "nobody"] or every
     shown = measure(name).title
@@ -74,7 +79,9 @@ def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: s
     return Verdict(sentence[0].upper() + sentence[1:], tuple(details), _rule(study, shown), tuple(findings))
 
 
-def _find(study: Study, means: Means, comparisons: Sequence[Comparison], level: Level) -> Finding:
+def _find(
+    study: Study, means: Means, comparisons: Sequence[Comparison], level: Level, metric: str
+) -> Finding:
     heads, baselines = (
         [n for n, of in study.learners.items() if of.baseline == side and not of.uses_truth]
         for side in (False, True)
@@ -92,8 +99,17 @@ def _find(study: Study, means: Means, comparisons: Sequence[Comparison], level: 
     if not here:
         return Finding(level, "waiting" if any(pending) else "failed", best[0], best[1], missing=missing)
     row = _leading(here, study, means, level)
+    aside = set_aside(study, level)
     kind = _kind(study, row, tests, pending)
-    return Finding(level, kind, row.learner, row.baseline, row, missing if kind == "waiting" else (), tests)
+    if kind == "head" and any(mean_gap(study, row.learner, name, level, metric) <= 0 for name in aside):
+        kind = "one seed"  # over what is finished of it, a baseline that is not counted is as good
+    told = tuple(
+        f"{study.learners[n].title}, {len(study.seeds(n, level))} of {len(study.planned(n, level))} seeds finished"
+        for n in aside
+    )
+    return Finding(
+        level, kind, row.learner, row.baseline, row, missing if kind == "waiting" else (), tests, told
+    )
 
 
 def _leading(here: dict[str, Comparison], study: Study, means: Means, level: Level) -> Comparison:
@@ -131,7 +147,7 @@ def _kind(study: Study, row: Comparison, tests: int, pending: Sequence[bool]) ->
 _WORDS: dict[str, tuple[str, str]] = {
     "head": (
         "use {heads}: {where} its mean {shown} is higher than that of the best baseline ({baselines}){by}",
-        "{where} use {heads} rather than {baselines}",
+        "{where} use {heads} rather than {baselines}{aside}",
     ),
     "control": (
         "do not use {heads}: {where} the mean {shown} of a control ({baselines}) is higher{by}",
@@ -140,7 +156,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "baseline": (
         "use {baselines}: {where} its mean {shown} is higher than that of the best learner on a pretrained encoder "
         "({heads}){by}",
-        "{where} use {baselines} rather than {heads}",
+        "{where} use {baselines} rather than {heads}{aside}",
     ),
     "none": (
         "no difference shown: {where}, the best learner on a pretrained encoder ({heads}) and the best baseline "
@@ -192,6 +208,9 @@ def _clause(study: Study, findings: list[Finding], shown: str, whole: bool) -> s
     kind = "control" if first.kind == "baseline" and study.learners[first.baseline].control else first.kind
     gaps = [abs(f.comparison.difference.mean) for f in findings if f.comparison]
     by = f", by {min(gaps):.3f}" + (f" to {max(gaps):.3f}" if len(gaps) > 1 else "") if gaps else ""
+    aside = _listed(text for f in findings for text in f.aside)
+    if aside and first.kind in ("head", "baseline", "none", "uncertain"):
+        by += f" (not counted: {aside})"
     count = len(set(study.groups))
     return _WORDS[kind][not whole].format(
         heads=_listed(study.learners[f.head].title for f in findings if f.head),
@@ -203,6 +222,7 @@ def _clause(study: Study, findings: list[Finding], shown: str, whole: bool) -> s
         shown=shown,
         unit=study.unit,
         by=by,
+        aside=f" (not counted: {aside})" if aside else "",
     )
 
 
