@@ -390,3 +390,21 @@ def test_scores_replace_only_what_was_written_for_these_predictions(a_run, tmp_p
         write_evaluation(evaluations["one"], one, data)
     write_evaluation(evaluations["one"], one, data, overwrite=True)
     assert evaluate_folder(one, data).scores == evaluations["one"].scores  # the table is no label map
+
+
+def test_a_case_from_its_channel_files_whatever_they_are_called(tmp_path):
+    opening = Opening("segmentation", ("background", "block"), channel_names=("T1", "T2", "FLAIR"))
+    for name in ("t1", "t2", "flair"):
+        volume(tmp_path / f"{name}.nii.gz")
+    model = Segmenter(TinyEncoder(side=64), BrightHead(), opening)
+    case = model.case([tmp_path / f"{name}.nii.gz" for name in ("t1", "t2", "flair")])
+    assert case.id == "t1" and case.image.shape[0] == 3
+
+
+def test_a_format_that_is_not_read_says_what_to_do(a_run, tmp_path):
+    (tmp_path / "scan.dcm").write_bytes(b"x")
+    run = a_run(VOLUMES)
+    for given in (tmp_path / "scan.dcm", tmp_path):
+        with pytest.raises(SamAdaptError, match="convert DICOM to NIfTI, for instance with dcm2niix"):
+            predict_folder(run, given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -42,7 +42,9 @@ class Model:
         if isinstance(image, Case):
             return image
         files = [Path(image)] if isinstance(image, str | Path) else [Path(path) for path in image]
-        ((name, paths),) = io.group_channels(files, len(files) if len(files) > 1 else None).items()
+        if len(files) > 1:
+            return self.opening.read_case(files, io.case_name(files[0], channels=True))
+        ((name, paths),) = io.group_channels(files).items()  # `scan_0000` is `scan`, `IMG_0001` is itself
         return self.opening.read_case(paths, name)
 
     def logits(self, case: Case, maps: Maps | None = None) -> Iterator[tuple[Tensor, Frame]]:

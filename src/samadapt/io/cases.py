@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from samadapt.io import nifti, pictures
+from samadapt.io.listing import cure
 from samadapt.io.nifti import Geometry, replace_file, same_place
 from samadapt.io.planes import Plane
 from samadapt.io.scans import IMAGE_SUFFIXES, suffix_of
@@ -266,7 +267,8 @@ def _kind(path: Path) -> str:
     suffix = suffix_of(path)
     if not suffix:
         raise SamAdaptError(
-            f"{path} is of no known format; known: {', '.join(IMAGE_SUFFIXES)}"
+            f"{path} is of no format that is read ({', '.join(IMAGE_SUFFIXES)})"
+            + (f"; {advice}" if (advice := cure(path)) else "")
             + ("" if path.exists() else " (and it does not exist)")
         )
     return "picture" if suffix in pictures.PICTURE_SUFFIXES else "volume"

@@ -85,6 +85,11 @@ def in_words(left_out: Sequence[tuple[Path, str]], root: Path) -> str:
     return "; ".join(parts)
 
 
+def cure(path: Path) -> str:
+    """What to do with a file of a format that is not read; "" where nothing is known."""
+    return _UNREAD.get(path.suffix.lower(), "")
+
+
 def not_used(listing: Listing, used: Collection[Path]) -> tuple[tuple[Path, str], ...]:
     """What a data set leaves out: what cannot be taken, and images that are in no case."""
     return (*listing.left_out, *((path, UNUSED) for path in listing.files if path not in used))
