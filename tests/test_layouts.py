@@ -176,6 +176,20 @@ def test_words_of_masks_beside_volumes(tmp_path: Path, word: str) -> None:
     assert data.ids == ("p1_t", "p2_t") and data.labelled_ids == data.ids
 
 
+def test_a_mask_whose_image_is_lost_is_no_image(tmp_path: Path) -> None:
+    for name in ("x", "y", "z"):
+        picture(tmp_path / "flat" / f"{name}.png")
+        mask(tmp_path / "flat" / f"{name}_mask.png")
+    (tmp_path / "flat" / "z.png").unlink()
+    with pytest.raises(SamAdaptError, match=r"z_mask\.png has no image; expected .*z\."):
+        open_dataset(tmp_path / "flat")
+    busi(tmp_path / "busi")
+    (tmp_path / "busi" / "benign" / "benign (2).png").unlink()
+    with pytest.warns(SamAdaptWarning, match="left out"):
+        data = open_dataset(tmp_path / "busi", task="classification")
+    assert len(data) == 11 and not any("mask" in case for case in data.ids)
+
+
 def test_masks_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     for name in ("x", "y"):
         picture(tmp_path / f"{name}.png")

@@ -153,6 +153,11 @@ def _in_folder(
     cases = io.each_file(images)
     if not set(masks) <= set(cases):  # a mask of several channel files
         cases = io.group_channels(images)
+    alone = sorted(set(masks) - set(cases))
+    if alone:
+        raise SamAdaptError(
+            f"{masks[alone[0]][0]} has no image; expected {folder / alone[0]}.*, or remove the mask"
+        )
     return [
         _entry(name, files, masks.get(name, ()), part, patient)
         for name, files in sorted(cases.items())

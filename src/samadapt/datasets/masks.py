@@ -25,18 +25,19 @@ def image_name(name: str) -> str:
 def split_masks(files: Iterable[Path]) -> tuple[list[Path], dict[str, tuple[Path, ...]]]:
     """Files of one folder -> images, and the masks of each by the image's case name.
 
-    A file is a mask where its name is that of another file, or of a case of channel files, and a word like `_mask`.
+    A file is a mask where its name is that of another file, or of a case of channel files, and a word like `_mask`. Where
+    a folder has such masks, a file called like one is a mask too if its image is not there: it is no image of its own.
     """
     files = sorted(files)
     names = {io.case_name(file) for file in files} | {io.case_name(file, channels=True) for file in files}
     images, masks = [], dict[str, tuple[Path, ...]]()
     for file in files:
         name = io.case_name(file)
-        if (of := image_name(name)) != name and of in names:
+        if (of := image_name(name)) != name:
             masks[of] = (*masks.get(of, ()), file)
         else:
             images.append(file)
-    return images, masks
+    return (images, masks) if names & set(masks) else (files, {})
 
 
 def is_in_mask_folder(file: Path, root: Path) -> bool:
