@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "names": set(),
     "metrics": {"files", "statistics"},
     "runs": {"files"},
-    "figures": set(),
+    "figures": {"files"},
     "report": {"files", "statistics"},
     "backbones": set(),
     "opening": {"io"},

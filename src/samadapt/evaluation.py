@@ -127,15 +127,16 @@ def _label_maps(
 ) -> Evaluation:
     if find_layout(truth, "segmentation", note.opening.layout if note else "") is not None:
         data = _data_set(truth, note)
-        cases, patients = _of_data_set(data, found, truth), {i: data.groups[i] for i in found}
-        classes = note.opening.classes if note else data.classes
+        cases = _of_data_set(data, found, truth)
+        patients, classes = {i: data.groups[i] for i in found}, data.classes
     else:
         if note is None:
             raise SamAdaptError(
                 f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
             )
-        cases, patients, classes = _of_label_files(found, truth, note), {}, note.opening.classes
-    patients = {i: note.patients[i] for i in found} if note else patients
+        cases, classes = _of_label_files(found, truth, note), note.opening.classes
+    if note is not None:
+        patients, classes = {i: note.patients[i] for i in found}, note.opening.classes
 
     def loaded() -> Iterator[tuple[Case, np.ndarray]]:
         for case, path in cases:

@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from samadapt.files import replacing
+
 # Okabe and Ito's palette: told apart with every common colour vision.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
@@ -95,10 +97,9 @@ def range_title(name: str, values: np.ndarray) -> str:
 
 def save_figure(figure: Figure, path: Path) -> Path:
     """PNG or SVG by the suffix, written whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     FigureCanvasAgg(figure)
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     return path
 
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.files import write_json
+from samadapt.files import replacing, write_json
 from samadapt.heads.unet import UNet
 from samadapt.runs import load_state, save_state
 from samadapt.transforms import (
@@ -244,10 +244,9 @@ def _step(
 
 
 def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
-    temporary = folder / "state.ckpt.tmp"
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    torch.save(state, temporary)
-    temporary.replace(folder / "state.ckpt")
+    with replacing(folder / "state.ckpt") as temporary:
+        torch.save(state, temporary)
 
 
 def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Progress:

@@ -150,9 +150,8 @@ def find_layout(
     path = Path(path)
     if not path.exists():
         raise SamAdaptError(f"{path} does not exist; give a data set's folder, its .npz or its .csv")
-    fitting = [layout for layout in LAYOUTS if task in (None, layout.task) and layout.told(path)]
-    likely = sorted(fitting, key=lambda layout: (layout.name != preferred, prefer not in (None, layout.task)))
-    return likely[0] if likely else None
+    likely = sorted(LAYOUTS, key=lambda layout: (layout.name != preferred, prefer not in (None, layout.task)))
+    return next((layout for layout in likely if task in (None, layout.task) and layout.told(path)), None)
 
 
 def _read(

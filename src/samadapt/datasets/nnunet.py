@@ -71,7 +71,7 @@ def _names(content: Any, key: str, file: Path) -> tuple[str, ...]:
             pairs = [(number, name) for name, number in pairs]
         named = all(_is_number(n) and isinstance(name, str) for n, name in pairs)
         if named and sorted(int(n) for n, _ in pairs) == list(range(len(pairs))):
-            return tuple(str(name) for _, name in sorted(pairs, key=_place))
+            return tuple(str(name) for _, name in sorted(pairs, key=lambda pair: int(pair[0])))
     raise SamAdaptError(f"{file}: {key} is {str(content)[:80]}; expected {{'0': NAME, '1': NAME, ...}}")
 
 
@@ -83,10 +83,6 @@ def _is_number(value: Any) -> bool:
         if isinstance(value, int)
         else value.isascii() and value.isdigit() and len(value) < 10
     )
-
-
-def _place(pair: tuple[Any, Any]) -> int:
-    return int(pair[0]) if _is_number(pair[0]) else -1
 
 
 def _entries(path: Path, suffix: str, n_channels: int, end: str) -> list[Entry]:

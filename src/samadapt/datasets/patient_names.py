@@ -63,11 +63,10 @@ _ALIKE = re.compile(rf"^(.*\d.*?)(?:{_GAP}+\(?[a-z0-9]+\)?|(?<=\d)[a-z]+)$", re.
 
 @dataclass(frozen=True)
 class Told:
-    """Case -> patient for those that a name tells, the rule in words, and whether it rests on words that say a patient."""
+    """Case -> patient for those that a name tells, and the rule in words."""
 
     patients: Mapping[str, str]
     rule: str
-    sure: bool
 
 
 def patients_by_name(paths: Mapping[str, str]) -> Told:
@@ -93,14 +92,14 @@ def patients_by_name(paths: Mapping[str, str]) -> Told:
             "if that is wrong, give --group"
         )
     if len(parts) == 0:
-        return Told({}, f"{EACH} {doubt}" if doubt else f"{EACH} ({_TELL})", False)
+        return Told({}, f"{EACH} {doubt}" if doubt else f"{EACH} ({_TELL})")
     alone = len(paths) - len(sure) - len(likely)
     if alone:
         cases = f"case{'s' * (alone != 1)}"
         parts.append(
             f"for the other {alone} {cases}, each a patient of its own{' ' + doubt if doubt else ''}"
         )
-    return Told({**sure, **likely}, "; ".join(parts), len(sure) == len(paths))
+    return Told({**sure, **likely}, "; ".join(parts))
 
 
 def _count(found: Mapping[str, str]) -> str:
