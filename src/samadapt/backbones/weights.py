@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from samadapt.backbones.backbone import Backbone
 from samadapt.types import SamAdaptError
+from samadapt.weights import read_weights
 
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder, the first that is there
 _PINNED = re.compile(r"^([\w.-]+/[\w.-]+)@([0-9a-f]{40})$")
@@ -25,7 +23,7 @@ def load_weights(backbone: Backbone, source: str) -> None:
             `pytorch_model.bin`; or `OWNER/NAME@REVISION` on the Hugging Face hub, the revision a full commit,
             so that the same command always gives the same network.
     """
-    state = {backbone.rename(key): value for key, value in _read(_locate(source)).items()}
+    state = {backbone.rename(key): value for key, value in read_weights(_locate(source)).items()}
     own = backbone.state_dict()
     # Index tables are computed, not learned, and stand in some published files only; batch counts likewise.
     learned = {key for key, value in own.items() if value.is_floating_point() and _learned(key)}
@@ -92,17 +90,3 @@ def _fetch(name: str, revision: str) -> Path:
         f"weights {name}@{revision} could not be fetched from the hub ({type(problem).__name__}); "
         "check name, revision and network, or give a local file"
     ) from problem
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise SamAdaptError(f"{path} cannot be read as weights ({error}); download it again") from error
-    except Exception as error:  # pickle's own errors share no base class
-        raise SamAdaptError(
-            f"{path} is not a plain dictionary of tensors; convert it to safetensors"
-        ) from error
-    return state.get("state_dict", state)

@@ -12,6 +12,7 @@ import torch
 from samadapt.encoders.nano import build_sam_nano
 from samadapt.encoders.pixels import build_pixels
 from samadapt.encoders.sam import SAM_MODELS
+from samadapt.encoders.tiny_vit import TINY_VITS
 from samadapt.types import Encoder, SamAdaptError
 
 Builder = Callable[..., Encoder]
@@ -20,6 +21,7 @@ ENCODERS: dict[str, Builder] = {
     "pixels": build_pixels,
     "sam_nano": build_sam_nano,
     **SAM_MODELS,
+    **TINY_VITS,
 }
 
 

@@ -6,22 +6,12 @@ The one layout inside samadapt is that of `facebookresearch/segment-anything`: `
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from samadapt.types import SamAdaptError
-
-State = dict[str, Tensor]
+from samadapt.weights import State, demand_sha256, read_pth, read_safetensors
 
 #: sha256 of the original files. (The six letters in their names are the md5's.)
 SHA256 = {
@@ -80,57 +70,12 @@ def original_layout(state: State) -> State:
     return {original_key(key): value for key, value in state.items()}
 
 
-def read_pth(path: Path) -> State:
-    """The tensors of a `.pth` file; refuses anything that is not only tensors."""
-    _check_sha256(path)
-    try:
-        # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        truncated = _starts_as_zip(path) and not zipfile.is_zipfile(path)
-        what = "is truncated" if truncated else "is not a file of PyTorch weights"
-        raise SamAdaptError(
-            f"{path} ({path.stat().st_size} bytes) {what}; download it again, or give another checkpoint"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]  # as MedSAM's and other training scripts save it
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise SamAdaptError(
-            f"{path} holds {type(content).__name__}, not a dictionary of tensors; give SAM's weights"
-        )
-    return dict(content)
-
-
-def _starts_as_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _check_sha256(path: Path) -> None:
+def read_original(path: Path) -> State:
+    """The tensors of a `.pth` file; one that bears the name of an original file must be that file."""
     expected = SHA256.get(path.name)
-    if expected is None:  # another name, other weights: anybody's fine-tuned SAM is welcome
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise SamAdaptError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or altered: its sha256 begins with {found[:12]}, "
-            f"that of the original file with {expected[:12]}; download it again, or rename it if it is meant to differ"
-        )
-
-
-def read_safetensors(files: Sequence[Path]) -> State:
-    """The tensors of one safetensors file, or of several that belong together."""
-    state: State = {}
-    for file in files:
-        try:
-            state |= load_file(file)
-        except SafetensorError as error:
-            raise SamAdaptError(
-                f"{file} ({file.stat().st_size} bytes) is truncated or not a safetensors file ({error}); "
-                "download it again, or give another checkpoint"
-            ) from error
-    return state
+    if expected is not None:  # another name, other weights: anybody's fine-tuned SAM is welcome
+        demand_sha256(path, expected)
+    return read_pth(path)
 
 
 def read_folder(folder: Path) -> State:
@@ -141,7 +86,7 @@ def read_folder(folder: Path) -> State:
             f"{folder} holds neither model.safetensors nor pytorch_model.bin; "
             "give a folder as transformers saves it, or a .pth file"
         )
-    return read_safetensors(files) if files else read_pth(folder / "pytorch_model.bin")
+    return read_safetensors(files) if files else read_original(folder / "pytorch_model.bin")
 
 
 def download(model: HubModel) -> Path:
@@ -177,5 +122,5 @@ def read_checkpoint(checkpoint: str | Path | None, hub: HubModel) -> State:
             "of transformers, the word random, or nothing for the hub's weights"
         )
     else:
-        state = read_safetensors([path]) if path.suffix == ".safetensors" else read_pth(path)
+        state = read_safetensors([path]) if path.suffix == ".safetensors" else read_original(path)
     return original_layout(state)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samadapt.transforms import resize_and_pad, stretch
+from samadapt.transforms import fit_longest, resize, resize_and_pad, stretch
 from samadapt.types import Frame, SamAdaptError
 
 Prepare = Callable[[Tensor, int], tuple[Tensor, Frame]]
@@ -60,6 +60,13 @@ def prepare_medsam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
     return _min_max(x), frame
 
 
+def prepare_lite_medsam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """As LiteMedSAM's inference: the longer side to S, each slice to 0..1 by its own extremes, then zeros around."""
+    size = fit_longest((image.shape[-2], image.shape[-1]), side)
+    x, frame = resize_and_pad(_min_max(resize(rgb(image), size)), side)
+    return x, Frame((image.shape[-2], image.shape[-1]), frame.input_size, side)
+
+
 def prepare_autosam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
     """As AutoSAM's code: 0..1 by the slice's own extremes, squeezed to 224 x 224, enlarged, no SAM mean or
     deviation. Kept for faithful comparison: SAM's weights never saw such input (METHODS A.8)."""
@@ -69,6 +76,7 @@ def prepare_autosam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
 
 PREPARES: dict[str, Prepare] = {
     "autosam": prepare_autosam,
+    "lite_medsam": prepare_lite_medsam,
     "medsam": prepare_medsam,
     "sam": prepare_sam,
     "standardise": prepare_standardise,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.encoders.checkpoints import HubModel, State, original_key, read_checkpoint
+from samadapt.encoders.checkpoints import HubModel, original_key, read_checkpoint
+from samadapt.encoders.fingerprint import WeightsHash
 from samadapt.encoders.prepare import find_prepare
 from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.weights import State
 
 if TYPE_CHECKING:
     from transformers.models.sam.modeling_sam import SamVisionModel
@@ -105,7 +106,7 @@ class SamEncoder(Encoder):
         self.side = side
         self.prepare_name, self._prepare = prepare, find_prepare(prepare)
         self._decoder = dict(decoder or {})
-        self._hashed: tuple[int, str] | None = None
+        self._hash = WeightsHash(self.vision)
         grid = self.side // architecture.patch
         names = ["patch", *(f"block{i}" for i in range(architecture.depth))]
         self.taps = {
@@ -143,10 +144,7 @@ class SamEncoder(Encoder):
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """Of the weights as they are now, the side, the preparation and the type."""
-        changes = sum(parameter._version for parameter in self.vision.parameters())
-        if self._hashed is None or self._hashed[0] != changes:  # hashing a gigabyte takes a second
-            self._hashed = (changes, _hash(self.vision))
-        return f"sam-{_VERSION} {self._hashed[1]} side={self.side} prepare={self.prepare_name} float32"
+        return f"sam-{_VERSION} {self._hash()} side={self.side} prepare={self.prepare_name} float32"
 
     def decoder_state(self) -> dict[str, Tensor]:
         return dict(self._decoder)
@@ -154,14 +152,6 @@ class SamEncoder(Encoder):
     def train(self, mode: bool = True) -> SamEncoder:
         """Stays in evaluation mode; to tune it, `requires_grad_(True)` is enough."""
         return super().train(False)
-
-
-def _hash(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)}".encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- building

