@@ -13,7 +13,16 @@ from samadapt.records import SamAdaptError
 
 SEGMENTATION_HEADS = ("autosam", "cnn", "fused", "linear", "probe", "unet")
 CLASSIFICATION_HEADS = ("attentive_probe", "cbam", "linear_probe", "plain", "se", "slca")
-ENCODERS = ("lite_medsam", "medsam_vit_b", "mobile_sam", "pixels", "sam_nano", "sam_vit_b", "sam_vit_h", "sam_vit_l")
+ENCODERS = (
+    "lite_medsam",
+    "medsam_vit_b",
+    "mobile_sam",
+    "pixels",
+    "sam_nano",
+    "sam_vit_b",
+    "sam_vit_h",
+    "sam_vit_l",
+)
 BACKBONES = ("densenet121", "resnet152", "resnet18", "resnet50", "senet154", "swinv2_base", "swinv2_tiny")
 AUGMENTATIONS = ("default", "mirror", "none")
 DEVICES = ("auto", "cpu", "cuda", "gpu", "mps")
