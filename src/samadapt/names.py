@@ -11,9 +11,11 @@ from collections.abc import Collection
 
 from samadapt.records import SamAdaptError
 
-SEGMENTATION_HEADS = ("autosam", "cnn", "fused", "linear", "probe", "unet")
+SEGMENTATION_HEADS = ("autosam", "cnn", "fused", "linear", "probe", "unet", "unet_pretrained")
 CLASSIFICATION_HEADS = ("attentive_probe", "cbam", "linear_probe", "plain", "se", "slca")
 ENCODERS = (
+    "imagenet_lite0",
+    "imagenet_lite2",
     "lite_medsam",
     "medsam_vit_b",
     "mobile_sam",
@@ -23,7 +25,17 @@ ENCODERS = (
     "sam_vit_h",
     "sam_vit_l",
 )
-BACKBONES = ("densenet121", "resnet152", "resnet18", "resnet50", "senet154", "swinv2_base", "swinv2_tiny")
+BACKBONES = (
+    "densenet121",
+    "efficientnet_lite0",
+    "efficientnet_lite2",
+    "resnet152",
+    "resnet18",
+    "resnet50",
+    "senet154",
+    "swinv2_base",
+    "swinv2_tiny",
+)
 AUGMENTATIONS = ("default", "mirror", "none")
 DEVICES = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32", "bf16")

@@ -9,12 +9,16 @@ from collections.abc import Callable
 
 from samadapt.backbones.backbone import Backbone
 from samadapt.backbones.convolutional import densenet121, resnet18, resnet50, resnet152, senet154
+from samadapt.backbones.efficientnet_lite import PUBLISHED, efficientnet_lite0, efficientnet_lite2
 from samadapt.backbones.swin import swinv2_base, swinv2_tiny
 from samadapt.backbones.weights import load_weights
 from samadapt.types import SamAdaptError
+from samadapt.weights import PublishedFile
 
 BACKBONES: dict[str, Callable[[bool], Backbone]] = {
     "densenet121": densenet121,
+    "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite2": efficientnet_lite2,
     "resnet18": resnet18,
     "resnet50": resnet50,
     "resnet152": resnet152,
@@ -22,6 +26,12 @@ BACKBONES: dict[str, Callable[[bool], Backbone]] = {
     "swinv2_base": swinv2_base,
     "swinv2_tiny": swinv2_tiny,
 }
+RANDOM = "random"  # in place of weights: untrained ones
+
+
+def published_weights(name: str) -> PublishedFile | None:
+    """The weights that this network starts from unless told otherwise; None: it starts untrained."""
+    return PUBLISHED.get(name)
 
 
 def build_backbone(name: str, weights: str | None = None, small_input: bool = False) -> Backbone:
@@ -29,7 +39,8 @@ def build_backbone(name: str, weights: str | None = None, small_input: bool = Fa
 
     Args:
         name: a key of `BACKBONES`.
-        weights: a file, a folder with a model, or a hub id with its revision; see `load_weights`.
+        weights: a file, a folder with a model, or a hub id with its revision; see `load_weights`; or the word
+            "random", as None.
         small_input: a first layer for pictures of about 28 px, which keeps their grid, where the network has one.
 
     Example:
@@ -39,9 +50,9 @@ def build_backbone(name: str, weights: str | None = None, small_input: bool = Fa
     if name not in BACKBONES:
         raise SamAdaptError(f"unknown backbone {name!r}; known: {', '.join(sorted(BACKBONES))}")
     backbone = BACKBONES[name](small_input)
-    if weights is not None:
+    if weights not in (None, RANDOM):
         load_weights(backbone, weights)
     return backbone
 
 
-__all__ = ["BACKBONES", "Backbone", "build_backbone", "load_weights"]
+__all__ = ["BACKBONES", "RANDOM", "Backbone", "build_backbone", "load_weights", "published_weights"]

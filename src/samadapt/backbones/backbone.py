@@ -26,6 +26,8 @@ class Backbone(nn.Module):
         last: what follows the last stage before the global average.
         side: of the square input that the network was made for.
         rename: from the name of a published weight to ours, for `weights.load_weights`.
+        channels: of the map that comes out; None: as many as the last stage gives.
+        units: (mean, deviation) of 0..255 in which the network wants its pictures; None: as they come.
     """
 
     def __init__(
@@ -35,20 +37,30 @@ class Backbone(nn.Module):
         last: nn.Module | None = None,
         side: int = 224,
         rename: Rename = same_name,
+        channels: int | None = None,
+        units: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         assert list(parts) == list(stages), "every stage declares its channels, in order"
         self.parts = nn.ModuleDict(parts)
         self.last = last or nn.Identity()
         self.stages, self.side, self.rename = dict(stages), side, rename
+        self.channels = channels or list(self.stages.values())[-1]
+        self.units = units
 
-    @property
-    def channels(self) -> int:
-        """Of the map that comes out."""
-        return list(self.stages.values())[-1]
+    def in_units(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) in any encoder's units -> in those that the network was trained on.
+
+        Each is stretched over 0..255 by its own extremes: whoever prepared it kept the order of its values.
+        """
+        if self.units is None:
+            return pictures
+        low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
+        mean, deviation = self.units
+        return ((pictures - low) / (high - low).clamp_min(1e-6) * 255 - mean) / deviation
 
     def forward(self, x: Tensor, after: After | None = None) -> Tensor:
-        """(B, 3, S, S) -> (B, channels, h, w).
+        """(B, 3, S, S), in the units of the network -> (B, channels, h, w).
 
         Args:
             after: called with a stage's name and its map; what it returns goes on.

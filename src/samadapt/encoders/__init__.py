@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from samadapt.encoders.imagenet import IMAGENET_MODELS
 from samadapt.encoders.nano import build_sam_nano
 from samadapt.encoders.pixels import build_pixels
 from samadapt.encoders.sam import SAM_MODELS
@@ -20,6 +21,7 @@ Builder = Callable[..., Encoder]
 ENCODERS: dict[str, Builder] = {
     "pixels": build_pixels,
     "sam_nano": build_sam_nano,
+    **IMAGENET_MODELS,
     **SAM_MODELS,
     **TINY_VITS,
 }

@@ -67,6 +67,11 @@ def prepare_lite_medsam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
     return x, Frame((image.shape[-2], image.shape[-1]), frame.input_size, side)
 
 
+def prepare_imagenet_lite(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """As EfficientNet-Lite was trained: (x - 127) / 128 of 0..255, then the longer side to S and zeros around."""
+    return resize_and_pad((rgb(image) - 127) / 128, side)
+
+
 def prepare_autosam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
     """As AutoSAM's code: 0..1 by the slice's own extremes, squeezed to 224 x 224, enlarged, no SAM mean or
     deviation. Kept for faithful comparison: SAM's weights never saw such input (METHODS A.8)."""
@@ -76,6 +81,7 @@ def prepare_autosam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
 
 PREPARES: dict[str, Prepare] = {
     "autosam": prepare_autosam,
+    "imagenet_lite": prepare_imagenet_lite,
     "lite_medsam": prepare_lite_medsam,
     "medsam": prepare_medsam,
     "sam": prepare_sam,

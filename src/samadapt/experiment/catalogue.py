@@ -38,6 +38,11 @@ def _unet(base: Learner, baselines: BaselineOptions) -> Trained:
     )
 
 
+def _unet_pretrained(base: Learner) -> Trained:
+    side = max(min(base.side or 256, 256), 64)
+    return Trained(Learner("unet_pretrained", "pixels", side=side, views=base.views, augment=base.augment))
+
+
 def _faithful(base: Learner) -> Trained:
     """The authors' preparation too, where the encoder has more ways than one."""
     ways = inspect.signature(ENCODERS[base.encoder]).parameters if base.encoder in ENCODERS else {}
@@ -61,6 +66,7 @@ ENTRANTS: dict[str, Mapping[str, Maker]] = {
     "segmentation": {
         "autosam_faithful": lambda base, _: _faithful(base),
         "unet": _unet,
+        "unet_pretrained": lambda base, _: _unet_pretrained(base),
         "simclr": lambda base, options: Contrasted(_unet(base, options), options.simclr),
         "zero_shot": lambda base, _: Prompted(base, "box"),
         "zero_shot_points": lambda base, _: Prompted(base, "points"),

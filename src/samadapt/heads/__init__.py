@@ -14,6 +14,7 @@ from samadapt.heads.cnn import CNN
 from samadapt.heads.fused import Fused
 from samadapt.heads.linear import Linear, Probe
 from samadapt.heads.unet import UNet
+from samadapt.heads.unet_pretrained import UNetPretrained
 from samadapt.types import Head, SamAdaptError
 
 HEADS: dict[str, type[Head]] = {
@@ -23,6 +24,7 @@ HEADS: dict[str, type[Head]] = {
     "linear": Linear,
     "probe": Probe,
     "unet": UNet,
+    "unet_pretrained": UNetPretrained,
     **CLASSIFIERS,
 }
 

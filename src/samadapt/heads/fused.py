@@ -101,6 +101,8 @@ class Fused(Head):
         width: channels of the fusion.
         jitter: strength of the augmentation in feature space; 0 is none.
         loss: a name in `losses.LOSSES`.
+        context: whether the coarsest map is also read averaged over 16 x 16 and 8 x 8 cells, where it is finer than
+            that. An encoder that attends within windows does not tell a cell where in the picture it is.
     """
 
     name: ClassVar[str] = "fused"
@@ -115,6 +117,7 @@ class Fused(Head):
         width: int = 64,
         jitter: float = 0.5,
         loss: str = "dice_ce",
+        context: bool = True,
     ) -> None:
         super().__init__()
         if width % 8 or width < 8:
@@ -134,6 +137,7 @@ class Fused(Head):
             "width": width,
             "jitter": jitter,
             "loss": loss_name(self.name, "fixed", loss),
+            "context": context,
         }
         self.loss_fn = LOSSES[loss]
         self.levels = _levels(shapes, self.reads)
@@ -141,6 +145,13 @@ class Fused(Head):
             {_key(tap): Lateral(shape[0], width, jitter) for tap, shape in shapes.items()}
         )
         self.merge = nn.ModuleList(_conv(width, width) for _ in self.levels)
+        self.coarsest = self.levels[0][-1]
+        cells = min(pooled_size(shapes[self.coarsest][1:], self.reads[self.coarsest]))
+        self.context_sizes = [n for n in (8, 16) if context and 2 * n <= cells]
+        self.context = nn.ModuleList(
+            Lateral(shapes[self.coarsest][0], width, jitter) for _ in self.context_sizes
+        )
+        self.context_merge = nn.ModuleList(_conv(width, width) for _ in self.context_sizes)
         # Half the grid of the answer: finer than the encoder saw would cost time and tell nothing.
         self.cells = (min(LABEL_GRID, taps[PIXELS][-1] if PIXELS in taps else LABEL_GRID) + 1) // 2
         self.stem = Stem(stem[0], self.cells) if stem else None
@@ -152,7 +163,7 @@ class Fused(Head):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, see `encoders/nano.py`
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
-        x = None
+        x = self._see_context(features[self.coarsest])
         for names, merge in zip(self.levels, self.merge, strict=True):
             level = torch.stack([self.laterals[_key(tap)](features[tap]) for tap in names]).sum(0)
             x = merge(level if x is None else level + to_grid(x, level.shape[-2:]))
@@ -162,6 +173,14 @@ class Fused(Head):
             return self.classify(self.last(x))  # (B, K, cells, cells)
         x = torch.cat([x, self.stem(features[PIXELS])], dim=1)
         return F.pixel_shuffle(self.classify(self.last(x)), 2)  # (B, K, 2 cells, 2 cells)
+
+    def _see_context(self, coarsest: Tensor) -> Tensor | None:
+        """From 8 x 8 cells of the whole picture to 16 x 16; None where the encoder's own maps are as coarse."""
+        x = None
+        for n, lateral, merge in zip(self.context_sizes, self.context, self.context_merge, strict=True):
+            level = lateral(F.adaptive_avg_pool2d(coarsest, (n, n)))
+            x = merge(level if x is None else level + to_grid(x, level.shape[-2:]))
+        return x
 
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
         return self.loss_fn(self(features), target)
@@ -174,8 +193,10 @@ def _key(tap: str) -> str:
 def choose_reads(taps: Taps, most: int = 4) -> dict[str, int]:
     """{tap: window}: the pixels, and of each run of maps of one shape at most `most`, evenly spaced, the last one in.
 
-    For a SAM ViT these are the outputs of its global-attention blocks.
+    For a SAM ViT these are the outputs of its global-attention blocks. Maps of less than four pixels to a cell are
+    averaged to that: the stem reads what is finer, and a store of them would be several times larger.
     """
+    side = taps[PIXELS][-1] if PIXELS in taps else LABEL_GRID
     reads = {PIXELS: 1} if PIXELS in taps else {}
     maps = [(shape, tap) for tap, shape in taps.items() if tap != PIXELS]
     for _, run in groupby(maps, key=lambda item: item[0]):
@@ -183,7 +204,7 @@ def choose_reads(taps: Taps, most: int = 4) -> dict[str, int]:
         if len(names) > most:
             reads |= {names[(k + 1) * (len(names) - 1) // most]: 2 for k in range(most)}
         else:
-            reads |= {tap: 1 for tap in names}
+            reads |= {tap: max(4 * taps[tap][-1] // side, 1) for tap in names}
     return reads
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from samadapt.heads.mask_decoder import upscaling
-from samadapt.heads.options import Preset, Taps, loss_name, tap_shape
+from samadapt.heads.options import Preset, Taps, last_tap, loss_name, tap_shape
 from samadapt.losses import LOSSES
 from samadapt.types import Head, Task
 
@@ -20,15 +20,16 @@ class Probe(Head):
     Args:
         taps: the encoder's taps.
         n_classes: classes with the background.
-        tap: the map to read.
+        tap: the map to read; None: the neck, or the last map of an encoder without one.
         loss: a name in `losses.LOSSES`.
     """
 
     name: ClassVar[str] = "probe"
     task: ClassVar[Task] = "segmentation"
 
-    def __init__(self, taps: Taps, n_classes: int, tap: str = "neck", loss: str = "dice_ce") -> None:
+    def __init__(self, taps: Taps, n_classes: int, tap: str | None = None, loss: str = "dice_ce") -> None:
         super().__init__()
+        tap = tap or last_tap(taps)
         channels = tap_shape(self.name, taps, tap)[0]
         self.spec = {
             "name": self.name,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from samadapt.losses import LOSSES
-from samadapt.types import SamAdaptError
+from samadapt.types import PIXELS, SamAdaptError
 
 Taps = Mapping[str, tuple[int, int, int]]
 #: `faithful` repeats the authors' code with its oddities; `fixed` is what we recommend (METHODS A.8).
@@ -21,6 +21,12 @@ def tap_shape(head: str, taps: Taps, tap: str) -> tuple[int, int, int]:
             f"head {head!r} reads [{tap!r}], which the encoder does not give; it gives {sorted(taps)}"
         )
     return taps[tap]
+
+
+def last_tap(taps: Taps) -> str:
+    """The neck, or the last map of an encoder that has none."""
+    maps = [tap for tap in taps if tap != PIXELS]
+    return "neck" if "neck" in maps or not maps else maps[-1]
 
 
 def one_of(head: str, option: str, value: object, choices: Iterable[object]) -> None:

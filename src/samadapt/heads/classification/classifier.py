@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.backbones import Backbone, build_backbone
+from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weights
 from samadapt.heads.classification.attention import GRAD_CAM, Looking, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.options import Taps, one_of, tap_shape
@@ -58,7 +58,20 @@ class Trunk:
         """The network; its input size is checked."""
         if self.image_size is not None and self.image_size < 16:
             raise SamAdaptError(f"head {head!r}: image_size is {self.image_size!r}; give at least 16 pixels")
-        return build_backbone(self.backbone, self.weights, self.small_input)
+        own = None if self.weights or self.weights_of else published_weights(self.backbone)
+        weights = self.weights if own is None else str(own.locate())
+        return build_backbone(self.backbone, weights, self.small_input)
+
+    @property
+    def origin(self) -> str | None:
+        """Name of the weights that it begins with: those asked for, else the network's published ones, if any."""
+        own = published_weights(self.backbone)
+        return self.weights or self.weights_of or (own.file if own else None)
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it begins with weights that were trained."""
+        return self.origin not in (None, RANDOM)
 
     def spec(self) -> dict[str, object]:
         """Of a head with this trunk. A run folder holds its own weights and must load without the first ones,
@@ -68,7 +81,7 @@ class Trunk:
             "image_size": self.image_size,
             "small_input": self.small_input,
             "class_weights": list(self.class_weights) if self.class_weights is not None else None,
-            "weights_of": self.weights or self.weights_of,
+            "weights_of": self.origin,
         }
 
 
@@ -108,7 +121,7 @@ class Classifier(Head, Looking):
         tap_shape(self.name, taps, PIXELS)
         self.reads = {PIXELS: 1}
         self.spec = {"name": self.name, "n_classes": n_classes, **trunk.spec()}
-        self.starts_pretrained = bool(trunk.weights or trunk.weights_of)
+        self.starts_pretrained = trunk.pretrained
         self.backbone = trunk.build(self.name)
         self.classify = nn.Linear(self.backbone.channels, n_classes)
         self.blocks = nn.ModuleDict()
@@ -131,8 +144,8 @@ class Classifier(Head, Looking):
         return sum(p.numel() for p in self.blocks.parameters())
 
     def picture(self, features: Mapping[str, Tensor]) -> Tensor:
-        """(B, 3, S, S) as the encoder prepared it -> the network's own size."""
-        pixels = features[PIXELS]
+        """(B, 3, S, S) as the encoder prepared it -> the network's own size and units."""
+        pixels = self.backbone.in_units(features[PIXELS])
         if pixels.shape[-1] == self.image_size:
             return pixels
         size, smaller = (self.image_size, self.image_size), pixels.shape[-1] > self.image_size

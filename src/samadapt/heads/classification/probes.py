@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from samadapt.heads.classification.attention import Looking
 from samadapt.heads.classification.classifier import class_weight_tensor, classification_loss
-from samadapt.heads.options import Taps, tap_shape
+from samadapt.heads.options import Taps, last_tap, tap_shape
 from samadapt.types import Head, SamAdaptError, Task
 
 
@@ -22,7 +22,7 @@ class LinearProbe(Head):
     Args:
         taps: the encoder's taps.
         n_classes: number of classes.
-        tap: the map to read.
+        tap: the map to read; None: the neck, or the last map of an encoder without one.
         class_weights: of the loss, one for each class.
     """
 
@@ -30,9 +30,10 @@ class LinearProbe(Head):
     task: ClassVar[Task] = "classification"
 
     def __init__(
-        self, taps: Taps, n_classes: int, tap: str = "neck", class_weights: Sequence[float] | None = None
+        self, taps: Taps, n_classes: int, tap: str | None = None, class_weights: Sequence[float] | None = None
     ) -> None:
         super().__init__()
+        tap = tap or last_tap(taps)
         channels = tap_shape(self.name, taps, tap)[0]
         self.spec = {
             "name": self.name,
@@ -61,7 +62,7 @@ class AttentiveProbe(Head, Looking):
     Args:
         taps: the encoder's taps.
         n_classes: number of classes.
-        tap: the map to read.
+        tap: the map to read; None: the neck, or the last map of an encoder without one.
         window: cells that are averaged first.
         heads: of the attention; a divisor of the map's channels.
         class_weights: of the loss, one for each class.
@@ -74,12 +75,13 @@ class AttentiveProbe(Head, Looking):
         self,
         taps: Taps,
         n_classes: int,
-        tap: str = "neck",
+        tap: str | None = None,
         window: int = 2,
         heads: int = 8,
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        tap = tap or last_tap(taps)
         channels = tap_shape(self.name, taps, tap)[0]
         if heads < 1 or channels % heads or window < 1:
             raise SamAdaptError(

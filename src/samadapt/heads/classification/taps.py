@@ -14,7 +14,7 @@ def five_taps(taps: Taps) -> list[str]:
 
     The last map is the neck. Of the maps before it come the first, those a quarter and a half of the way up,
     and the last: for a SAM ViT its patch embedding and, of four global-attention blocks, the first, the second
-    and the fourth. An encoder of fewer maps repeats some.
+    and the fourth. An encoder of five maps gives all of them, one of fewer repeats some.
     """
     maps = [tap for tap in taps if tap != PIXELS]
     if not maps:
@@ -22,6 +22,8 @@ def five_taps(taps: Taps) -> list[str]:
             f"head 'slca' needs a map of the encoder, which gives {sorted(taps)}; choose an encoder such as "
             "sam_nano, or the head 'se', which gates with its own maps"
         )
+    if len(maps) == 5:
+        return maps
     body = maps[:-1] or maps
     top = len(body) - 1
     return [body[0], body[top // 4], body[top // 2], body[top], maps[-1]]

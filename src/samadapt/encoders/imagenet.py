@@ -1,0 +1,115 @@
+"""EfficientNet-Lite with ImageNet's weights as a frozen encoder: what has seen nothing medical, and no masks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from samadapt.backbones import Backbone, build_backbone, published_weights
+from samadapt.backbones.efficientnet_lite import fold_norms
+from samadapt.encoders.fingerprint import WeightsHash
+from samadapt.encoders.prepare import find_prepare
+from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+
+_VERSION = 1  # of the numbers: raise it when the same weights would give other maps
+_COARSEST = 32
+
+
+@final
+class ImageNetEncoder(Encoder):
+    """A classification network without its classifier. Taps: the map at the end of each stride, `stride2` to `stride32`.
+
+    Args:
+        backbone: stages at strides 2, 4, 8, 16 and 32; its batch normalisations are folded.
+        side: S, a multiple of 32.
+        prepare: a name in `prepare.PREPARES`.
+    """
+
+    def __init__(self, backbone: Backbone, side: int, prepare: str) -> None:
+        super().__init__()
+        self.side, self.prepare_name, self._prepare = side, prepare, find_prepare(prepare)
+        fold_norms(backbone)
+        self.stages = backbone.parts
+        strides = [2 << i for i in range(len(backbone.stages))]
+        self.taps = {PIXELS: (3, side, side)} | {
+            f"stride{stride}": (channels, side // stride, side // stride)
+            for stride, channels in zip(strides, backbone.stages.values(), strict=True)
+        }
+        self._names = [tap for tap in self.taps if tap != PIXELS]
+        self._hash = WeightsHash(self.stages)
+
+    def only(self, taps: Iterable[str]) -> ImageNetEncoder:
+        """The same network giving fewer taps: what nobody reads is not kept."""
+        view = copy.copy(self)
+        view.taps = {tap: self.taps[tap] for tap in self.taps if tap in set(taps) | {PIXELS}}
+        return view
+
+    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
+        return self._prepare(image, self.side)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found, y = {PIXELS: x}, x.contiguous(memory_format=torch.channels_last)
+        for name, stage in zip(self._names, self.stages.values(), strict=True):
+            if len(found) == len(self.taps):
+                break
+            y = stage(y)
+            if name in self.taps:
+                found[name] = y
+        return found
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Of the weights as they are now, the side, the preparation and the type."""
+        return f"imagenet-{_VERSION} {self._hash()} side={self.side} prepare={self.prepare_name} float32"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the table of encoders: which network, and what it is."""
+
+    backbone: str
+    text: str
+    side: int = 256
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "__doc__", self.text)
+
+    def __call__(
+        self,
+        checkpoint: str | Path | None = None,
+        side: int | None = None,
+        prepare: str | None = None,
+        seed: int = 0,
+    ) -> ImageNetEncoder:
+        """Build the encoder; see `load_encoder`."""
+        side = side or self.side
+        if side % _COARSEST or side < 2 * _COARSEST:
+            raise SamAdaptError(
+                f"side {side} does not fit {self.backbone}; give a multiple of {_COARSEST} from {2 * _COARSEST}, "
+                f"such as {self.side}"
+            )
+        published = published_weights(self.backbone)
+        assert published is not None
+        weights = str(published.locate() if checkpoint is None else checkpoint)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = build_backbone(self.backbone, weights)
+        return ImageNetEncoder(backbone.eval(), side, prepare or "imagenet_lite")
+
+
+IMAGENET_MODELS: dict[str, Model] = {
+    "imagenet_lite0": Model(
+        "efficientnet_lite0",
+        "EfficientNet-Lite0 trained on ImageNet's classes, 3.4 M parameters, side 256, strides 2 to 32.",
+    ),
+    "imagenet_lite2": Model(
+        "efficientnet_lite2",
+        "EfficientNet-Lite2 trained on ImageNet's classes, 4.8 M parameters, side 256, strides 2 to 32.",
+    ),
+}
