@@ -322,6 +322,23 @@ class _CaseCache:
         return entry
 
 
+class _DrawnCache:
+    """Pictures and targets of the views that were drawn: stored views repeat. Full, it keeps what it has.
+
+    No eviction: views are drawn evenly, so none is likelier to come again than another.
+    """
+
+    def __init__(self, limit_bytes: int = 1 << 29) -> None:
+        self.left = limit_bytes
+        self.kept: dict[object, tuple[Tensor | None, Tensor]] = {}
+
+    def keep(self, key: object, pixels: Tensor | None, target: Tensor) -> None:
+        size = target.nbytes + (pixels.nbytes if pixels is not None else 0)
+        if size <= self.left:
+            self.left -= size
+            self.kept[key] = pixels, target
+
+
 class Pairs:
     """(features, target) of every slice of every case, deterministic given a key.
 
@@ -354,6 +371,7 @@ class Pairs:
         self.augmentation = build_augmentation(augmentation)
         self._cases = _CaseCache(data)
         self.items: list[tuple[str, int]] = []  # (case id, slice)
+        self._drawn = _DrawnCache()
         self._identities: dict[str, Tensor] = {}
         self._maps: dict[str, dict[str, np.ndarray]] = {}
         for case_id in data.ids:
@@ -372,39 +390,46 @@ class Pairs:
     def item(self, index: int, key: tuple[object, ...] | None) -> tuple[dict[str, Tensor], Tensor]:
         """({tap: (C, h, w)}, target). The key draws the view; None is the image itself."""
         case_id, slice_index = self.items[index]
-        case, limits = self._cases(case_id)
-        if case.label is None:
-            raise SamAdaptError(f"case {case_id!r} has no label: it cannot be trained on")
-        view: tuple[object, ...] = (case_id, slice_index, 0)
-        number, augmentation = 0, None
-        if key is not None and self.augmentation is not None:
-            if self.store is None:
-                view, augmentation = key, self.augmentation
-            else:
-                number = int(torch.randint(self.recipe.views, (), generator=seeded("draw", *key)))
-                view, augmentation = (case_id, slice_index, number), self.augmentation if number else None
-        dense = case.label.dim() == 3
-        slice_, label = view_of(
-            apply_window(case.image[:, slice_index], limits),
-            case.label[slice_index] if dense else None,
-            view,
-            augmentation,
-            self.encoder.side,
-        )
-        features: dict[str, Tensor] = {}
-        frame = None
-        if dense or self.store is None or PIXELS in self.reads:
-            pixels, frame = self.encoder.prepare(slice_)
-            if self.store is None or PIXELS in self.reads:
-                features[PIXELS] = pixels
+        number = 0
+        if key is not None and self.augmentation is not None and self.store is not None:
+            number = int(torch.randint(self.recipe.views, (), generator=seeded("draw", *key)))
+        live = key if self.store is None and self.augmentation is not None else None
+        place = (case_id, slice_index, number)
+        pixels, target = self._drawn.kept.get(place) or self._draw(place, live)
+        features: dict[str, Tensor] = {} if pixels is None else {PIXELS: pixels}
         for tap, maps in self._maps.get(case_id, {}).items():
             features[tap] = torch.from_numpy(maps[number, slice_index].astype(np.float32))
         if IDENTITY in self.reads:
+            case, _ = self._cases(case_id)
             features[IDENTITY] = self._identities.setdefault(case_id, identity_of(case))
+        return features, target
+
+    def _draw(
+        self, place: tuple[str, int, int], live: tuple[object, ...] | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """The picture, where it is read, and the target of one view of a slice; `live` draws a new one."""
+        case_id, slice_index, number = place
+        case, limits = self._cases(case_id)
+        if case.label is None:
+            raise SamAdaptError(f"case {case_id!r} has no label: it cannot be trained on")
+        dense, reads_pixels = case.label.dim() == 3, self.store is None or PIXELS in self.reads
+        slice_, label = view_of(
+            apply_window(case.image[:, slice_index], limits),
+            case.label[slice_index] if dense else None,
+            live or place,
+            self.augmentation if number or live else None,
+            self.encoder.side,
+        )
+        pixels, frame = self.encoder.prepare(slice_) if dense or reads_pixels else (None, None)
         if dense:
             assert frame is not None and label is not None
-            return features, place_label(label, frame, len(self.data.classes))
-        return features, case.label
+            target = place_label(label, frame, len(self.data.classes))
+        else:
+            target = case.label
+        pixels = pixels if reads_pixels else None
+        if live is None:
+            self._drawn.keep(place, pixels, target)
+        return pixels, target
 
     def batch(
         self, indices: Sequence[int], key: tuple[object, ...] | None = None

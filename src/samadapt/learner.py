@@ -41,15 +41,19 @@ class Learner:
         Args:
             seed: draws the head's weights, and the encoder's where the checkpoint is "random".
         """
-        encoder = load_encoder(
-            self.encoder, checkpoint=self.checkpoint, side=self.side, prepare=self.prepare, seed=seed
-        )
+        encoder = self.load(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = build_head(
                 self.head, encoder.taps, n_classes, pretrained=encoder.decoder_state(), **self.options
             )
         return encoder.only(head.reads), head
+
+    def load(self, seed: int = 0) -> Encoder:
+        """The encoder with all its taps; the seed draws its weights where the checkpoint is "random"."""
+        return load_encoder(
+            self.encoder, checkpoint=self.checkpoint, side=self.side, prepare=self.prepare, seed=seed
+        )
 
     @property
     def source(self) -> tuple[str, str | None, int | None, str | None]:
@@ -60,9 +64,7 @@ class Learner:
         """Of the encoder with its weights as they are here and now; None where every seed draws its own."""
         if self.checkpoint == "random":
             return None
-        return load_encoder(
-            self.encoder, checkpoint=self.checkpoint, side=self.side, prepare=self.prepare
-        ).fingerprint
+        return self.load().fingerprint
 
     def recipe(self, window: str) -> Recipe:
         """How stored maps of the training slices are made."""

@@ -108,7 +108,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     for views in sorted({encode.recipe.views for encode in wanted if not encode.scored} - {1}):
         _tell_few(study, cells, views, say)
     for encode in wanted:
-        encoder, _ = encode.learner.build(len(study.data.classes), encode.seed)
+        encoder = encode.learner.load(encode.seed).only(encode.reads)  # of all heads that read it
         cases = study.data[cells[0].split.val if encode.scored else trained].cases
         one = study.store.encode(cases, encoder.to(pick_device(device)), encode.reads, encode.recipe)
         for name in ("written", "bytes", "slices", "seconds"):

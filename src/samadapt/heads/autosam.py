@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.heads.mask_decoder import MLP, RandomFourier, TwoWayTransformer, upscaling
-from samadapt.heads.options import Preset, Taps, loss_name, one_of, tap_shape
+from samadapt.heads.options import STARTS, Preset, Taps, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES
 from samadapt.types import Head, SamAdaptError, Task
 
@@ -85,6 +85,8 @@ class AutoSAM(Head):
         preset, class_mode: see above; the class mode None is the preset's own.
         transformer: its (attention heads, MLP width, depth); None is SAM's 8 heads, and the rest as the
             weights have it, else SAM's 8 * C and 2.
+        start: `trained` loads the encoder's own decoder where it has one, `random` does not (a control).
+        rates: `one` learning rate for everything; `two`: what was loaded gets the small one (--encoder-lr).
         loss: a name in `losses.LOSSES`; None is the preset's own.
     """
 
@@ -101,12 +103,16 @@ class AutoSAM(Head):
         class_mode: ClassMode | None = None,
         transformer: Sequence[int] | None = None,
         loss: str | None = None,
+        start: str = "trained",
+        rates: str = "one",
     ) -> None:
         super().__init__()
         channels = tap_shape(self.name, taps, "neck")[0]
         loss = loss_name(self.name, preset, loss)
         class_mode = class_mode or ("batched" if preset == "faithful" else "joint")
         one_of(self.name, "class_mode", class_mode, ("batched", "joint"))
+        one_of(self.name, "start", start, STARTS)
+        one_of(self.name, "rates", rates, ("one", "two"))
         widths = _widths(channels, transformer, pretrained or {})
         self.spec = {
             "name": self.name,
@@ -115,6 +121,8 @@ class AutoSAM(Head):
             "class_mode": class_mode,
             "transformer": [widths.num_heads, widths.mlp_dim, widths.depth],
             "loss": loss,
+            "start": start,
+            "rates": rates,
         }
         self.reads, self.loss_fn = {"neck": 1}, LOSSES[loss]
         self.n_classes, self.faithful, self.joint = n_classes, preset == "faithful", class_mode == "joint"
@@ -123,8 +131,16 @@ class AutoSAM(Head):
         if not self.faithful:
             self.no_mask_embed = nn.Embedding(1, widths.dim)
             nn.init.zeros_(self.no_mask_embed.weight)
-        if pretrained:
-            self.load_state_dict(self.state_dict() | self._from_sam(pretrained))
+        self._loaded: frozenset[str] = frozenset()
+        if pretrained and start == "trained":
+            known = self._from_sam(pretrained)
+            self.load_state_dict(self.state_dict() | known)
+            self._loaded = frozenset(known)
+
+    def pretrained(self) -> list[nn.Parameter]:
+        if self.spec["rates"] == "one":
+            return []
+        return [parameter for name, parameter in self.named_parameters() if name in self._loaded]
 
     def _decoder(self, widths: Widths) -> ClassDecoder:
         if self.joint:

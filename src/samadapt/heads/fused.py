@@ -96,8 +96,8 @@ class Fused(Head):
     Args:
         taps: the encoder's taps.
         n_classes: classes with the background.
-        read: taps to read, "pixels" for the stem; None chooses: the stem, every map, but of maps of one shape
-            (a ViT's blocks) four evenly spaced ones, which are read averaged over 2 x 2 to keep the store small.
+        read: taps to read, "pixels" for the stem, "stride1@4" for a map averaged over 4 x 4 cells; None chooses, see
+            `choose_reads`.
         width: channels of the fusion.
         jitter: strength of the augmentation in feature space; 0 is none.
         loss: a name in `losses.LOSSES`.
@@ -122,7 +122,7 @@ class Fused(Head):
         super().__init__()
         if width % 8 or width < 8:
             raise SamAdaptError(f"head 'fused' cannot have a width of {width!r}; give a multiple of 8")
-        self.reads = choose_reads(taps) if read is None else {tap: 1 for tap in read}
+        self.reads = choose_reads(taps) if read is None else dict(_parse_read(tap) for tap in read)
         shapes = {tap: tap_shape(self.name, taps, tap) for tap in self.reads}
         stem = shapes.pop(PIXELS, None)
         if not shapes:
@@ -133,7 +133,7 @@ class Fused(Head):
         self.spec = {
             "name": self.name,
             "n_classes": n_classes,
-            "read": list(self.reads) if read else None,
+            "read": list(read) if read else None,
             "width": width,
             "jitter": jitter,
             "loss": loss_name(self.name, "fixed", loss),
@@ -190,20 +190,31 @@ def _key(tap: str) -> str:
     return tap.replace(".", "_")  # a module's name may not have a dot
 
 
-def choose_reads(taps: Taps, most: int = 4) -> dict[str, int]:
-    """{tap: window}: the pixels, and of each run of maps of one shape at most `most`, evenly spaced, the last one in.
+def _parse_read(text: str) -> tuple[str, int]:
+    """ "stride1@4" -> ("stride1", 4)."""
+    tap, at, window = text.partition("@")
+    if at and not (window.isdecimal() and int(window) > 0):
+        raise SamAdaptError(
+            f"head 'fused' cannot read {text!r}; after @ give how many cells are averaged along a side, as stride1@4"
+        )
+    return tap, int(window or 1)
 
-    For a SAM ViT these are the outputs of its global-attention blocks. Maps of less than four pixels to a cell are
-    averaged to that: the stem reads what is finer, and a store of them would be several times larger.
+
+def choose_reads(taps: Taps, most: int = 4) -> dict[str, int]:
+    """{tap: window}: the pixels, and every map, with three exceptions that keep a store small.
+
+    Of a run of maps of one shape (a ViT's blocks) four evenly spaced ones, the last one in, averaged over 2 x 2: for a
+    SAM ViT the outputs of its global-attention blocks. A map of less than four pixels to a cell is averaged to that:
+    the stem reads what is finer. A single map right before the neck and of its grid is left out: the neck is two
+    convolutions of it.
     """
     side = taps[PIXELS][-1] if PIXELS in taps else LABEL_GRID
     reads = {PIXELS: 1} if PIXELS in taps else {}
-    maps = [(shape, tap) for tap, shape in taps.items() if tap != PIXELS]
-    for _, run in groupby(maps, key=lambda item: item[0]):
-        names = [tap for _, tap in run]
+    runs = [list(run) for _, run in groupby((t for t in taps if t != PIXELS), key=lambda tap: taps[tap])]
+    for names, after in zip(runs, [*runs[1:], []], strict=True):
         if len(names) > most:
             reads |= {names[(k + 1) * (len(names) - 1) // most]: 2 for k in range(most)}
-        else:
+        elif len(names) > 1 or after != ["neck"] or taps[names[0]][1:] != taps["neck"][1:]:
             reads |= {tap: max(4 * taps[tap][-1] // side, 1) for tap in names}
     return reads
 

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from samadapt.heads.mask_decoder import upscaling
-from samadapt.heads.options import Preset, Taps, last_tap, loss_name, tap_shape
+from samadapt.heads.options import STARTS, Preset, Taps, last_tap, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES
 from samadapt.types import Head, Task
 
@@ -75,6 +75,7 @@ class Linear(Head):
         pretrained: SAM's decoder weights, or None.
         preset: `faithful` ends in a ReLU on the logits, with which whole classes die; `fixed` does not.
         loss: a name in `losses.LOSSES`; None is the preset's own.
+        start: `trained` loads the encoder's own up-sampling where it has one, `random` does not (a control).
     """
 
     name: ClassVar[str] = "linear"
@@ -88,15 +89,24 @@ class Linear(Head):
         pretrained: Mapping[str, Tensor] | None = None,
         preset: Preset = "fixed",
         loss: str | None = None,
+        start: str = "trained",
     ) -> None:
         super().__init__()
         channels = tap_shape(self.name, taps, "neck")[0]
         loss = loss_name(self.name, preset, loss)
-        self.spec = {"name": self.name, "n_classes": n_classes, "preset": preset, "loss": loss}
+        one_of(self.name, "start", start, STARTS)
+        self.spec = {
+            "name": self.name,
+            "n_classes": n_classes,
+            "preset": preset,
+            "loss": loss,
+            "start": start,
+        }
         self.reads, self.loss_fn = {"neck": 1}, LOSSES[loss]
         self.mask_decoder = SegDecoderLinear(channels, n_classes, relu_on_logits=preset == "faithful")
         own = self.state_dict()
-        known = {k: v for k, v in (pretrained or {}).items() if k in own and v.shape == own[k].shape}
+        given = pretrained if pretrained and start == "trained" else {}
+        known = {k: v for k, v in given.items() if k in own and v.shape == own[k].shape}
         self.load_state_dict(own | known)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:

@@ -12,6 +12,8 @@ Taps = Mapping[str, tuple[int, int, int]]
 #: `faithful` repeats the authors' code with its oddities; `fixed` is what we recommend (METHODS A.8).
 Preset = Literal["fixed", "faithful"]
 PRESETS = ("fixed", "faithful")
+#: What a head that can start from the encoder's own decoder starts from.
+STARTS = ("trained", "random")
 
 
 def tap_shape(head: str, taps: Taps, tap: str) -> tuple[int, int, int]:
