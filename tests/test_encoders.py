@@ -2,31 +2,48 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fixtures.known import known_normal, known_weights
-from samadapt.encoders import ENCODERS, load_encoder
+from samadapt.encoders import ENCODERS, load_encoder, tiny_vit
 from samadapt.encoders.checkpoints import SHA256, HubModel, original_key, original_layout
 from samadapt.encoders.prepare import PREPARES
 from samadapt.encoders.sam import SAM_MODELS, VIT_B, VIT_H, VIT_L, Architecture, Model, _config
+from samadapt.encoders.tiny_vit import TINY_VITS
+from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.transforms import to_original
 from samadapt.types import SamAdaptError
+from samadapt.weights import PublishedFile
 
 #: Four blocks of SAM's kind, of which the second and the last attend globally.
 TINY = Architecture(width=32, depth=4, heads=2, global_blocks=(1, 3), side=128, window=3, neck=32)
 TINY_SAM = Model("tiny_sam", TINY, HubModel("nobody/nothing", "0" * 40), "sam")
 TINY_MEDSAM = Model("tiny_medsam", TINY, HubModel("nobody/nothing", "0" * 40), "medsam")
+#: One block a stage, windows that do not divide the grid, in both layouts of the family.
+NARROW = {"widths": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4), "windows": (7, 7, 14, 7)}
+NOWHERE = PublishedFile("nowhere.pth", "0" * 64, source="nowhere")
+VARIANTS = {
+    "tiny_sam": TINY_SAM,
+    "tiny_medsam": TINY_MEDSAM,
+    "tiny_lite_medsam": tiny_vit.Model(
+        "tiny_lite_medsam", replace(LITE_MEDSAM, side=64, neck=32, **NARROW), NOWHERE, "lite_medsam"
+    ),
+    "tiny_mobile_sam": tiny_vit.Model(
+        "tiny_mobile_sam", replace(MOBILE_SAM, side=64, neck=32, **NARROW), NOWHERE, "sam"
+    ),
+}
 
 
 def tiny_name(name: str) -> str:
     """The ViTs are tested by a small one of the same class; every other entry as it is."""
     if name in SAM_MODELS:
         return "tiny_medsam" if SAM_MODELS[name].prepare == "medsam" else "tiny_sam"
-    return name
+    return f"tiny_{name}" if name in TINY_VITS else name
 
 
 CONTRACT = sorted({tiny_name(name) for name in ENCODERS})
@@ -34,8 +51,8 @@ CONTRACT = sorted({tiny_name(name) for name in ENCODERS})
 
 @pytest.fixture(autouse=True)
 def tiny_table(monkeypatch):
-    monkeypatch.setitem(ENCODERS, "tiny_sam", TINY_SAM)
-    monkeypatch.setitem(ENCODERS, "tiny_medsam", TINY_MEDSAM)
+    for name, model in VARIANTS.items():
+        monkeypatch.setitem(ENCODERS, name, model)
 
 
 @pytest.fixture(params=CONTRACT)

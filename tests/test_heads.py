@@ -17,6 +17,7 @@ GRIDS = {
     "usual": {"pixels": (3, 64, 64), "fine": (8, 16, 16), "neck": (32, 8, 8), "coarse": (16, 4, 4)},
     "odd": {"pixels": (3, 56, 56), "fine": (8, 14, 14), "neck": (32, 7, 7), "coarse": (16, 3, 3)},
 }
+UNTRAINED = {"unet_pretrained": {"weights": "random"}}  # options without which a head looks for published weights
 
 
 def batch(taps, reads, n_classes: int = 3):
@@ -43,7 +44,7 @@ def name(request):
 
 def fresh(name, grid="usual", **options):
     torch.manual_seed(0)
-    return build_head(name, GRIDS[grid], 3, **options)
+    return build_head(name, GRIDS[grid], 3, **UNTRAINED.get(name, {}) | options)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -90,18 +91,29 @@ def test_spec_and_state_bring_it_back(name):
     ("name", "options"),
     [
         ("probe", {"tap": "fine", "loss": "autosam"}),
-        ("linear", {"preset": "faithful", "loss": "dice_ce"}),
+        ("linear", {"preset": "faithful", "loss": "dice_ce", "start": "random"}),
         ("cnn", {"preset": "faithful", "depth": 1, "top": 16, "loss": "dice_ce"}),
         (
             "autosam",
-            {"preset": "fixed", "class_mode": "batched", "transformer": [4, 40, 1], "loss": "autosam"},
+            {
+                "preset": "fixed",
+                "class_mode": "batched",
+                "transformer": [4, 40, 1],
+                "loss": "autosam",
+                "start": "random",
+                "rates": "two",
+            },
         ),
         ("unet", {"width": 8, "loss": "autosam"}),
-        ("fused", {"read": ["fine", "neck"], "width": 16, "jitter": 0.25, "loss": "autosam"}),
+        (
+            "fused",
+            {"read": ["fine", "neck@2"], "width": 16, "jitter": 0.25, "loss": "autosam", "context": False},
+        ),
+        ("unet_pretrained", {"backbone": "efficientnet_lite2", "loss": "autosam", "weights_of": "random"}),
     ],
 )
 def test_the_spec_keeps_every_option(name, options):
-    head = fresh(name, **options)
+    head = build_head(name, GRIDS["usual"], 3, **options)
     assert head.spec == {"name": name, "n_classes": 3, **options}
     build_head(taps=GRIDS["usual"], **head.spec).load_state_dict(head.state_dict())
 

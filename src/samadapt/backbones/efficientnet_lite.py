@@ -132,8 +132,9 @@ def _build(width: float, depth: float, side: int) -> Backbone:
 def _draw(backbone: nn.Module) -> None:
     """Untrained weights that keep the variance; PyTorch's own lose it over fifty layers."""
     for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if isinstance(module, Unit):
+            follows = "linear" if isinstance(module.act, nn.Identity) else "relu"
+            nn.init.kaiming_normal_(module.conv.weight, nonlinearity=follows)
 
 
 def _rename(key: str, places: dict[int, str]) -> str:

@@ -55,7 +55,9 @@ def load_encoder(
     options: dict[str, Any] = {"checkpoint": checkpoint, "side": side, "prepare": prepare, "seed": seed}
     if "prepare" not in inspect.signature(ENCODERS[name]).parameters and options.pop("prepare") is not None:
         raise SamAdaptError(f"encoder {name!r} has one way to prepare images; leave out prepare {prepare!r}")
-    encoder = ENCODERS[name](**options)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
+        torch.manual_seed(seed)
+        encoder = ENCODERS[name](**options)
     encoder.spec = {
         "name": name,
         "checkpoint": None if checkpoint is None else str(checkpoint),

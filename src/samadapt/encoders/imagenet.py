@@ -97,9 +97,7 @@ class Model:
         published = published_weights(self.backbone)
         assert published is not None
         weights = str(published.locate() if checkpoint is None else checkpoint)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            backbone = build_backbone(self.backbone, weights)
+        backbone = build_backbone(self.backbone, weights)
         return ImageNetEncoder(backbone.eval(), side, prepare or "imagenet_lite")
 
 

@@ -74,7 +74,7 @@ class Model:
             )
         prepare = prepare or self.prepare
         if checkpoint == RANDOM:
-            return SamEncoder(_random(self.architecture, side, seed), self.architecture, side, prepare)
+            return SamEncoder(_random(self.architecture, side), self.architecture, side, prepare)
         state = read_checkpoint(checkpoint, self.hub)
         vision = _vision(self.architecture, side, state, f"{checkpoint or self.hub.repo} for {self.name!r}")
         decoder = {k: v for k, v in state.items() if k.split(".")[0] in ("prompt_encoder", "mask_decoder")}
@@ -173,16 +173,14 @@ def _config(architecture: Architecture, side: int):
     )
 
 
-def _random(architecture: Architecture, side: int, seed: int) -> SamVisionModel:
-    """Untrained weights: the same for the same seed."""
+def _random(architecture: Architecture, side: int) -> SamVisionModel:
+    """Untrained weights."""
     from transformers.models.sam.modeling_sam import SamVisionModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = SamVisionModel(_config(architecture, side))
-        positions = model.vision_encoder.pos_embed
-        assert positions is not None
-        nn.init.normal_(positions, std=0.02)  # transformers leaves them zero
+    model = SamVisionModel(_config(architecture, side))
+    positions = model.vision_encoder.pos_embed
+    assert positions is not None
+    nn.init.normal_(positions, std=0.02)  # transformers leaves them zero
     return model
 
 

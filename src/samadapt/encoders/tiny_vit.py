@@ -77,18 +77,16 @@ def _load(network: TinyViT, state: Mapping[str, Tensor], what: str) -> None:
     network.load_state_dict(weights)
 
 
-def _draw(network: TinyViT, seed: int) -> None:
-    """Untrained weights: the same for the same seed. No block starts as its shortcut: maps would be those of before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+def _draw(network: TinyViT) -> None:
+    """Untrained weights. No block starts as its shortcut: maps would be those of before."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
 
 
 # ---------------------------------------------------------------- the encoder
@@ -161,9 +159,9 @@ class Model:
     ) -> TinyVitEncoder:
         """Build the encoder; see `load_encoder`."""
         side, coarsest = side or self.architecture.side, self.architecture.strides[-1]
-        if side % coarsest or side < 8 * coarsest:
+        if side % coarsest or side < 4 * coarsest:
             raise SamAdaptError(
-                f"side {side} does not fit encoder {self.name!r}; give a multiple of {coarsest} from {8 * coarsest}, "
+                f"side {side} does not fit encoder {self.name!r}; give a multiple of {coarsest} from {4 * coarsest}, "
                 f"such as {self.architecture.side}"
             )
         if checkpoint != RANDOM:
@@ -172,7 +170,7 @@ class Model:
             )
         encoder = TinyVitEncoder(self.architecture, side, prepare or self.prepare)
         if checkpoint == RANDOM:
-            _draw(encoder.image_encoder, seed)
+            _draw(encoder.image_encoder)
         else:
             state = read_weights(path)
             _load(encoder.image_encoder, state, f"{path} for {self.name!r}")

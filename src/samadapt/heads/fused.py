@@ -211,7 +211,8 @@ def choose_reads(taps: Taps, most: int = 4) -> dict[str, int]:
     side = taps[PIXELS][-1] if PIXELS in taps else LABEL_GRID
     reads = {PIXELS: 1} if PIXELS in taps else {}
     runs = [list(run) for _, run in groupby((t for t in taps if t != PIXELS), key=lambda tap: taps[tap])]
-    for names, after in zip(runs, [*runs[1:], []], strict=True):
+    for i, names in enumerate(runs):
+        after = runs[i + 1] if i + 1 < len(runs) else []
         if len(names) > most:
             reads |= {names[(k + 1) * (len(names) - 1) // most]: 2 for k in range(most)}
         elif len(names) > 1 or after != ["neck"] or taps[names[0]][1:] != taps["neck"][1:]:

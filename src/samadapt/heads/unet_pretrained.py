@@ -68,9 +68,9 @@ class UNetPretrained(Head):
         super().__init__()
         one_of(self.name, "backbone", backbone, NETWORKS)
         _, *grid = tap_shape(self.name, taps, PIXELS)
-        if min(grid) < 64:
+        if min(grid) < 32:
             raise SamAdaptError(
-                f"head {self.name!r} halves its input five times; {grid} pixels are too few, give 64"
+                f"head {self.name!r} halves its input five times; {grid} pixels are too few, give 32"
             )
         published = published_weights(backbone)
         assert published is not None
