@@ -13,6 +13,7 @@ import numpy as np
 
 from samadapt import io
 from samadapt.datasets.patient_names import alike
+from samadapt.overlap import overlaps_of, training_of
 from samadapt.types import IGNORED, Case, SamAdaptError, Task
 
 Level = Literal["error", "warning", "note"]
@@ -81,11 +82,14 @@ class _Seen:
     classes: Counter[int] = field(default_factory=Counter)  # class -> cases that have it
 
 
-def check(data: Checkable, progress: Callable[[int], None] | None = None) -> list[Finding]:
+def check(
+    data: Checkable, progress: Callable[[int], None] | None = None, encoder: str | None = None
+) -> list[Finding]:
     """Everything that was found, the worst first. Without errors and warnings the data set is sound.
 
     Args:
         progress: called with the number of cases read so far.
+        encoder: whose training is asked about: has it seen these data?
     """
     findings: list[Finding] = []
     seen = _Seen()
@@ -101,6 +105,7 @@ def check(data: Checkable, progress: Callable[[int], None] | None = None) -> lis
             progress(number)
     findings += [*_labels(data, seen), *_duplicates(data, seen), *_kinds(data, seen)]
     findings += [*_patients(data), *_left_out(data), *_splits(data)]
+    findings += [] if encoder is None else _overlap(data, encoder)
     return sorted(findings, key=lambda f: _ORDER.index(f.level))
 
 
@@ -272,6 +277,25 @@ def _patients(data: Checkable) -> list[Finding]:
             )
         )
     return found
+
+
+def _overlap(data: Checkable, encoder: str) -> list[Finding]:
+    """What the training of an encoder has seen of the data."""
+    found = overlaps_of(encoder, data)
+    if not found and training_of(encoder).medical:
+        about = (
+            f"the training of encoder {encoder} saw {training_of(encoder).text}; whether these data are in it is not known: "
+            "where they are public, look before the scores are believed"
+        )
+        return [Finding("note", "", about)]
+    if not found:
+        return [Finding("note", "", f"encoder {encoder} was trained on {training_of(encoder).text}")]
+    return [
+        Finding("warning", "", f"{x.text}; scores on these data may be too good")
+        if x.warns
+        else Finding("note", "", x.text)
+        for x in found
+    ]
 
 
 def _left_out(data: Checkable) -> list[Finding]:

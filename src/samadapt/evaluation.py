@@ -23,6 +23,7 @@ from samadapt.metrics import (
     summarise,
     write_scores,
 )
+from samadapt.overlap import overlaps
 from samadapt.predicted import Predictions, demand_finished, read_predictions
 from samadapt.prediction import score_labels
 from samadapt.types import Case, SamAdaptError, Score
@@ -112,7 +113,7 @@ def _classes(predictions: Path, truth: Path, note: Predictions) -> Evaluation:
     patients = {i: note.patients[i] for i in ids}
     summary = bootstrap_classification(probabilities, labels, list(patients.values()), list(classes))
     scores = score_predictions(ids, probabilities, labels, list(classes))
-    return Evaluation(scores, summary, patients, _notes(note, ids))
+    return Evaluation(scores, summary, patients, _notes(note, ids, [data.name, truth.name]))
 
 
 # ---------------------------------------------------------------- label maps
@@ -129,7 +130,9 @@ def _label_maps(
         data = _data_set(truth, note)
         cases = _of_data_set(data, found, truth)
         patients, classes = {i: data.groups[i] for i in found}, data.classes
+        names = [data.name, truth.name]
     else:
+        names = [truth.name]
         if note is None:
             raise SamAdaptError(
                 f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
@@ -145,7 +148,7 @@ def _label_maps(
             yield case, io.read_label(path, case, _predictable(classes), classes).numpy()
 
     scores = score_labels(loaded(), classes)
-    return Evaluation(scores, summarise(scores, patients), patients, _notes(note, list(found)))
+    return Evaluation(scores, summarise(scores, patients), patients, _notes(note, list(found), names))
 
 
 def _predictable(classes: Iterable[str]) -> dict[int, int]:
@@ -192,8 +195,12 @@ def _demand_truth(missing: list[str], total: int, truth: Path) -> None:
         )
 
 
-def _notes(note: Predictions | None, ids: list[str]) -> tuple[str, ...]:
-    """What the numbers alone do not say."""
+def _notes(note: Predictions | None, ids: list[str], names: list[str]) -> tuple[str, ...]:
+    """What the numbers alone do not say.
+
+    Args:
+        names: of the data set, by which it may be known as one that the encoder's training has seen.
+    """
     if note is None:
         return ()
     learned = sorted(i for i in ids if note.cases[i].trained)
@@ -209,6 +216,8 @@ def _notes(note: Predictions | None, ids: list[str]) -> tuple[str, ...]:
             f"{len(note.failed)} more cases could not be predicted and are not in the table; the first is {case!r}: "
             f"{message}"
         )
+    if note.encoder is not None:
+        notes += [overlap.text for overlap in overlaps(note.encoder, names, ids) if overlap.warns]
     return tuple(notes)
 
 

@@ -63,7 +63,10 @@ def predict_folder(
         _check_that_it_looks(model, run)
     cases = find_inputs(Path(inputs), model.opening, Trained.of(run), subset)
     planned = {case.id: case.planned for case in cases}
-    note = Predictions(str(run), model_hash(run), str(Path(inputs).resolve()), subset, model.opening, planned)
+    note = Predictions(
+        str(run), model_hash(run), str(Path(inputs).resolve()), subset, model.opening, planned,
+        encoder=str(model.encoder.spec["name"]) if model.encoder.pretrained else None,
+    )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out)
     try:

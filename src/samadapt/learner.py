@@ -15,6 +15,7 @@ from samadapt.encoders import load_encoder
 from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
 from samadapt.files import demand_writable
 from samadapt.heads import build_head
+from samadapt.overlap import Overlap, overlaps_of
 from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, train
 from samadapt.types import Encoder, Head, SamAdaptError
@@ -59,6 +60,10 @@ class Learner:
     def source(self) -> tuple[str, str | None, int | None, str | None]:
         """Which encoder, the seed apart; two learners with equal ones read the same maps."""
         return self.encoder, self.checkpoint, self.side, self.prepare
+
+    def overlaps(self, data: Dataset, cases: Sequence[str] | None = None) -> list[Overlap]:
+        """What the training of its encoder saw of these cases (all, unless told); nothing where weights are drawn."""
+        return [] if self.checkpoint == "random" else overlaps_of(self.encoder, data, cases)
 
     def fingerprint(self) -> str | None:
         """Of the encoder with its weights as they are here and now; None where every seed draws its own."""

@@ -7,6 +7,7 @@ import inspect
 from samadapt.encoders import ENCODERS
 from samadapt.heads import HEADS
 from samadapt.metrics import METRICS
+from samadapt.overlap import PUBLIC_DATA, training_of
 from samadapt.types import SamAdaptError
 
 
@@ -15,7 +16,19 @@ def _first_line(thing: object) -> str:
 
 
 def _encoders() -> list[tuple[str, str]]:
-    return [(name, _first_line(builder)) for name, builder in ENCODERS.items()]
+    return [(name, f"{_first_line(builder)}\n{_trained_on(name)}") for name, builder in ENCODERS.items()]
+
+
+def _trained_on(encoder: str) -> str:
+    """What its training saw: in words, then the public data that are known to be in it."""
+    training = training_of(encoder)
+    lines = [f"Trained on {training.text}."]
+    seen: dict[str, list[str]] = {}
+    for key, saw in training.saw.items():
+        seen.setdefault(saw.certainty, []).append(PUBLIC_DATA[key].title)
+    lines += [f"{certainty.capitalize()}: {', '.join(titles)}." for certainty, titles in seen.items()]
+    lines += [f"Source: {source}." for source in dict.fromkeys(saw.source for saw in training.saw.values())]
+    return "\n".join(lines)
 
 
 def _heads() -> list[tuple[str, str]]:
@@ -40,4 +53,6 @@ def describe(what: str) -> str:
         raise SamAdaptError(f"nothing to list under {what!r}; known: {', '.join(TABLES)}")
     rows = sorted(TABLES[what]())
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    return "\n".join(
+        f"{name:<{width}}  {text}".replace("\n", "\n" + " " * (width + 2)) for name, text in rows
+    )

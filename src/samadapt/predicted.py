@@ -37,6 +37,7 @@ class Predictions:
     cases: Mapping[str, Planned]
     failed: Mapping[str, str] = field(default_factory=dict)  # case -> what was wrong with it
     finished: bool = False  # whether every case was tried
+    encoder: str | None = None  # whose maps the model reads; None: of drawn weights, or not told
 
     @property
     def patients(self) -> dict[str, str]:
@@ -56,6 +57,7 @@ class Predictions:
             "finished": self.finished,
             "run": self.run,
             "model": self.model,
+            "encoder": self.encoder,
             "inputs": self.inputs,
             "subset": self.subset,
             "failed": dict(self.failed),
@@ -95,6 +97,7 @@ def read_predictions(folder: Path) -> Predictions | None:
             {case: Planned(**planned) for case, planned in content["cases"].items()},
             content["failed"],
             content["finished"],
+            content.get("encoder"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise SamAdaptError(f"{path} lacks something ({error}); it was edited: predict again") from error

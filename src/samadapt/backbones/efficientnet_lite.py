@@ -133,8 +133,8 @@ def _draw(backbone: nn.Module) -> None:
     """Untrained weights that keep the variance; PyTorch's own lose it over fifty layers."""
     for module in backbone.modules():
         if isinstance(module, Unit):
-            follows = "linear" if isinstance(module.act, nn.Identity) else "relu"
-            nn.init.kaiming_normal_(module.conv.weight, nonlinearity=follows)
+            linear = isinstance(module.act, nn.Identity)
+            nn.init.kaiming_normal_(module.conv.weight, nonlinearity="linear" if linear else "relu")
 
 
 def _rename(key: str, places: dict[int, str]) -> str:

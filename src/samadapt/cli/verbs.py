@@ -178,6 +178,8 @@ def train(
     opened = opening.open(data)
     split = opened.split(budget, seed, select, selection, fold)
     say(split_summary(opened, split), quiet)
+    for overlap in chosen.overlaps(opened):
+        say(f"note: {overlap.text}" if overlap.warns else "", quiet)
     say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
     run = fit(chosen, opened, split, config, out, maps, overwrite, encode_line(len(split.train), quiet))
@@ -262,12 +264,16 @@ def check(
     task: Task = None,
     label_column: LabelColumn = None,
     channels: Channels = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Also say what the training of this encoder has seen of the data.")
+    ] = None,
 ) -> None:
     """Look for the mistakes that waste a week: pairs, labels, geometry, duplicates, leaks, constant slices."""
+    names.demand_known(encoder=encoder)
     from samadapt import check as doctor
 
     opened = OpenOptions(task, slice_axis, group, channels, label_column, None).open(data)
-    findings = doctor.check(opened)
+    findings = doctor.check(opened, encoder=encoder)
     print(doctor.summary(findings, len(opened)))
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from samadapt.encoders.fingerprint import WeightsHash

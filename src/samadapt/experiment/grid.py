@@ -151,6 +151,9 @@ def open_experiment(
         for cell in cells
     }  # fmt: skip
     note["scored"] = {case_id: data.groups[case_id] for case_id in cells[0].split.val}
+    note["overlaps"] = (before or {}).get("overlaps", {}) | _overlaps(
+        data, grid.entrants, list(note["scored"])
+    )
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "experiment.json", note)
     return threads
@@ -176,6 +179,19 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
         "environment": environment(),
         "commands": [sys.argv],
     }  # fmt: skip
+
+
+def _overlaps(
+    data: Dataset, entrants: Mapping[str, Entrant], scored: list[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Learner -> what the training of its encoder has, or may have, seen of the scored cases."""
+    starts = {name: entrant.starts_from for name, entrant in entrants.items()}
+    found = {
+        name: [x.to_json() for x in learner.overlaps(data, scored) if x.warns]
+        for name, learner in starts.items()
+        if learner is not None
+    }
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _fingerprints(entrants: Mapping[str, Entrant]) -> dict[str, str]:

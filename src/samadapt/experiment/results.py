@@ -12,6 +12,7 @@ import numpy as np
 
 from samadapt.experiment.cells import check_scores
 from samadapt.metrics import classification_metrics, read_scores
+from samadapt.overlap import Overlap
 from samadapt.types import SamAdaptError, Score
 
 
@@ -59,11 +60,22 @@ def results_table(out: str | Path) -> str:
     names = list(note["learners"])
     planned = _planned(note)
     head = [f"mean {metric} [lowest to highest seed]", *["all" if n is None else str(n) for n in columns]]
-    body = [[name, *[_field(values.get((name, n), []), planned[name, n]) for n in columns]] for name in names]
+    marks = {name: " *" if note.get("overlaps", {}).get(name) else "" for name in names}
+    body = [
+        [name + marks[name], *[_field(values.get((name, n), []), planned[name, n]) for n in columns]]
+        for name in names
+    ]
     widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-    return "\n".join(
+    lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
-    )
+    ]
+    return "\n".join([*lines, *_overlap_lines(note)])
+
+
+def _overlap_lines(note: dict[str, Any]) -> list[str]:
+    """What the marks mean, each encoder once."""
+    every = [x for rows in note.get("overlaps", {}).values() for x in rows]
+    return list(dict.fromkeys(f"* {Overlap.from_json(x).text}" for x in every))
 
 
 def _planned(note: dict[str, Any]) -> Counter[tuple[str, Any]]:

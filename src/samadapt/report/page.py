@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -106,6 +107,8 @@ def _context(
         "unit": study.unit,
         "one_seed": one_seed,
         "missing": missing_lines(study, comparisons),
+        "overlaps": [overlap.text for overlap in study.overlaps],
+        "unseen": _unseen(study, name),
         "counts": {
             "done": len(study.done), "cells": len(study.cells), "cases": len(study.cases),
             "patients": len(set(study.groups)), "stacked": bool(study.note["protocol"].get("stacked")),
@@ -122,6 +125,19 @@ def _context(
         "hashes": tables.hash_table(study),
         **parts,
     }  # fmt: skip
+
+
+def _unseen(study: Study, name: str) -> tables.Table | None:
+    """The means over the scored cases that no encoder of the study has seen, where it is known which those are."""
+    if any(overlap.seen is None for overlap in study.overlaps):
+        return None
+    seen = {case for overlap in study.overlaps for case in overlap.seen or ()}
+    left = [case for case in study.cases if case not in seen]
+    if not seen or not left:
+        return None
+    part = study.only(left)
+    table = tables.means_table(part, all_means(part, name), name)
+    return dataclasses.replace(table, caption=f"{table.caption}; {len(left)} of {len(study.cases)} cases")
 
 
 def _worth(study: Study, worth: Sequence[Gain], verdict: Verdict, shown: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,20 @@ from typing import Any
 import numpy as np
 
 from samadapt.files import write_csv
+from samadapt.overlap import Overlap
 from samadapt.records import SamAdaptError
 
 _FORMAT = 1
 _COLUMNS = ["case", "target", "metric", "value"]
-#: Learners that use no pretrained encoder, by kind or head; they are what the others must beat.
+#: Learners that read no frozen or adapted foundation model, by kind or head; they are what the others must beat.
 _BASELINE_KINDS = ("simclr", "nnunet")
 _BASELINE_HEADS = ("unet", "plain", "se", "cbam")
 #: How names are written; others stand as they are.
-_TITLES = {"unet": "U-Net", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net"}
+_TITLES = {
+    "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
+}  # fmt: skip
+#: Behind the name of a learner whose encoder may have seen the scored cases while it was trained.
+SEEN = " *"
 
 Row = tuple[str, str, str, str]  # case, target, metric, value as written
 
@@ -34,7 +40,7 @@ class Learner:
 
     name: str
     title: str
-    baseline: bool  # uses no pretrained encoder, or not for the picture at hand
+    baseline: bool  # reads no foundation model's maps, or not for the picture at hand
     control: (
         bool  # a baseline that nobody would use: it shows what the encoder's maps of the picture are worth
     )
@@ -42,7 +48,7 @@ class Learner:
     learns: bool  # False: one cell stands for all labels and seeds
 
     @staticmethod
-    def of(name: str, note: Mapping[str, Any]) -> Learner:
+    def of(name: str, note: Mapping[str, Any], seen: bool = False) -> Learner:
         spec = note.get("spec", {})
         options, own = spec.get("options") or {}, spec.get("train") or {}
         random = spec.get("checkpoint") == "random"
@@ -60,7 +66,7 @@ class Learner:
         uses_truth = bool(note.get("uses_truth"))
         return Learner(
             name,
-            _TITLES.get(name, name),
+            _TITLES.get(name, name) + (SEEN if seen else ""),
             baseline and not uses_truth,
             control and not uses_truth,
             uses_truth,
@@ -163,6 +169,26 @@ class Study:
         return table
 
     @property
+    def overlaps(self) -> list[Overlap]:
+        """What the encoders of the study have, or may have, seen of the scored cases; each encoder once."""
+        every = [Overlap.from_json(x) for rows in self.note.get("overlaps", {}).values() for x in rows]
+        return list(dict.fromkeys(every))
+
+    def only(self, cases: Collection[str]) -> Study:
+        """The same study, scored on some of its cases."""
+        kept = [i for i, case in enumerate(self.cases) if case in cases]
+        cells = [
+            dataclasses.replace(cell, rows=tuple(row for row in cell.rows if row[0] in cases))
+            for cell in self.cells
+        ]
+        return dataclasses.replace(
+            self,
+            cells=tuple(cells),
+            cases=tuple(self.cases[i] for i in kept),
+            groups=tuple(self.groups[i] for i in kept),
+        )
+
+    @property
     def metrics(self) -> list[str]:
         """In the order of the scores."""
         return list(dict.fromkeys(row[2] for cell in self.done for row in cell.rows))
@@ -179,7 +205,8 @@ def read_study(folder: str | Path) -> Study:
         raise SamAdaptError(
             f"{folder} has no finished cell ({failed} of {len(cells)} failed); run the experiment again"
         )
-    learners = {name: Learner.of(name, of) for name, of in note["learners"].items()}
+    overlaps = note.get("overlaps", {})
+    learners = {name: Learner.of(name, of, bool(overlaps.get(name))) for name, of in note["learners"].items()}
     cases = tuple(sorted({row[0] for row in done[0].rows}))
     targets = tuple(dict.fromkeys(row[1] for row in done[0].rows))
     for cell in done:

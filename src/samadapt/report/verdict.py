@@ -255,8 +255,9 @@ def _plain(row: Comparison, finding: Finding) -> str:
 
 def _rule(study: Study, shown: str) -> str:
     return (
-        f"The rule: at each number of labelled {study.unit}s, every learner is compared with the best baseline, the "
-        f"learner without a pretrained encoder that has the highest mean {shown}, on the same {study.unit}s and over the "
+        f"The rule: at each number of labelled {study.unit}s, every learner is compared with the best baseline (of the "
+        "networks from scratch, those that start from ImageNet's classes, and the controls, the one with the highest mean "
+        f"{shown}) on the same {study.unit}s and over the "
         "seeds that are finished for the learner and for the baselines. The best baseline is chosen by the scores that it "
         "is compared on, which favours baselines. “Use” is said where the 95 % interval of the difference leaves "
         f"out 0 and its p value, corrected by Holm for all learners compared at that number, is below {ALPHA}, with "
