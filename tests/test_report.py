@@ -315,7 +315,13 @@ def test_no_torch_and_nothing_of_ours_that_needs_it(unet_wins, tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
     assert loaded and not [m for m in loaded if m.split(".")[0] != "samadapt"]
-    assert {m.split(".")[1] for m in loaded if "." in m} == {"files", "records", "report", "statistics"}
+    assert {m.split(".")[1] for m in loaded if "." in m} == {
+        "files",
+        "overlap",
+        "records",
+        "report",
+        "statistics",
+    }
 
 
 def test_failed_cells_are_shown_with_their_message(tmp_path):

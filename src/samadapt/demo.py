@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets import open_dataset
+from samadapt.datasets import Dataset, open_dataset
+from samadapt.encoders import PREFERRED, PUBLISHED, default_encoder
 from samadapt.evaluation import evaluate_folder
 from samadapt.features import FeatureStore
 from samadapt.figures import overlay_figure, save_figure, telling_slices
@@ -18,11 +20,23 @@ from samadapt.phantom import make_phantom
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
-# The phantom has 128 pixels: a larger square would only slow the U-Net down.
-LEARNERS = {
-    "sam_nano + fused": Learner("fused"),
-    "U-Net": Learner("unet", encoder="pixels", side=128, options={"width": 16}),
-}
+
+def _learners() -> dict[str, Learner]:
+    """The product's own method on this machine's default encoder, and the baseline."""
+    # The phantom has 128 pixels: a larger square would only slow the U-Net down.
+    unet = Learner("unet", encoder="pixels", side=128, options={"width": 16})
+    return {f"{default_encoder()} + fused": Learner("fused"), "U-Net": unet}
+
+
+def _which_encoder() -> str:
+    """Which encoder is used, and why it is not the preferred one."""
+    name = default_encoder()
+    if name == PREFERRED[0]:
+        return f"   frozen encoder: {name}"
+    return (
+        f"   frozen encoder: {name}, since the weights of {PREFERRED[0]} are not on this machine; to use it, "
+        f"{PUBLISHED[PREFERRED[0]].how()}"
+    )
 
 
 def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False) -> None:
@@ -40,7 +54,9 @@ def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False
     split = data.split(labels=2, seed=seed)
     print(f"2. training on {len(split.train)} scans of 2 patients, {steps} steps each", flush=True)
     store, config = FeatureStore(out / "features"), TrainConfig(steps=steps, batch_size=4, seed=seed)
-    for name, learner in LEARNERS.items():
+    print(_which_encoder(), flush=True)
+    learners = _learners()
+    for name, learner in learners.items():
         folder = out / "runs" / learner.head
         fit(learner, data, split, config, folder, store)
         predict_folder(folder, out / "data", out / "predictions" / learner.head)
@@ -48,16 +64,17 @@ def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False
         write_scores(folder / "scores.csv", evaluation.scores)
         print(f"\n3. {name}, {len(split.val)} scans of patients never trained on")
         print(format_table(evaluation.summary), flush=True)
-    pictures = [_overlay(out, data, case_id) for case_id in split.val[:3]]
+    pictures = [_overlay(out, data, case_id, learners) for case_id in split.val[:3]]
     print("\n4. pictures: " + ", ".join(str(p) for p in pictures))
     example = out / "predictions" / "fused" / f"{split.val[0]}.nii.gz"
     print(f"   open {data.case(split.val[0]).source} with {example} over it, in 3D Slicer or ITK-SNAP")
 
 
-def _overlay(out: Path, data, case_id: str) -> Path:  # type: ignore[no-untyped-def]
+def _overlay(out: Path, data: Dataset, case_id: str, learners: Mapping[str, Learner]) -> Path:
     case = data.case(case_id)
+    assert case.label is not None
     columns = {"truth": case.label.numpy()}
-    for name, learner in LEARNERS.items():
+    for name, learner in learners.items():
         columns[name] = io.read_label(out / "predictions" / learner.head / f"{case_id}.nii.gz", case).numpy()
     figure = overlay_figure(case.image.numpy(), columns, data.classes, telling_slices(columns["truth"]))
     (out / "pictures").mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import load_encoder
+from samadapt.encoders import default_encoder, load_encoder
 from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
 from samadapt.files import demand_writable
 from samadapt.heads import build_head
@@ -28,7 +28,7 @@ class Learner:
     """What a few-label study compares. Two learners with equal fields are the same learner."""
 
     head: str = "fused"
-    encoder: str = "sam_nano"
+    encoder: str = field(default_factory=default_encoder)
     checkpoint: str | None = None  # a file, a folder, or "random"
     side: int | None = None
     prepare: str | None = None

@@ -103,7 +103,7 @@ class Head(nn.Module, ABC):
     """A trainable head: reads feature maps, knows its own loss."""
 
     task: ClassVar[Task]
-    encoder: ClassVar[str] = "sam_nano"  # read unless another one is named
+    encoder: ClassVar[str | None] = None  # read unless another one is named; None: the machine's default
     lr: ClassVar[float] = 1e-3  # learning rate unless another one is named
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
     min_cases: int = 1  # how many cases must train, at least

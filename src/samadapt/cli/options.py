@@ -26,7 +26,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only."
 Head = Annotated[str, typer.Option(help="See `samadapt list heads`.")]
 EncoderName = Annotated[
     str | None,
-    typer.Option("--encoder", help="See `samadapt list encoders`; else sam_nano, for head unet pixels."),
+    typer.Option(
+        "--encoder", help="See `samadapt list encoders`; else lite_medsam where its weights are, or sam_nano."
+    ),
 ]
 Checkpoint = Annotated[
     str | None, typer.Option(help='The encoder\'s weights: a .pth file, a Hugging Face folder, or "random".')
@@ -101,12 +103,14 @@ def make_learner(
     names.demand_known(head=head, encoder=encoder, augment=augment)
     names.demand_numbers(1, side=side)
     names.demand_numbers(0, views=views)
+    from samadapt.encoders import default_encoder
     from samadapt.heads import HEADS, check_options
     from samadapt.learner import Learner, parse_options
 
     chosen = parse_options(options or [])
     check_options(head, chosen)
-    return Learner(head, encoder or HEADS[head].encoder, checkpoint, side, prepare, chosen, views, augment)
+    encoder = encoder or HEADS[head].encoder or default_encoder()
+    return Learner(head, encoder, checkpoint, side, prepare, chosen, views, augment)
 
 
 def check_device(device: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samadapt.datasets import Dataset, Split
     from samadapt.features import EncodeReport
+    from samadapt.learner import Learner
 
 
 def say(text: str | None, quiet: bool) -> None:
@@ -24,15 +25,18 @@ def note(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def split_summary(data: Dataset, split: Split) -> str:
+def split_summary(data: Dataset, split: Split, learner: Learner) -> str:
+    """What is about to be learned from what, by what, and what its encoder has seen of it before."""
     from samadapt.datasets import unit_of
 
     patients = sorted({data.groups[i] for i in split.train})
     chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
     of = f" of {len(patients)} patients" if unit_of(data) == "patient" else ""
+    seen = [f"note: {overlap.text}" for overlap in learner.overlaps(data) if overlap.warns]
     return (
         f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
-        f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}"
+        f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}\n"
+        + "\n".join([f"encoder {learner.encoder}, head {learner.head}", *seen])
     )
 
 

@@ -177,9 +177,7 @@ def train(
     )  # fmt: skip
     opened = opening.open(data)
     split = opened.split(budget, seed, select, selection, fold)
-    say(split_summary(opened, split), quiet)
-    for overlap in chosen.overlaps(opened):
-        say(f"note: {overlap.text}" if overlap.warns else "", quiet)
+    say(split_summary(opened, split, chosen), quiet)
     say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
     run = fit(chosen, opened, split, config, out, maps, overwrite, encode_line(len(split.train), quiet))

@@ -15,6 +15,7 @@ from samadapt.encoders.pixels import build_pixels
 from samadapt.encoders.sam import SAM_MODELS
 from samadapt.encoders.tiny_vit import TINY_VITS
 from samadapt.types import Encoder, SamAdaptError
+from samadapt.weights import PublishedFile
 
 Builder = Callable[..., Encoder]
 
@@ -25,6 +26,26 @@ ENCODERS: dict[str, Builder] = {
     **SAM_MODELS,
     **TINY_VITS,
 }
+#: Weights that a package or the user's cache holds as a file; those of others come with samadapt or from the hub.
+PUBLISHED: dict[str, PublishedFile] = {
+    **{name: model.published for name, model in TINY_VITS.items()},
+    **{name: model.published for name, model in IMAGENET_MODELS.items()},
+}
+
+
+#: Read where none is named: the first one whose weights are on this machine (docs/decisions/018).
+PREFERRED = ("lite_medsam", "sam_nano")
+
+
+def default_encoder() -> str:
+    """The encoder that is read where none is named; which it is depends on the weights that are installed."""
+    return next(name for name in PREFERRED if has_weights(name))
+
+
+def has_weights(name: str) -> bool:
+    """Whether the published weights of an encoder of `PREFERRED` are on this machine."""
+    published = PUBLISHED.get(name)
+    return published is None or published.find() is not None
 
 
 def load_encoder(
@@ -68,4 +89,4 @@ def load_encoder(
     return encoder.requires_grad_(False).eval().to(device)
 
 
-__all__ = ["ENCODERS", "load_encoder"]
+__all__ = ["ENCODERS", "default_encoder", "has_weights", "load_encoder"]

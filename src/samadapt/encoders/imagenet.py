@@ -16,6 +16,7 @@ from samadapt.backbones.efficientnet_lite import fold_norms
 from samadapt.encoders.fingerprint import WeightsHash
 from samadapt.encoders.prepare import find_prepare
 from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.weights import PublishedFile
 
 _VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 _COARSEST = 32
@@ -77,6 +78,13 @@ class Model:
     text: str
     side: int = 256
 
+    @property
+    def published(self) -> PublishedFile:
+        """The weights that it starts from unless told otherwise."""
+        found = published_weights(self.backbone)
+        assert found is not None
+        return found
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.text)
 
@@ -94,9 +102,7 @@ class Model:
                 f"side {side} does not fit {self.backbone}; give a multiple of {_COARSEST} from {2 * _COARSEST}, "
                 f"such as {self.side}"
             )
-        published = published_weights(self.backbone)
-        assert published is not None
-        weights = str(published.locate() if checkpoint is None else checkpoint)
+        weights = str(self.published.locate() if checkpoint is None else checkpoint)
         backbone = build_backbone(self.backbone, weights)
         return ImageNetEncoder(backbone.eval(), side, prepare or "imagenet_lite")
 

@@ -52,7 +52,7 @@ class UNetPretrained(Head):
 
     name: ClassVar[str] = "unet_pretrained"
     task: ClassVar[Task] = "segmentation"
-    encoder: ClassVar[str] = "pixels"
+    encoder: ClassVar[str | None] = "pixels"
 
     WIDTHS = (128, 64, 48, 32)
 
