@@ -66,6 +66,7 @@ ROOMS: dict[str, set[str]] = {
     "listing": {"encoders", "heads", "backbones", "metrics", "overlap"},
     "demo": {
         "encoders",
+        "heads",
         "files",
         "datasets",
         "evaluation",

@@ -15,12 +15,13 @@ ORACLE = np.load(Path(__file__).parent / "fixtures" / "efficientnet_lite.npz")
 
 
 def equal(found: dict[str, torch.Tensor], case: str) -> None:
-    """Every map against the sample of it that the recipe kept."""
+    """Every map against the sample of it that the recipe kept; to five digits where values are large."""
     assert found
     for name, x in found.items():
         expected = ORACLE[f"{case}/{name}"]
         sample = known_sample(name, x, len(expected))
-        np.testing.assert_allclose(sample, expected, atol=1e-4, rtol=0, err_msg=f"{case}/{name}")
+        atol = 1e-5 * max(10.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(sample, expected, atol=atol, rtol=0, err_msg=f"{case}/{name}")
 
 
 def compare(name: str, weights: Path, picture: torch.Tensor, case: str) -> None:
@@ -44,7 +45,7 @@ def compare(name: str, weights: Path, picture: torch.Tensor, case: str) -> None:
             equal(dict(zip(backbone.stages, maps.values(), strict=True)), case)
 
 
-@pytest.mark.parametrize(("number", "side"), [("0", 224), ("0", 256), ("2", 260)])
+@pytest.mark.parametrize(("number", "side"), [("0", 224), ("0", 256), ("2", 256), ("2", 260)])
 def test_published_weights(number, side):
     name = f"efficientnet_lite{number}"
     published = published_weights(name)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import Dataset, open_dataset
-from samadapt.encoders import PREFERRED, PUBLISHED, default_encoder
+from samadapt.encoders import PUBLISHED
 from samadapt.evaluation import evaluate_folder
 from samadapt.features import FeatureStore
 from samadapt.figures import overlay_figure, save_figure, telling_slices
 from samadapt.files import demand_writable
 from samadapt.folders import predict_folder
-from samadapt.learner import Learner, fit
+from samadapt.heads import HEADS
+from samadapt.learner import Learner, default_encoder, fit
 from samadapt.metrics import format_table, write_scores
 from samadapt.phantom import make_phantom
 from samadapt.training import TrainConfig
@@ -25,17 +26,18 @@ def _learners() -> dict[str, Learner]:
     """The product's own method on this machine's default encoder, and the baseline."""
     # The phantom has 128 pixels: a larger square would only slow the U-Net down.
     unet = Learner("unet", encoder="pixels", side=128, options={"width": 16})
-    return {f"{default_encoder()} + fused": Learner("fused"), "U-Net": unet}
+    fused = Learner("fused")
+    return {f"{fused.encoder} + fused": fused, "U-Net": unet}
 
 
 def _which_encoder() -> str:
     """Which encoder is used, and why it is not the preferred one."""
-    name = default_encoder()
-    if name == PREFERRED[0]:
+    name, wanted = default_encoder("fused"), HEADS["fused"].encoders[0]
+    if name == wanted:
         return f"   frozen encoder: {name}"
     return (
-        f"   frozen encoder: {name}, since the weights of {PREFERRED[0]} are not on this machine; to use it, "
-        f"{PUBLISHED[PREFERRED[0]].how()}"
+        f"   frozen encoder: {name}, since the weights of {wanted} are not on this machine; to use it, "
+        f"{PUBLISHED[wanted].how()}"
     )
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import default_encoder, load_encoder
+from samadapt.encoders import first_with_weights, load_encoder
 from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
 from samadapt.files import demand_writable
-from samadapt.heads import build_head
+from samadapt.heads import HEADS, build_head
 from samadapt.overlap import Overlap, overlaps_of
 from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, train
@@ -28,13 +28,19 @@ class Learner:
     """What a few-label study compares. Two learners with equal fields are the same learner."""
 
     head: str = "fused"
-    encoder: str = field(default_factory=default_encoder)
+    encoder: str = (
+        ""  # "": what the head would rather read, of what is on this machine; see `default_encoder`
+    )
     checkpoint: str | None = None  # a file, a folder, or "random"
     side: int | None = None
     prepare: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # of the head: preset, class_mode, depth, ...
     views: int = 6  # stored views of each training slice; 0, or without a store: a new one in every step
     augment: str = "default"
+
+    def __post_init__(self) -> None:
+        if not self.encoder:
+            object.__setattr__(self, "encoder", default_encoder(self.head))
 
     def build(self, n_classes: int, seed: int = 0) -> tuple[Encoder, Head]:
         """The encoder, and a fresh head that starts from the encoder's own decoder where it can.
@@ -63,7 +69,8 @@ class Learner:
 
     def overlaps(self, data: Dataset, cases: Sequence[str] | None = None) -> list[Overlap]:
         """What the training of its encoder saw of these cases (all, unless told); nothing where weights are drawn."""
-        return [] if self.checkpoint == "random" else overlaps_of(self.encoder, data, cases)
+        used = self.head not in HEADS or HEADS[self.head].uses_encoder
+        return overlaps_of(self.encoder, data, cases) if used and self.checkpoint != "random" else []
 
     def fingerprint(self) -> str | None:
         """Of the encoder with its weights as they are here and now; None where every seed draws its own."""
@@ -76,6 +83,13 @@ class Learner:
         return (
             Recipe(window, 1, "none") if self.augment == "none" else Recipe(window, self.views, self.augment)
         )
+
+
+def default_encoder(*heads: str) -> str:
+    """The encoder that is read where none is named: the first one with weights that all of these heads would read."""
+    wanted = [HEADS[head].encoders if head in HEADS else Head.encoders for head in heads] or [Head.encoders]
+    common = [name for name in wanted[0] if all(name in names for names in wanted)]
+    return first_with_weights(common or Head.encoders)
 
 
 def parse_options(assignments: Sequence[str]) -> dict[str, Any]:

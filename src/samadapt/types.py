@@ -103,7 +103,9 @@ class Head(nn.Module, ABC):
     """A trainable head: reads feature maps, knows its own loss."""
 
     task: ClassVar[Task]
-    encoder: ClassVar[str | None] = None  # read unless another one is named; None: the machine's default
+    #: Read unless another encoder is named: the first one whose weights are on the machine.
+    encoders: ClassVar[tuple[str, ...]] = ("lite_medsam", "sam_nano")
+    uses_encoder: ClassVar[bool] = True  # False: it never reads more than pixels
     lr: ClassVar[float] = 1e-3  # learning rate unless another one is named
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
     min_cases: int = 1  # how many cases must train, at least

@@ -27,7 +27,8 @@ Head = Annotated[str, typer.Option(help="See `samadapt list heads`.")]
 EncoderName = Annotated[
     str | None,
     typer.Option(
-        "--encoder", help="See `samadapt list encoders`; else lite_medsam where its weights are, or sam_nano."
+        "--encoder",
+        help="See `samadapt list encoders`; else the one that suits the head and has its weights here.",
     ),
 ]
 Checkpoint = Annotated[
@@ -103,14 +104,12 @@ def make_learner(
     names.demand_known(head=head, encoder=encoder, augment=augment)
     names.demand_numbers(1, side=side)
     names.demand_numbers(0, views=views)
-    from samadapt.encoders import default_encoder
-    from samadapt.heads import HEADS, check_options
+    from samadapt.heads import check_options
     from samadapt.learner import Learner, parse_options
 
     chosen = parse_options(options or [])
     check_options(head, chosen)
-    encoder = encoder or HEADS[head].encoder or default_encoder()
-    return Learner(head, encoder, checkpoint, side, prepare, chosen, views, augment)
+    return Learner(head, encoder or "", checkpoint, side, prepare, chosen, views, augment)
 
 
 def check_device(device: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,12 @@ PUBLISHED: dict[str, PublishedFile] = {
 }
 
 
-#: Read where none is named: the first one whose weights are on this machine (docs/decisions/018).
-PREFERRED = ("lite_medsam", "sam_nano")
+def first_with_weights(names: Iterable[str]) -> str:
+    """Of the encoders that a head would rather read, the first one whose weights are on this machine.
 
-
-def default_encoder() -> str:
-    """The encoder that is read where none is named; which it is depends on the weights that are installed."""
-    return next(name for name in PREFERRED if has_weights(name))
-
-
-def has_weights(name: str) -> bool:
-    """Whether the published weights of an encoder of `PREFERRED` are on this machine."""
-    published = PUBLISHED.get(name)
-    return published is None or published.find() is not None
+    Those whose weights come with samadapt, or from the hub, count as being there.
+    """
+    return next(name for name in names if name not in PUBLISHED or PUBLISHED[name].find() is not None)
 
 
 def load_encoder(
@@ -89,4 +82,4 @@ def load_encoder(
     return encoder.requires_grad_(False).eval().to(device)
 
 
-__all__ = ["ENCODERS", "default_encoder", "has_weights", "load_encoder"]
+__all__ = ["ENCODERS", "PUBLISHED", "first_with_weights", "load_encoder"]

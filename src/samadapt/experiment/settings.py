@@ -14,7 +14,7 @@ from samadapt.experiment.catalogue import BaselineOptions, build_entrants
 from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.experiment.grid import Grid
 from samadapt.heads import HEADS
-from samadapt.learner import Learner
+from samadapt.learner import Learner, default_encoder
 from samadapt.simclr import SimclrConfig
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
@@ -56,9 +56,15 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
         (0, 1)
     """
     _demand_known("the study", settings, ("learners", *_GRID, *_TABLES))
-    base = Learner(**_fields("encoder", settings, Learner))
     own = settings.get("learner", {})
     names = _list(settings, "learners", list(own))
+    shared = _fields("encoder", settings, Learner)
+    if not shared.get("encoder"):  # one for all, so that heads are compared on the same maps
+        read = {own[n].get("head", "fused") if n in own else n for n in names}
+        shared["encoder"] = default_encoder(
+            *(h for h in sorted(read) if h in HEADS and HEADS[h].uses_encoder)
+        )
+    base = Learner(**shared)
     labels = tuple(None if n == "all" else n for n in _list(settings, "labels", [1, 2, 5]))
     wrong = [n for n in labels if n is not None and (isinstance(n, bool) or not isinstance(n, int | float))]
     if wrong:

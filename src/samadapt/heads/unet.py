@@ -25,7 +25,8 @@ class UNet(Head):
 
     name: ClassVar[str] = "unet"
     task: ClassVar[Task] = "segmentation"
-    encoder: ClassVar[str | None] = "pixels"
+    encoders: ClassVar[tuple[str, ...]] = ("pixels",)
+    uses_encoder: ClassVar[bool] = False
     lr: ClassVar[float] = 3e-3  # at 1e-3 its loss falls half as fast
 
     def __init__(self, taps: Taps, n_classes: int, width: int = 32, loss: str = "dice_ce") -> None:

@@ -52,7 +52,8 @@ class UNetPretrained(Head):
 
     name: ClassVar[str] = "unet_pretrained"
     task: ClassVar[Task] = "segmentation"
-    encoder: ClassVar[str | None] = "pixels"
+    encoders: ClassVar[tuple[str, ...]] = ("pixels",)
+    uses_encoder: ClassVar[bool] = False
 
     WIDTHS = (128, 64, 48, 32)
 

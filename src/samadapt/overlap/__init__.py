@@ -223,9 +223,10 @@ def overlaps(encoder: str, names: Iterable[str], cases: Sequence[str]) -> list[O
         names: of the data set, its folder, its description.
         cases: names of the cases that matter, for example those that are scored.
     """
+    known_of = TRAININGS[encoder].saw if encoder in TRAININGS else {}  # one's own encoder has no row
     found = []
     for key in recognise(names, cases):
-        saw = training_of(encoder).saw.get(key)
+        saw = known_of.get(key)
         if saw is not None:
             numbers = saw.cases()
             known = numbers is not None and any(PUBLIC_DATA[key].has(case) for case in cases)
