@@ -285,7 +285,9 @@ def test_weights_that_changed_under_their_name_are_refused(data, tmp_path):
     class Moved(Constant):
         @property
         def starts_from(self):
-            return SimpleNamespace(source=("here",), fingerprint=lambda: self.weights)
+            return SimpleNamespace(
+                source=("here",), fingerprint=lambda: self.weights, overlaps=lambda data, cases: []
+            )
 
     learner = Moved()
     learner.weights = "aaa"
