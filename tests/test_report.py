@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 
+from samadapt.overlap import Overlap
 from samadapt.records import SamAdaptError
 from samadapt.report import read_study, write_report
 from samadapt.report.comparisons import all_means, compare_all
@@ -448,3 +449,42 @@ def test_the_error_is_the_one_the_command_line_catches():
     from samadapt import types
 
     assert types.SamAdaptError is SamAdaptError
+
+
+# ---------------------------------------------------------------- what encoders have seen
+
+
+def saw(folder, seen):
+    """Note that the encoder of `fused` has seen these cases of a public data set; None: all may be."""
+    note = json.loads((folder / "experiment.json").read_text())
+    overlap = Overlap("lite_medsam", "ISIC 2016-2018", "seen", "they are listed", "a list", seen, 16)
+    note["overlaps"] = {"fused": [overlap.to_json()], "unet": []}
+    (folder / "experiment.json").write_text(json.dumps(note))
+    return write_report(folder).read_text()
+
+
+def test_learners_whose_encoder_has_seen_the_scored_cases_are_marked(tmp_path):
+    folder = make_study(tmp_path / "e", HEAD_WINS, labels=(1, 5))
+    assert "may be better than they would be" not in write_report(folder).read_text()
+    page = saw(folder, None)
+    assert "The training of encoder lite_medsam has seen ISIC 2016-2018: they are listed [a list]." in page
+    assert "fused *" in first_sentence(page) and "linear *" not in page and "U-Net *" not in page
+    assert "On what no encoder has seen" not in page  # nobody knows which cases that would be
+
+
+def test_scores_on_unseen_cases_are_shown_beside_those_on_all(tmp_path):
+    folder = make_study(tmp_path / "e", HEAD_WINS, labels=(5,))
+    cases = read_study(folder).cases
+    page = saw(folder, tuple(cases[:10]))
+    part = page[page.index("On what no encoder has seen") :]
+    assert "6 of 16 cases" in part and "(10 of these 16 cases)" in page
+    study = read_study(folder)
+    left = [np.nanmean([study.values(c, "dsc")[10:].mean() for c in study.done if c.learner == "fused"])]
+    row = re.search(r"fused \*</t[dh]>\s*<td[^>]*>([\d.]+)", part)
+    assert abs(float(row.group(1)) - left[0]) < 6e-4
+
+
+def test_nothing_is_left_where_everything_was_seen(tmp_path):
+    folder = make_study(tmp_path / "e", HEAD_WINS, labels=(5,))
+    page = saw(folder, tuple(read_study(folder).cases))
+    assert "On what no encoder has seen" not in page and "(16 of these 16 cases)" in page
