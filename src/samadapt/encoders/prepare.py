@@ -15,7 +15,7 @@ from samadapt.types import Frame, SamAdaptError
 
 Prepare = Callable[[Tensor, int], tuple[Tensor, Frame]]
 
-# Of 0..255 RGB: `Sam.pixel_mean` and `pixel_std` of facebookresearch/segment-anything.
+# Of 0..255 RGB: `Sam.pixel_mean` and `pixel_std` of facebookresearch/segment-anything; they are ImageNet's.
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 AUTOSAM_SIDE = 224  # the authors' data set is squeezed to this before it is enlarged
@@ -29,6 +29,12 @@ def rgb(image: Tensor) -> Tensor:
             "choose one channel or three of them (--channels)"
         )
     return image.float().expand(3, -1, -1)
+
+
+def _normalise(image: Tensor) -> Tensor:
+    """(1 or 3, H, W) of 0..255 -> (3, H, W) by SAM's channel means and deviations."""
+    mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (SAM_MEAN, SAM_STD))
+    return (rgb(image) - mean) / std
 
 
 def _min_max(image: Tensor) -> Tensor:
@@ -50,8 +56,16 @@ def prepare_standardise(image: Tensor, side: int) -> tuple[Tensor, Frame]:
 
 def prepare_sam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
     """As SAM: channel means and deviations, the longer side to S, padding 0 *after* normalising."""
-    mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (SAM_MEAN, SAM_STD))
-    return resize_and_pad((rgb(image) - mean) / std, side)
+    return resize_and_pad(_normalise(image), side)
+
+
+def prepare_imagenet_stretched(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """As SAM 2 and DINOv3: ImageNet's channel means and deviations, the slice stretched to the square.
+
+    Sources: `SAM2Transforms` of facebookresearch/sam2, `make_transform` in the README of facebookresearch/dinov3, and
+    transformers' `Sam2ImageProcessor` and `DINOv3ViTImageProcessor`: bilinear, without aliasing.
+    """
+    return stretch(_normalise(image), side)
 
 
 def prepare_medsam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
@@ -82,6 +96,7 @@ def prepare_autosam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
 PREPARES: dict[str, Prepare] = {
     "autosam": prepare_autosam,
     "imagenet_lite": prepare_imagenet_lite,
+    "imagenet_stretched": prepare_imagenet_stretched,
     "lite_medsam": prepare_lite_medsam,
     "medsam": prepare_medsam,
     "sam": prepare_sam,
