@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from fixtures.known import known_normal, known_weights
+from fixtures.tiny_hub import TINY_HUB
 from samadapt.encoders import ENCODERS, load_encoder, tiny_vit
 from samadapt.encoders.checkpoints import SHA256, HubModel, original_key, original_layout
+from samadapt.encoders.dinov3 import DINOV3_MODELS
 from samadapt.encoders.prepare import PREPARES
 from samadapt.encoders.sam import SAM_MODELS, VIT_B, VIT_H, VIT_L, Architecture, Model, _config
+from samadapt.encoders.sam2 import SAM2_MODELS
 from samadapt.encoders.tiny_vit import TINY_VITS
 from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM
 from samadapt.heads.mask_decoder import PromptedDecoder
@@ -36,6 +39,7 @@ VARIANTS = {
     "tiny_mobile_sam": tiny_vit.Model(
         "tiny_mobile_sam", replace(MOBILE_SAM, side=64, neck=32, **NARROW), NOWHERE, "sam"
     ),
+    **TINY_HUB,
 }
 
 
@@ -43,6 +47,9 @@ def tiny_name(name: str) -> str:
     """The ViTs are tested by a small one of the same class; every other entry as it is."""
     if name in SAM_MODELS:
         return "tiny_medsam" if SAM_MODELS[name].prepare == "medsam" else "tiny_sam"
+    for tiny, family in {"tiny_sam2": SAM2_MODELS, "tiny_dinov3": DINOV3_MODELS}.items():
+        if name in family:
+            return tiny
     return f"tiny_{name}" if name in TINY_VITS else name
 
 

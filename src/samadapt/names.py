@@ -14,12 +14,17 @@ from samadapt.records import SamAdaptError
 SEGMENTATION_HEADS = ("autosam", "cnn", "fused", "linear", "probe", "unet", "unet_pretrained")
 CLASSIFICATION_HEADS = ("attentive_probe", "cbam", "linear_probe", "plain", "se", "slca")
 ENCODERS = (
+    "dinov3_vitb16",
+    "dinov3_vits16",
     "imagenet_lite0",
     "imagenet_lite2",
     "lite_medsam",
     "medsam_vit_b",
     "mobile_sam",
     "pixels",
+    "sam2_base_plus",
+    "sam2_small",
+    "sam2_tiny",
     "sam_nano",
     "sam_vit_b",
     "sam_vit_h",

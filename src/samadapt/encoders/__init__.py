@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from samadapt.encoders.dinov3 import DINOV3_MODELS
 from samadapt.encoders.imagenet import IMAGENET_MODELS
 from samadapt.encoders.nano import build_sam_nano
 from samadapt.encoders.pixels import build_pixels
 from samadapt.encoders.sam import SAM_MODELS
+from samadapt.encoders.sam2 import SAM2_MODELS
 from samadapt.encoders.tiny_vit import TINY_VITS
 from samadapt.types import Encoder, SamAdaptError
 from samadapt.weights import PublishedFile
@@ -24,6 +26,8 @@ ENCODERS: dict[str, Builder] = {
     "sam_nano": build_sam_nano,
     **IMAGENET_MODELS,
     **SAM_MODELS,
+    **SAM2_MODELS,
+    **DINOV3_MODELS,
     **TINY_VITS,
 }
 #: Weights that a package or the user's cache holds as a file; those of others come with samadapt or from the hub.

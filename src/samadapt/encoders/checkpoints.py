@@ -6,7 +6,9 @@ The one layout inside samadapt is that of `facebookresearch/segment-anything`: `
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +25,17 @@ SHA256 = {
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model on the Hugging Face hub, pinned to one revision."""
+    """A model on the Hugging Face hub, pinned to one revision.
+
+    Args:
+        repo: its name there.
+        revision: the commit.
+        gated: whether its owners ask that a licence be accepted first.
+    """
 
     repo: str
     revision: str
+    gated: bool = False
 
 
 # transformers' name -> the original name, applied in this order to the whole key.
@@ -89,8 +98,13 @@ def read_folder(folder: Path) -> State:
     return read_safetensors(files) if files else read_original(folder / "pytorch_model.bin")
 
 
-def download(model: HubModel) -> Path:
-    """The folder of a hub model's weights: from the cache, or downloaded (resumed where it was broken off)."""
+def download(model: HubModel, instead: str = "a .pth file or a folder with the weights") -> Path:
+    """The folder of a hub model's weights: from the cache, or downloaded (resumed where it was broken off).
+
+    Args:
+        model: which one.
+        instead: what else its encoder takes as a checkpoint, for the message.
+    """
     from huggingface_hub import hf_hub_download  # here: it takes a second, and most runs do not need it
     from huggingface_hub.errors import RemoteEntryNotFoundError  # like all of the hub's, an OSError
 
@@ -104,9 +118,10 @@ def download(model: HubModel) -> Path:
                 failure = error
                 if not cached and not isinstance(error, RemoteEntryNotFoundError):
                     break  # no network: asking for the other file would wait as long again
+    connect = "accept the licence on its page and log in, connect once" if model.gated else "connect once"
     raise SamAdaptError(
         f"cannot get the weights {model.repo} from the Hugging Face hub, nor find them in its cache "
-        f"({type(failure).__name__}); connect once, or give as checkpoint a .pth file or a folder with the weights "
+        f"({type(failure).__name__}); {connect}, or give as checkpoint {instead} "
         "(the word random gives untrained ones)"
     ) from failure
 
@@ -124,3 +139,40 @@ def read_checkpoint(checkpoint: str | Path | None, hub: HubModel) -> State:
     else:
         state = read_safetensors([path]) if path.suffix == ".safetensors" else read_original(path)
     return original_layout(state)
+
+
+def read_transformers(checkpoint: str | Path | None, hub: HubModel, model_types: Sequence[str]) -> State:
+    """A folder that transformers saved, or (None) the hub's model -> tensors under the keys that they have there.
+
+    Args:
+        checkpoint: the folder.
+        hub: where the weights are unless a folder is given.
+        model_types: what its config.json, where it has one, may call the model.
+    """
+    wanted = "a folder as transformers saves it"
+    folder = download(hub, wanted) if checkpoint is None else Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        raise SamAdaptError(
+            f"checkpoint {str(checkpoint)!r} is not a folder; give {wanted}, the word random, "
+            "or nothing for the hub's weights"
+        )
+    found = _model_type(folder / "config.json")
+    if found is not None and found not in model_types:
+        raise SamAdaptError(
+            f"{folder} holds a model of type {found!r}, and {' or '.join(map(repr, model_types))} is expected; "
+            "give another folder, or choose the encoder that fits it"
+        )
+    return read_folder(folder)
+
+
+def _model_type(config: Path) -> object:
+    """What a folder's config.json calls the model; None without one, as where only the weights were downloaded."""
+    if not config.is_file():
+        return None
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SamAdaptError(
+            f"{config} is not JSON ({error}); give a folder as transformers saves it"
+        ) from error
+    return content.get("model_type", "") if isinstance(content, dict) else ""

@@ -149,15 +149,28 @@ _MEDSAM = Training(
     medical=True,
 )
 _SA_1B = Training("SA-1B: 11 million natural pictures with masks, nothing medical (Kirillov et al. 2023)")
+_SA_V = Training(
+    "SA-1B, SA-V and videos that are not published: natural pictures and videos with masks; no medical data set is named "
+    "(Ravi et al. 2024)"
+)
+_LVD_1689M = Training(
+    "LVD-1689M: 1.7 billion pictures of the web without labels or masks; no medical data set is named "
+    "(Siméoni et al. 2025)"
+)
 _IMAGENET = Training("ImageNet: natural pictures with class names, no masks, nothing medical")
 
 TRAININGS: dict[str, Training] = {
+    "dinov3_vitb16": _LVD_1689M,
+    "dinov3_vits16": _LVD_1689M,
     "imagenet_lite0": _IMAGENET,
     "imagenet_lite2": _IMAGENET,
     "lite_medsam": _LITE_MEDSAM,
     "medsam_vit_b": _MEDSAM,
     "mobile_sam": _SA_1B,
     "pixels": Training("nothing: it has no weights"),
+    "sam2_base_plus": _SA_V,
+    "sam2_small": _SA_V,
+    "sam2_tiny": _SA_V,
     "sam_nano": Training("synthetic pictures only (pretraining/README.md)"),
     "sam_vit_b": _SA_1B,
     "sam_vit_h": _SA_1B,
