@@ -469,14 +469,14 @@ def test_learners_whose_encoder_has_seen_the_scored_cases_are_marked(tmp_path):
     page = saw(folder, None)
     assert "The training of encoder lite_medsam has seen ISIC 2016-2018: they are listed [a list]." in page
     assert "fused *" in first_sentence(page) and "linear *" not in page and "U-Net *" not in page
-    assert "On what no encoder has seen" not in page  # nobody knows which cases that would be
+    assert "Scores on cases that no encoder was trained on" not in page  # nobody knows which cases that would be
 
 
 def test_scores_on_unseen_cases_are_shown_beside_those_on_all(tmp_path):
     folder = make_study(tmp_path / "e", HEAD_WINS, labels=(5,))
     cases = read_study(folder).cases
     page = saw(folder, tuple(cases[:10]))
-    part = page[page.index("On what no encoder has seen") :]
+    part = page[page.index("Scores on cases that no encoder was trained on") :]
     assert "6 of 16 cases" in part and "(10 of these 16 cases)" in page
     study = read_study(folder)
     left = [np.nanmean([study.values(c, "dsc")[10:].mean() for c in study.done if c.learner == "fused"])]
@@ -487,4 +487,4 @@ def test_scores_on_unseen_cases_are_shown_beside_those_on_all(tmp_path):
 def test_nothing_is_left_where_everything_was_seen(tmp_path):
     folder = make_study(tmp_path / "e", HEAD_WINS, labels=(5,))
     page = saw(folder, tuple(read_study(folder).cases))
-    assert "On what no encoder has seen" not in page and "(16 of these 16 cases)" in page
+    assert "Scores on cases that no encoder was trained on" not in page and "(16 of these 16 cases)" in page
