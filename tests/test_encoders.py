@@ -145,6 +145,18 @@ def test_prepare_and_back(name, shape):
     assert torch.corrcoef(torch.stack([back.flatten(), image[0].flatten()]))[0, 1] > 0.99
 
 
+def test_its_units_tell_what_a_prepared_picture_was(name):
+    """To the last grey level, or, where a slice is stretched by its own extremes, with 0 and 255 at these."""
+    image = torch.linspace(40, 200, 64 * 64).view(1, 64, 64).expand(3, -1, -1).clone()
+    image[1] *= 0.5
+    encoder = load(name)
+    means, deviations = (torch.tensor(values).view(3, 1, 1) for values in encoder.units)
+    back = encoder.prepare(image)[0] * deviations + means
+    if ENCODERS[name].__dict__.get("prepare") in ("medsam", "lite_medsam"):
+        image = (image - image.min()) / (image.max() - image.min()) * 255
+    torch.testing.assert_close(back, image, atol=0.01, rtol=0)
+
+
 # ---------------------------------------------------------------- prepare
 
 

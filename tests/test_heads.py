@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from fixtures.known import known_weights
+from samadapt.encoders.prepare import units_of
 from samadapt.heads import HEADS, build_head
 from samadapt.heads.fused import FeatureJitter, choose_reads
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.transforms import pool_taps
-from samadapt.types import IGNORED, LABEL_GRID, SamAdaptError
+from samadapt.types import IGNORED, LABEL_GRID, ZERO_TO_ONE, SamAdaptError
 
 SEGMENTATION = sorted(name for name, head in HEADS.items() if head.task == "segmentation")
 GRIDS = {
@@ -111,7 +112,10 @@ def test_spec_and_state_bring_it_back(name):
             "fused",
             {"read": ["fine", "neck@2"], "width": 16, "jitter": 0.25, "loss": "autosam", "context": False},
         ),
-        ("unet_pretrained", {"backbone": "efficientnet_lite2", "loss": "autosam", "weights_of": "random"}),
+        (
+            "unet_pretrained",
+            {"backbone": "efficientnet_lite2", "loss": "autosam", "weights_of": "random", "units": None},
+        ),
     ],
 )
 def test_the_spec_keeps_every_option(name, options):
@@ -312,3 +316,26 @@ def test_jitter_only_while_training():
     assert not torch.equal(jitter.train()(x), x)
     assert torch.equal(jitter.eval()(x), x)
     assert torch.equal(FeatureJitter(0.0).train()(x), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("unet_pretrained", {"weights": "random"}), ("plain", {"backbone": "efficientnet_lite0", "weights": "random", "image_size": 64})],
+)  # fmt: skip
+def test_a_network_on_the_pixels_sees_the_same_whoever_prepared_them(name, options):
+    taps = {"pixels": (3, 64, 64)}
+    picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
+    picture[0] *= 0.01  # an almost empty slice must not be stretched
+    answers = []
+    for prepare in ("unit", "sam", "imagenet_lite"):
+        torch.manual_seed(0)
+        head = build_head(name, taps, 3, units=units_of(prepare), **options).eval()
+        means, deviations = (torch.tensor(values).view(3, 1, 1) for values in units_of(prepare))
+        with torch.no_grad():
+            answers.append(head({"pixels": (picture - means) / deviations}))
+        assert build_head(taps=taps, **head.spec).units == units_of(prepare)
+    for answer in answers[1:]:
+        torch.testing.assert_close(answer, answers[0], atol=1e-4, rtol=1e-4)
+    seen = head.network if name == "unet_pretrained" else head.backbone
+    inside = seen.in_units(picture / 255, ZERO_TO_ONE)
+    torch.testing.assert_close(inside, (picture - 127) / 128)

@@ -469,7 +469,9 @@ def test_learners_whose_encoder_has_seen_the_scored_cases_are_marked(tmp_path):
     page = saw(folder, None)
     assert "The training of encoder lite_medsam has seen ISIC 2016-2018: they are listed [a list]." in page
     assert "fused *" in first_sentence(page) and "linear *" not in page and "U-Net *" not in page
-    assert "Scores on cases that no encoder was trained on" not in page  # nobody knows which cases that would be
+    assert (
+        "Scores on cases that no encoder was trained on" not in page
+    )  # nobody knows which cases that would be
 
 
 def test_scores_on_unseen_cases_are_shown_beside_those_on_all(tmp_path):

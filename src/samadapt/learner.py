@@ -52,7 +52,12 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = build_head(
-                self.head, encoder.taps, n_classes, pretrained=encoder.decoder_state(), **self.options
+                self.head,
+                encoder.taps,
+                n_classes,
+                pretrained=encoder.decoder_state(),
+                units=encoder.units,
+                **self.options,
             )
         return encoder.only(head.reads), head
 

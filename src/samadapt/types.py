@@ -66,6 +66,11 @@ def encoder_taps(reads: Mapping[str, int]) -> dict[str, int]:
     return {tap: window for tap, window in reads.items() if tap not in (PIXELS, IDENTITY)}
 
 
+#: Means and deviations of the three channels: picture * deviations + means is in 0..255.
+Units = tuple[tuple[float, float, float], tuple[float, float, float]]
+ZERO_TO_ONE: Units = ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+
+
 class Encoder(nn.Module, ABC):
     """A frozen foundation model's image encoder. `forward` gives every tap it declares."""
 
@@ -73,6 +78,7 @@ class Encoder(nn.Module, ABC):
     side: int  # S
     fingerprint: str  # hash of everything that changes the numbers: weights, side, prepare, dtype
     spec: Mapping[str, object]  # the arguments of `load_encoder` that build it again; JSON-able
+    units: Units = ZERO_TO_ONE  # of the tap `pixels`
 
     @abstractmethod
     def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:

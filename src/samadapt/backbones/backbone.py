@@ -7,6 +7,8 @@ from typing import final
 
 from torch import Tensor, nn
 
+from samadapt.types import Units
+
 After = Callable[[str, Tensor], Tensor]
 Rename = Callable[[str], str]
 
@@ -48,16 +50,13 @@ class Backbone(nn.Module):
         self.channels = channels or list(self.stages.values())[-1]
         self.units = units
 
-    def in_units(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, S, S) in any encoder's units -> in those that the network was trained on.
-
-        Each is stretched over 0..255 by its own extremes: whoever prepared it kept the order of its values.
-        """
+    def in_units(self, pictures: Tensor, units: Units) -> Tensor:
+        """Pictures (B, 3, S, S) as an encoder prepared them, in its `units` -> in those that this network was trained on."""
         if self.units is None:
             return pictures
-        low, high = pictures.amin((1, 2, 3), keepdim=True), pictures.amax((1, 2, 3), keepdim=True)
+        means, deviations = (pictures.new_tensor(values).view(3, 1, 1) for values in units)
         mean, deviation = self.units
-        return ((pictures - low) / (high - low).clamp_min(1e-6) * 255 - mean) / deviation
+        return (pictures * deviations + means - mean) / deviation
 
     def forward(self, x: Tensor, after: After | None = None) -> Tensor:
         """(B, 3, S, S), in the units of the network -> (B, channels, h, w).

@@ -5,9 +5,7 @@ What differs between families, the network and which of its maps are taps, stand
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
@@ -15,9 +13,8 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from samadapt.encoders.checkpoints import HubModel, read_transformers
-from samadapt.encoders.fingerprint import WeightsHash
-from samadapt.encoders.prepare import find_prepare
-from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.encoders.network import NetworkEncoder
+from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import State
 
 RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
@@ -48,7 +45,7 @@ class Architecture(ABC):
 
 
 @final
-class HubEncoder(Encoder):
+class HubEncoder(NetworkEncoder):
     """A network of transformers. Taps: those of its architecture.
 
     Args:
@@ -59,32 +56,16 @@ class HubEncoder(Encoder):
     """
 
     def __init__(self, architecture: Architecture, network: nn.Module, side: int, prepare: str) -> None:
-        super().__init__()
-        self.architecture, self.network, self.side = architecture, network, side
-        self.prepare_name, self._prepare = prepare, find_prepare(prepare)
+        super().__init__(side, prepare)
+        self.architecture, self.network = architecture, network
         self.taps = {PIXELS: (3, side, side), **architecture.taps(side)}
-        self._hash = WeightsHash(network)
+        self.hashed(f"{architecture.family}-{_VERSION}", network)
         self.requires_grad_(False)
         self.eval()
-
-    def only(self, taps: Iterable[str]) -> HubEncoder:
-        """The same network giving fewer taps: what nobody reads is not kept."""
-        view = copy.copy(self)
-        view.taps = {tap: self.taps[tap] for tap in self.taps if tap in set(taps) | {PIXELS}}
-        return view
-
-    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
-        return self._prepare(image, self.side)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = {PIXELS: x} | self.architecture.maps(self.network, x)
         return {tap: maps[tap] for tap in self.taps}
-
-    @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Of the weights as they are now, the side, the preparation and the type."""
-        family = self.architecture.family
-        return f"{family}-{_VERSION} {self._hash()} side={self.side} prepare={self.prepare_name} float32"
 
     def train(self, mode: bool = True) -> HubEncoder:
         """Stays in evaluation mode (DINOv3 shakes its positions in training); to tune it, `requires_grad_(True)`."""

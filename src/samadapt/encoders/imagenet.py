@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -13,9 +11,8 @@ from torch import Tensor
 
 from samadapt.backbones import Backbone, build_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fold_norms
-from samadapt.encoders.fingerprint import WeightsHash
-from samadapt.encoders.prepare import find_prepare
-from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.encoders.network import NetworkEncoder
+from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import PublishedFile
 
 _VERSION = 1  # of the numbers: raise it when the same weights would give other maps
@@ -23,7 +20,7 @@ _COARSEST = 32
 
 
 @final
-class ImageNetEncoder(Encoder):
+class ImageNetEncoder(NetworkEncoder):
     """A classification network without its classifier. Taps: the map at the end of each stride, `stride2` to `stride32`.
 
     Args:
@@ -33,8 +30,7 @@ class ImageNetEncoder(Encoder):
     """
 
     def __init__(self, backbone: Backbone, side: int, prepare: str) -> None:
-        super().__init__()
-        self.side, self.prepare_name, self._prepare = side, prepare, find_prepare(prepare)
+        super().__init__(side, prepare)
         fold_norms(backbone)
         self.stages = backbone.parts
         strides = [2 << i for i in range(len(backbone.stages))]
@@ -43,16 +39,7 @@ class ImageNetEncoder(Encoder):
             for stride, channels in zip(strides, backbone.stages.values(), strict=True)
         }
         self._names = [tap for tap in self.taps if tap != PIXELS]
-        self._hash = WeightsHash(self.stages)
-
-    def only(self, taps: Iterable[str]) -> ImageNetEncoder:
-        """The same network giving fewer taps: what nobody reads is not kept."""
-        view = copy.copy(self)
-        view.taps = {tap: self.taps[tap] for tap in self.taps if tap in set(taps) | {PIXELS}}
-        return view
-
-    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
-        return self._prepare(image, self.side)
+        self.hashed(f"imagenet-{_VERSION}", self.stages)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found, y = {PIXELS: x}, x.contiguous(memory_format=torch.channels_last)
@@ -63,11 +50,6 @@ class ImageNetEncoder(Encoder):
             if name in self.taps:
                 found[name] = y
         return found
-
-    @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Of the weights as they are now, the side, the preparation and the type."""
-        return f"imagenet-{_VERSION} {self._hash()} side={self.side} prepare={self.prepare_name} float32"
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class NanoEncoder(Encoder):
             raise SamAdaptError(
                 f"side {side} does not suit encoder 'sam_nano'; give a multiple of {COARSEST}, e.g. {DEFAULT_SIDE}"
             )
-        self.side = side
+        self.side, self.units = side, ((MEAN, MEAN, MEAN), (STD, STD, STD))
         self.taps = {PIXELS: (3, side, side)} | {
             tap: (channels, side // stride, side // stride) for tap, (channels, stride) in TAPS.items()
         }

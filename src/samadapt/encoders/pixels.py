@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from samadapt.encoders.prepare import find_prepare
+from samadapt.encoders.prepare import find_prepare, units_of
 from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
 
 
@@ -23,7 +23,7 @@ class Pixels(Encoder):
         super().__init__()
         if side < 28:  # MedMNIST's
             raise SamAdaptError(f"side {side} is too small for encoder 'pixels'; give at least 28 pixels")
-        self.side, self._prepare = side, find_prepare(prepare)
+        self.side, self._prepare, self.units = side, find_prepare(prepare), units_of(prepare)
         self.taps = {PIXELS: (3, side, side)}
         self.fingerprint = f"pixels-1 side={side} prepare={prepare} float32"
 

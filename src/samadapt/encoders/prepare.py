@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samadapt.transforms import fit_longest, resize, resize_and_pad, stretch
-from samadapt.types import Frame, SamAdaptError
+from samadapt.types import ZERO_TO_ONE, Frame, SamAdaptError, Units
 
 Prepare = Callable[[Tensor, int], tuple[Tensor, Frame]]
 
@@ -103,6 +103,20 @@ PREPARES: dict[str, Prepare] = {
     "standardise": prepare_standardise,
     "unit": prepare_unit,
 }
+
+
+#: Where it is not 0..1. Of `standardise` the picture's own mean and deviation are lost; those of a usual one are taken.
+UNITS: dict[str, Units] = {
+    "imagenet_lite": ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+    "imagenet_stretched": (SAM_MEAN, SAM_STD),
+    "sam": (SAM_MEAN, SAM_STD),
+    "standardise": (SAM_MEAN, SAM_STD),
+}
+
+
+def units_of(name: str) -> Units:
+    """In which units a preparation leaves the picture."""
+    return UNITS.get(name, ZERO_TO_ONE)
 
 
 def find_prepare(name: str) -> Prepare:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -13,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samadapt.encoders.checkpoints import HubModel, original_key, read_checkpoint
-from samadapt.encoders.fingerprint import WeightsHash
-from samadapt.encoders.prepare import find_prepare
-from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.encoders.network import NetworkEncoder
+from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import State
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ class Model:
 
 
 @final
-class SamEncoder(Encoder):
+class SamEncoder(NetworkEncoder):
     """A SAM ViT. Taps: `patch` (embedded patches with their positions), `block0`.. (outputs), `neck`.
 
     Args:
@@ -101,12 +99,10 @@ class SamEncoder(Encoder):
         prepare: str,
         decoder: Mapping[str, Tensor] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(side, prepare)
         self.vision = vision.vision_encoder
-        self.side = side
-        self.prepare_name, self._prepare = prepare, find_prepare(prepare)
         self._decoder = dict(decoder or {})
-        self._hash = WeightsHash(self.vision)
+        self.hashed(f"sam-{_VERSION}", self.vision)
         grid = self.side // architecture.patch
         names = ["patch", *(f"block{i}" for i in range(architecture.depth))]
         self.taps = {
@@ -116,15 +112,6 @@ class SamEncoder(Encoder):
         }
         self.requires_grad_(False)
         self.eval()
-
-    def only(self, taps: Iterable[str]) -> SamEncoder:
-        """The same network giving fewer taps: a map that nobody reads costs no memory."""
-        view = copy.copy(self)
-        view.taps = {tap: self.taps[tap] for tap in self.taps if tap in set(taps) | {PIXELS}}
-        return view
-
-    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
-        return self._prepare(image, self.side)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found = {PIXELS: x}
@@ -140,11 +127,6 @@ class SamEncoder(Encoder):
     def _keep(self, found: dict[str, Tensor], tap: str, tokens: Tensor) -> None:
         if tap in self.taps:
             found[tap] = tokens.permute(0, 3, 1, 2)
-
-    @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Of the weights as they are now, the side, the preparation and the type."""
-        return f"sam-{_VERSION} {self._hash()} side={self.side} prepare={self.prepare_name} float32"
 
     def decoder_state(self) -> dict[str, Tensor]:
         return dict(self._decoder)

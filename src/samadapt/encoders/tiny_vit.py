@@ -5,18 +5,16 @@ Original files load: their batch normalisations are folded into the convolutions
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.fingerprint import WeightsHash
-from samadapt.encoders.prepare import find_prepare
+from samadapt.encoders.network import NetworkEncoder
 from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM, Architecture, TinyViT
-from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import PublishedFile, State, demand_sha256, read_weights
 
 RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
@@ -92,7 +90,7 @@ def _draw(network: TinyViT) -> None:
 
 
 @final
-class TinyVitEncoder(Encoder):
+class TinyVitEncoder(NetworkEncoder):
     """A TinyViT. Taps: the output of each stage, named by its stride, and `neck`.
 
     Args:
@@ -102,11 +100,10 @@ class TinyVitEncoder(Encoder):
     """
 
     def __init__(self, architecture: Architecture, side: int, prepare: str) -> None:
-        super().__init__()
-        self.side, self.taps = side, architecture.taps(side)
-        self.prepare_name, self._prepare = prepare, find_prepare(prepare)
+        super().__init__(side, prepare)
+        self.taps = architecture.taps(side)
         self.image_encoder = TinyViT(architecture)
-        self._hash = WeightsHash(self.image_encoder)
+        self.hashed(f"tiny_vit-{_VERSION}", self.image_encoder)
         self._decoder: State = {}
 
     def keep_decoder(self, state: Mapping[str, Tensor]) -> None:
@@ -115,22 +112,8 @@ class TinyVitEncoder(Encoder):
             k: v.float() for k, v in state.items() if k.split(".")[0] in ("prompt_encoder", "mask_decoder")
         }
 
-    def only(self, taps: Iterable[str]) -> TinyVitEncoder:
-        """The same network giving fewer taps: what nobody reads is not computed."""
-        view = copy.copy(self)
-        view.taps = {tap: self.taps[tap] for tap in self.taps if tap in set(taps) | {PIXELS}}
-        return view
-
-    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
-        return self._prepare(image, self.side)
-
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {PIXELS: x, **self.image_encoder(x, set(self.taps) - {PIXELS})}
-
-    @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Of the weights as they are now, the side, the preparation and the type."""
-        return f"tiny_vit-{_VERSION} {self._hash()} side={self.side} prepare={self.prepare_name} float32"
 
     def decoder_state(self) -> dict[str, Tensor]:
         return dict(self._decoder)

@@ -15,7 +15,7 @@ from samadapt.heads.fused import Fused
 from samadapt.heads.linear import Linear, Probe
 from samadapt.heads.unet import UNet
 from samadapt.heads.unet_pretrained import UNetPretrained
-from samadapt.types import Head, SamAdaptError
+from samadapt.types import Head, SamAdaptError, Units
 
 HEADS: dict[str, type[Head]] = {
     "autosam": AutoSAM,
@@ -34,6 +34,7 @@ def build_head(
     taps: Mapping[str, tuple[int, int, int]],
     n_classes: int,
     pretrained: Mapping[str, Tensor] | None = None,
+    units: Units | None = None,
     **options: Any,
 ) -> Head:
     """A fresh head on an encoder's taps; its `spec` builds it again.
@@ -43,6 +44,7 @@ def build_head(
         taps: of the encoder, name -> (C, h, w).
         n_classes: classes with the background.
         pretrained: the encoder's `decoder_state()`; heads that cannot start from it ignore it.
+        units: the encoder's, for heads with a network of their own on the pixels; None: pixels are in 0..1.
         options: of the head; see its class.
 
     Example:
@@ -57,14 +59,15 @@ def build_head(
             f"a head needs at least 2 classes (in segmentation the background is one), not {n_classes}"
         )
     check_options(name, options)
-    if "pretrained" in inspect.signature(HEADS[name]).parameters:
-        options["pretrained"] = pretrained
+    for key, given in (("pretrained", pretrained), ("units", units)):
+        if key in inspect.signature(HEADS[name]).parameters:
+            options[key] = given
     return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that the head does not have."""
-    known = set(inspect.signature(HEADS[name]).parameters) - {"taps", "n_classes", "pretrained"}
+    known = set(inspect.signature(HEADS[name]).parameters) - {"taps", "n_classes", "pretrained", "units"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise SamAdaptError(f"head {name!r} has no option {unknown}; it has {sorted(known)}")

@@ -12,7 +12,7 @@ from samadapt.backbones import RANDOM, build_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fold_norms
 from samadapt.heads.options import Taps, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES, to_grid
-from samadapt.types import PIXELS, Head, SamAdaptError, Task
+from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Task, Units
 
 NETWORKS = ("efficientnet_lite0", "efficientnet_lite2")
 
@@ -48,6 +48,7 @@ class UNetPretrained(Head):
         weights: a file with weights of that network, or "random"; None: the published ones.
         loss: a name in `losses.LOSSES`.
         weights_of: name of the first weights, kept by run folders; does nothing.
+        units: of the pixels that the encoder prepared; None: 0..1.
     """
 
     name: ClassVar[str] = "unet_pretrained"
@@ -65,6 +66,7 @@ class UNetPretrained(Head):
         weights: str | None = None,
         loss: str = "dice_ce",
         weights_of: str | None = None,
+        units: Units | None = None,
     ) -> None:
         super().__init__()
         one_of(self.name, "backbone", backbone, NETWORKS)
@@ -81,9 +83,11 @@ class UNetPretrained(Head):
             "backbone": backbone,
             "loss": loss_name(self.name, "fixed", loss),
             "weights_of": weights or weights_of or published.file,
+            "units": units,
         }
         if weights is None and weights_of is None:
             weights = str(published.locate())
+        self.units = units or ZERO_TO_ONE
         self.reads, self.loss_fn = {PIXELS: 1}, LOSSES[loss]
         self.network = build_backbone(backbone, weights)
         self.network.last = nn.Identity()  # of the classifier
@@ -104,7 +108,9 @@ class UNetPretrained(Head):
             maps.append(x)
             return x
 
-        pictures = self.network.in_units(features[PIXELS]).contiguous(memory_format=torch.channels_last)
+        pictures = self.network.in_units(features[PIXELS], self.units).contiguous(
+            memory_format=torch.channels_last
+        )
         x = self.network(pictures, keep)
         for up, skipped in zip(self.ups, maps[-2::-1], strict=True):
             x = up(x, skipped)

@@ -14,7 +14,7 @@ from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weigh
 from samadapt.heads.classification.attention import GRAD_CAM, Looking, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.options import Taps, one_of, tap_shape
-from samadapt.types import PIXELS, Head, SamAdaptError, Task
+from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Task, Units
 
 Seen = dict[str, tuple[Tensor, Tensor]]  # stage -> its map before and after the block
 
@@ -53,6 +53,7 @@ class Trunk:
     small_input: bool = False
     class_weights: Sequence[float] | None = None
     weights_of: str | None = None
+    units: Units | None = None  # of the pixels that the encoder prepared; None: 0..1
 
     def build(self, head: str) -> Backbone:
         """The network; its input size is checked."""
@@ -82,6 +83,7 @@ class Trunk:
             "small_input": self.small_input,
             "class_weights": list(self.class_weights) if self.class_weights is not None else None,
             "weights_of": self.origin,
+            "units": self.units,
         }
 
 
@@ -113,6 +115,7 @@ class Classifier(Head, Looking):
     blocks: nn.ModuleDict
     classify: nn.Linear
     image_size: int
+    units: Units
     class_weights: Tensor | None
     starts_pretrained: bool
 
@@ -123,6 +126,7 @@ class Classifier(Head, Looking):
         self.spec = {"name": self.name, "n_classes": n_classes, **trunk.spec()}
         self.starts_pretrained = trunk.pretrained
         self.backbone = trunk.build(self.name)
+        self.units = trunk.units or ZERO_TO_ONE
         self.classify = nn.Linear(self.backbone.channels, n_classes)
         self.blocks = nn.ModuleDict()
         self.image_size = trunk.image_size or self.backbone.side
@@ -145,7 +149,7 @@ class Classifier(Head, Looking):
 
     def picture(self, features: Mapping[str, Tensor]) -> Tensor:
         """(B, 3, S, S) as the encoder prepared it -> the network's own size and units."""
-        pixels = self.backbone.in_units(features[PIXELS])
+        pixels = self.backbone.in_units(features[PIXELS], self.units)
         if pixels.shape[-1] == self.image_size:
             return pixels
         size, smaller = (self.image_size, self.image_size), pixels.shape[-1] > self.image_size

@@ -19,7 +19,7 @@ from samadapt.heads.classification.gates import BLOCKS, GATES, Block, CbamBlock,
 from samadapt.heads.classification.shuffled import ShuffledTaps
 from samadapt.heads.classification.taps import pooled_shape, taps_of_stages
 from samadapt.heads.options import Taps, one_of
-from samadapt.types import IDENTITY, PIXELS, SamAdaptError
+from samadapt.types import IDENTITY, PIXELS, SamAdaptError, Units
 
 SOURCES = ("taps", "own", "matched")
 RESIZES = ("nearest", "bilinear")
@@ -46,6 +46,7 @@ class Plain(Classifier):
         small_input: a first layer for pictures of about 28 px.
         class_weights: of the loss, one for each class.
         weights_of: name of the first weights, kept by run folders; does nothing.
+        units: of the pixels that the encoder prepared; None: 0..1. For networks that have units of their own.
     """
 
     name: ClassVar[str] = "plain"
@@ -62,9 +63,10 @@ class Plain(Classifier):
         small_input: bool = False,
         class_weights: Sequence[float] | None = None,
         weights_of: str | None = None,
+        units: Units | None = None,
     ) -> None:
         super().__init__()
-        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of)
+        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of, units)
         self.start(trunk, taps, n_classes)
 
 
@@ -91,6 +93,7 @@ class OwnGated(Classifier):
         small_input: bool = False,
         class_weights: Sequence[float] | None = None,
         weights_of: str | None = None,
+        units: Units | None = None,
         reduction: int = 16,
         gate: str = "sigmoid2",
         stages: Sequence[str] | None = None,
@@ -98,7 +101,7 @@ class OwnGated(Classifier):
     ) -> None:
         super().__init__()
         one_of(self.name, "gate", gate, GATES)
-        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of)
+        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of, units)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
         identity = self.starts_as_plain(identity)
@@ -175,6 +178,7 @@ class SLCA(Classifier):
         small_input: bool = False,
         class_weights: Sequence[float] | None = None,
         weights_of: str | None = None,
+        units: Units | None = None,
         read: Sequence[str] | None = None,
         window: int = 4,
         reduction: int = 16,
@@ -194,7 +198,7 @@ class SLCA(Classifier):
         check_window(self.name, window)
         if shuffle and source != "taps":
             raise SamAdaptError(f"head 'slca' cannot shuffle with source {source!r}; shuffle the taps")
-        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of)
+        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of, units)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
         identity = self.starts_as_plain(identity)
