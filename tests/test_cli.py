@@ -200,10 +200,35 @@ def test_experiment_and_report(phantom, tmp_path):
     assert "<html" in Path(page).read_text()
 
 
+def test_learners_that_are_added_to_a_study_read_its_encoder(phantom, tmp_path, monkeypatch):
+    """Even where weights that would be preferred have been installed since."""
+    words = [
+        "experiment",
+        phantom,
+        "--out",
+        tmp_path / "study",
+        "--labels",
+        "1",
+        "--seeds",
+        "1",
+        "--steps",
+        "1",
+    ]
+    words += ["--side", "64", "--store", tmp_path / "f", "--device", "cpu", "--heads"]
+    monkeypatch.setattr("samadapt.weights.PublishedFile.find", lambda self: None)
+    assert "no encoder was named: sam_nano is read, since the weights of imagenet_lite0" in type_(
+        *words, "fused"
+    )
+    monkeypatch.setattr("samadapt.weights.PublishedFile.find", lambda self: "here")
+    said = type_(*words, "fused,linear")
+    assert "no encoder was named: sam_nano is read\n" in said and "2 cells, 1 done before" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--labels", "99"], "99 labelled patients"),
+        (["--checkpoint", "random"], "checkpoint 'random' is given and no encoder"),
         (["--labels", "few"], "--labels is 'few'"),
         (["--head", "vit"], "--head is 'vit'; known: "),
         (

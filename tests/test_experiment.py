@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from samadapt.experiment import (
     Grid,
     Trained,
     build_entrants,
+    encoder_note,
     make_study,
     preset_names,
     read_settings,
@@ -24,6 +26,7 @@ from samadapt.experiment import (
 )
 from samadapt.experiment import cells as cells_module
 from samadapt.experiment import grid as grid_module
+from samadapt.experiment.catalogue import reading_heads
 from samadapt.experiment.entrants import Fitted, one_by_one
 from samadapt.experiment.grid import make_cells
 from samadapt.features import FeatureStore, Pairs
@@ -34,6 +37,7 @@ from samadapt.phantom import make_phantom
 from samadapt.training import TrainConfig, loop
 from samadapt.types import SamAdaptError
 
+ROOT = Path(__file__).parents[1]
 CONFIG = TrainConfig(steps=3, batch_size=2, check_every=3, device="cpu", precision="32")
 SMALL_UNET = Trained(Learner("unet", "pixels", side=32, options={"width": 2}))
 PROBE = Trained(Learner("probe", "tiny", views=2))
@@ -394,6 +398,49 @@ def test_settings_make_a_study():
     assert grid.learners["simclr"].trained.learner == grid.learners["unet"].learner
     for name in preset_names():
         make_study(read_settings(name), "segmentation")
+
+
+@pytest.mark.parametrize(
+    ("learners", "expected"),
+    [
+        (["fused"], "imagenet_lite0"),
+        (["fused", "unet", "nnunet"], "imagenet_lite0"),
+        (["fused", "autosam"], "lite_medsam"),
+        (["fused", "autosam_faithful"], "lite_medsam"),
+        (["fused", "zero_shot_points"], "lite_medsam"),  # it needs the decoder
+        (["fused", "random"], "imagenet_lite0"),
+    ],
+)
+def test_a_study_reads_an_encoder_that_suits_all_its_learners(monkeypatch, learners, expected):
+    monkeypatch.setattr("samadapt.weights.PublishedFile.find", lambda self: "here")
+    settings = {"learners": learners}
+    grid, _ = make_study(settings, "segmentation")
+    assert grid.encoder == expected
+    assert encoder_note(settings, grid) == f"no encoder was named: {expected} is read"
+    monkeypatch.setattr("samadapt.weights.PublishedFile.find", lambda self: None)
+    grid, _ = make_study(settings, "segmentation")
+    assert grid.encoder == "sam_nano"
+    assert f"since the weights of {expected} are not on this machine" in encoder_note(settings, grid)
+
+
+def test_a_learner_of_ones_own_on_the_pixels_is_not_given_the_encoder():
+    tables = {"learner": {"u": {"head": "unet_pretrained"}, "p": {"head": "plain"}}}
+    grid, _ = make_study({"encoder": {"encoder": "sam_vit_b"}, **tables}, "segmentation")
+    assert grid.learners["u"].learner.encoder == "pixels"
+    assert grid.learners["p"].learner.encoder == "sam_vit_b"  # whose preparation it shares with SLCA
+
+
+def test_a_checkpoint_needs_the_name_of_its_network():
+    with pytest.raises(SamAdaptError, match="checkpoint 'random' is given and no encoder"):
+        make_study({"learners": ["fused"], "encoder": {"checkpoint": "random"}}, "segmentation")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.toml")), ids=lambda p: p.stem)
+def test_benchmarks_do_not_depend_on_the_weights_that_are_here(path):
+    settings = read_settings(path)
+    own = settings.get("learner", {})
+    read = reading_heads(settings.get("learners", list(own)), own)
+    assert settings.get("encoder", {}).get("encoder") or not read
 
 
 @pytest.mark.parametrize(

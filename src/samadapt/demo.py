@@ -8,14 +8,12 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import Dataset, open_dataset
-from samadapt.encoders import PUBLISHED
 from samadapt.evaluation import evaluate_folder
 from samadapt.features import FeatureStore
 from samadapt.figures import overlay_figure, save_figure, telling_slices
 from samadapt.files import demand_writable
 from samadapt.folders import predict_folder
-from samadapt.heads import HEADS
-from samadapt.learner import Learner, default_encoder, fit
+from samadapt.learner import Learner, default_encoder, default_note, fit
 from samadapt.metrics import format_table, write_scores
 from samadapt.phantom import make_phantom
 from samadapt.training import TrainConfig
@@ -28,17 +26,6 @@ def _learners() -> dict[str, Learner]:
     unet = Learner("unet", encoder="pixels", side=128, options={"width": 16})
     fused = Learner("fused")
     return {f"{fused.encoder} + fused": fused, "U-Net": unet}
-
-
-def _which_encoder() -> str:
-    """Which encoder is used, and why it is not the preferred one."""
-    name, wanted = default_encoder("fused"), HEADS["fused"].encoders[0]
-    if name == wanted:
-        return f"   frozen encoder: {name}"
-    return (
-        f"   frozen encoder: {name}, since the weights of {wanted} are not on this machine; to use it, "
-        f"{PUBLISHED[wanted].how()}"
-    )
 
 
 def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False) -> None:
@@ -56,8 +43,8 @@ def run_demo(out: Path, steps: int = 200, seed: int = 0, overwrite: bool = False
     split = data.split(labels=2, seed=seed)
     print(f"2. training on {len(split.train)} scans of 2 patients, {steps} steps each", flush=True)
     store, config = FeatureStore(out / "features"), TrainConfig(steps=steps, batch_size=4, seed=seed)
-    print(_which_encoder(), flush=True)
     learners = _learners()
+    print(f"   {default_note(default_encoder('fused'), 'fused')}", flush=True)
     for name, learner in learners.items():
         folder = out / "runs" / learner.head
         fit(learner, data, split, config, folder, store)

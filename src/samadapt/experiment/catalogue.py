@@ -77,6 +77,35 @@ ENTRANTS: dict[str, Mapping[str, Maker]] = {
 }
 
 
+#: Whose encoders suit an entrant that is no head itself; those that are missing here read none.
+_SUITED_AS = {
+    "autosam_faithful": "autosam",
+    "random": Learner.head,
+    "scratch": Learner.head,
+    "tuned": Learner.head,
+    "zero_shot": "autosam",  # they need its decoder
+    "zero_shot_points": "autosam",
+}
+
+
+def reading_heads(names: Sequence[str], own: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The heads that read maps of the study's common encoder, which must suit them all.
+
+    Args:
+        names: of the entrants.
+        own: tables of the user's own learners among them; those that name an encoder need not agree with the others.
+    """
+    heads = set()
+    for name in names:
+        if name in own:
+            head = None if own[name].get("encoder") else own[name].get("head", Learner.head)
+        else:
+            head = _SUITED_AS.get(name, name)
+        if head in HEADS and HEADS[head].uses_encoder:
+            heads.add(head)
+    return sorted(heads)
+
+
 def known_entrants(task: str) -> list[str]:
     """The names that `build_entrants` takes for a task: the heads, and the table above."""
     return sorted({name for name, head in HEADS.items() if head.task == task} | set(ENTRANTS[task]))

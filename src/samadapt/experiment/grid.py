@@ -40,6 +40,7 @@ class Grid:
     select: int = 0  # of the labelled patients, set aside to choose the best step
     fold: int = 0
     stacked: bool = False  # Dice of all scans of a patient as one, as AutoSAM's authors; not in mm
+    encoder: str = ""  # that the learners read who name none of their own
     threads: int | None = None  # of a cell; changes the last digits, so a study keeps it. None: cores / jobs
 
     def __post_init__(self) -> None:
@@ -175,6 +176,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
             name: {"spec": entrant.spec, "uses_truth": entrant.uses_truth, "learns": entrant.learns}
             for name, entrant in grid.entrants.items()
         },
+        "encoder": grid.encoder,
         "encoders": _fingerprints(grid.entrants),
         "environment": environment(),
         "commands": [sys.argv],
@@ -205,6 +207,11 @@ def _fingerprints(entrants: Mapping[str, Entrant]) -> dict[str, str]:
     return {name: fingerprint for name, fingerprint in every.items() if fingerprint}
 
 
+def encoder_of(out: Path) -> str | None:
+    """The encoder that a study there was begun with; learners that are added to it read the same."""
+    return (_read(out) or {}).get("encoder") or None
+
+
 def _read(out: Path) -> dict[str, Any] | None:
     path = out / "experiment.json"
     if not path.is_file():
@@ -230,8 +237,8 @@ def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     for what, old, new in pairs:
         if old != new:
             raise SamAdaptError(
-                f"{out} holds a study with another {what}: {_short(old)} there, {_short(new)} now; choose another "
-                "--out, or remove that folder"
+                f"{out} holds a study with another {what}: {_short(old)} there, {_short(new)} now; give what "
+                "it was begun with, choose another --out, or remove that folder"
             )
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.baselines.nnunet import NnUNetConfig
-from samadapt.experiment.catalogue import BaselineOptions, build_entrants
+from samadapt.experiment.catalogue import BaselineOptions, build_entrants, reading_heads
 from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.experiment.grid import Grid
 from samadapt.heads import HEADS
-from samadapt.learner import Learner, default_encoder
+from samadapt.learner import Learner, default_encoder, default_note
 from samadapt.simclr import SimclrConfig
 from samadapt.training import TrainConfig
-from samadapt.types import SamAdaptError
+from samadapt.types import PIXELS, SamAdaptError
 
 _PRESETS = Path(__file__).parent / "presets"
 _GRID = ("labels", "seeds", "select", "fold", "stacked", "threads")
@@ -59,11 +59,9 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
     own = settings.get("learner", {})
     names = _list(settings, "learners", list(own))
     shared = _fields("encoder", settings, Learner)
-    if not shared.get("encoder"):  # one for all, so that heads are compared on the same maps
-        read = {own[n].get("head", "fused") if n in own else n for n in names}
-        shared["encoder"] = default_encoder(
-            *(h for h in sorted(read) if h in HEADS and HEADS[h].uses_encoder)
-        )
+    if not shared.get("encoder") and not shared.get("checkpoint"):
+        # One for all, so that heads are compared on the same maps.
+        shared["encoder"] = default_encoder(*reading_heads(names, own))
     base = Learner(**shared)
     labels = tuple(None if n == "all" else n for n in _list(settings, "labels", [1, 2, 5]))
     wrong = [n for n in labels if n is not None and (isinstance(n, bool) or not isinstance(n, int | float))]
@@ -80,14 +78,25 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
     )
     entrants = build_entrants([n for n in names if n not in own], task, base, baselines)
     made = {n: _own(n, own[n], base) if n in own else entrants[n] for n in names}
+    options["encoder"] = base.encoder
     grid = Grid(made, labels, tuple(range(seeds) if isinstance(seeds, int) else seeds), **options)
     return grid, TrainConfig(**_fields("train", settings, TrainConfig, without=("seed",)))
+
+
+def encoder_note(settings: Mapping[str, Any], grid: Grid) -> str | None:
+    """Which encoder a study reads that names none, and why; None where no learner reads one."""
+    own = settings.get("learner", {})
+    heads = reading_heads(_list(settings, "learners", list(own)), own)
+    return default_note(grid.encoder, *heads) if heads else None
 
 
 def _own(name: str, table: Mapping[str, Any], base: Learner) -> Entrant:
     where = f"learner.{name}"
     fields = [field.name for field in dataclasses.fields(Learner)]
     _demand_known(where, table, [*fields, "train"])
+    head = HEADS.get(table.get("head", base.head))
+    if head is not None and head.encoders == (PIXELS,):  # the study's encoder is not for it
+        base = dataclasses.replace(base, encoder=PIXELS, checkpoint=None, prepare=None)
     learner = dataclasses.replace(base, **{key: value for key, value in table.items() if key != "train"})
     return Trained(learner, _fields("train", table, TrainConfig, without=("seed", "device", "workers")))
 

@@ -23,7 +23,7 @@ _FORMAT = 1
 _COLUMNS = ["case", "target", "metric", "value"]
 #: Learners that read no frozen or adapted foundation model, by kind or head; they are what the others must beat.
 _BASELINE_KINDS = ("simclr", "nnunet")
-_BASELINE_HEADS = ("unet", "plain", "se", "cbam")
+_BASELINE_HEADS = ("unet", "unet_pretrained", "plain", "se", "cbam")
 #: How names are written; others stand as they are.
 _TITLES = {
     "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
