@@ -23,7 +23,7 @@ from samadapt.metrics import (
     summarise,
     write_scores,
 )
-from samadapt.overlap import overlaps
+from samadapt.overlap import names_of, of_own_weights, overlaps
 from samadapt.predicted import Predictions, demand_finished, read_predictions
 from samadapt.prediction import score_labels
 from samadapt.types import Case, SamAdaptError, Score
@@ -113,7 +113,7 @@ def _classes(predictions: Path, truth: Path, note: Predictions) -> Evaluation:
     patients = {i: note.patients[i] for i in ids}
     summary = bootstrap_classification(probabilities, labels, list(patients.values()), list(classes))
     scores = score_predictions(ids, probabilities, labels, list(classes))
-    return Evaluation(scores, summary, patients, _notes(note, ids, [data.name, truth.name]))
+    return Evaluation(scores, summary, patients, _notes(note, ids, names_of(truth, data.name)))
 
 
 # ---------------------------------------------------------------- label maps
@@ -130,9 +130,9 @@ def _label_maps(
         data = _data_set(truth, note)
         cases = _of_data_set(data, found, truth)
         patients, classes = {i: data.groups[i] for i in found}, data.classes
-        names = [data.name, truth.name]
+        names = names_of(truth, data.name)
     else:
-        names = [truth.name]
+        names = names_of(truth)
         if note is None:
             raise SamAdaptError(
                 f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
@@ -217,7 +217,11 @@ def _notes(note: Predictions | None, ids: list[str], names: list[str]) -> tuple[
             f"{message}"
         )
     if note.encoder is not None:
-        notes += [overlap.text for overlap in overlaps(note.encoder, names, ids) if overlap.warns]
+        names = [*names, *note.names]
+        found = overlaps(note.encoder, names, ids) if note.checkpoint is None else []
+        if note.checkpoint is not None:
+            found = [of_own_weights(note.encoder, note.checkpoint, len(ids))]
+        notes += [overlap.text for overlap in found if overlap.warns]
     return tuple(notes)
 
 

@@ -189,21 +189,26 @@ def _map_names(reads: Mapping[str, int]) -> dict[str, str]:
 def _read_note(folder: Path, digest: str) -> dict[str, Any]:
     """What stands in `frame.json`; nothing where it is missing, broken or about another image."""
     try:
-        note = json.loads((folder / "frame.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        note = json.loads((folder / "frame.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
-    return note if note.get("image_sha256") == digest else {}
+    about = (
+        isinstance(note, dict) and isinstance(note.get("maps"), dict) and isinstance(note.get("frame"), dict)
+    )
+    return note if about and note.get("image_sha256") == digest else {}
 
 
 def _complete(folder: Path, digest: str, reads: Mapping[str, int], recipe: Recipe) -> bool:
     note = _read_note(folder, digest)
     maps = note.get("maps", {})
-    return bool(note) and all(
-        maps.get(name, {}).get("views", 0) >= recipe.views
-        and (folder / f"{name}.npy").is_file()
-        and (folder / f"{name}.npy").stat().st_size == maps[name]["bytes"]
-        for name in _map_names(reads)
-    )
+    try:
+        return bool(note) and all(
+            maps[name]["views"] >= recipe.views
+            and (folder / f"{name}.npy").stat().st_size == maps[name]["bytes"]
+            for name in _map_names(reads)
+        )
+    except (KeyError, TypeError, FileNotFoundError):  # a map is missing, or the note is not as we write it
+        return False
 
 
 def _encode_case(
@@ -218,7 +223,6 @@ def _encode_case(
     progress: Callable[[EncodeReport], None] | None,
 ) -> None:
     """All views of one case. Files get their names when all of them are complete; frame.json is the last."""
-    note = _read_note(folder, digest)
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _prepared(case, encoder, recipe)
     depth, frame = case.image.shape[1], None
@@ -243,7 +247,9 @@ def _encode_case(
                 file.flush()
                 os.fsync(file.fileno())
         assert frame is not None
-        stored = dict(note.get("maps", {}))
+        stored = dict(
+            _read_note(folder, digest).get("maps", {})
+        )  # read again: another process may have added to it
         for name, path in temporary.items():
             stored[name] = {"views": recipe.views, "bytes": path.stat().st_size}
             report.bytes += path.stat().st_size

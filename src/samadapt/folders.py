@@ -9,9 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from samadapt.encoders import is_published
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, write_csv
 from samadapt.inputs import Input, Trained, find_inputs, model_hash
+from samadapt.overlap import names_of
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.types import Case, SamAdaptError
@@ -63,9 +65,10 @@ def predict_folder(
         _check_that_it_looks(model, run)
     cases = find_inputs(Path(inputs), model.opening, Trained.of(run), subset)
     planned = {case.id: case.planned for case in cases}
+    encoder, own = _weights_read(model)
     note = Predictions(
         str(run), model_hash(run), str(Path(inputs).resolve()), subset, model.opening, planned,
-        encoder=str(model.encoder.spec["name"]) if model.encoder.pretrained else None,
+        encoder=encoder, checkpoint=own, names=tuple(names_of(Path(inputs).resolve())),
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out)
@@ -82,6 +85,16 @@ def predict_folder(
     if not report.done:
         raise _nothing_predicted(report)
     return report
+
+
+def _weights_read(model: Segmenter | Classifier) -> tuple[str | None, str | None]:
+    """Which encoder's trained weights the answers rest on, and the user's own file of them, if they are that."""
+    spec, head = model.encoder.spec, model.head
+    if not (model.encoder.pretrained and head.uses_encoder) or head.pixels_only:
+        return None, None
+    name, checkpoint = str(spec["name"]), spec.get("checkpoint")
+    own = checkpoint is not None and not is_published(name, str(checkpoint))
+    return name, str(checkpoint) if own else None
 
 
 def _nothing_predicted(report: PredictReport) -> SamAdaptError:

@@ -15,6 +15,7 @@ from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_o
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
+from samadapt.runs import read_config
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
 
@@ -38,6 +39,11 @@ class Trained:
     def of(run: Path) -> Trained:
         """Of a finished run; of one that was trained without a split, nothing."""
         path = run / "split.json"
+        if not path.is_file() and read_config(run).get("split_hash"):
+            raise SamAdaptError(
+                f"{run} was trained on a split, and its split.json is missing, so nobody knows which cases it learned from; "
+                "copy the whole run folder again"
+            )
         split = json.loads(path.read_text()) if path.is_file() else {}
         return Trained(split, split.get("patient_of", {}))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 import torch
 
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import PUBLISHED, first_with_weights, load_encoder
+from samadapt.encoders import PUBLISHED, first_with_weights, is_published, load_encoder
 from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
 from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head
-from samadapt.overlap import Overlap, overlaps_of
+from samadapt.overlap import Overlap, of_own_weights, overlaps_of
 from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, train
-from samadapt.types import Encoder, Head, SamAdaptError
+from samadapt.types import Encoder, Head, SamAdaptError, SamAdaptWarning
 
 Progress = Callable[[EncodeReport], None]
 
@@ -64,6 +65,14 @@ class Learner:
                 units=encoder.units,
                 **self.options,
             )
+        wants = self.head in ("autosam", "linear") and self.options.get("start") != "random"
+        if wants and self.checkpoint != "random" and not encoder.decoder_state():
+            warnings.warn(
+                f"the weights of encoder {self.encoder!r} come without a mask decoder, so head {self.head!r} starts from "
+                "random weights",
+                SamAdaptWarning,
+                stacklevel=2,
+            )
         return encoder.only(head.reads), head
 
     def load(self, seed: int = 0) -> Encoder:
@@ -80,7 +89,11 @@ class Learner:
     def overlaps(self, data: Dataset, cases: Sequence[str] | None = None) -> list[Overlap]:
         """What the training of its encoder saw of these cases (all, unless told); nothing where weights are drawn."""
         used = self.head not in HEADS or HEADS[self.head].uses_encoder
-        return overlaps_of(self.encoder, data, cases) if used and self.checkpoint != "random" else []
+        if not used or self.checkpoint == "random":
+            return []
+        if self.checkpoint is not None and not is_published(self.encoder, self.checkpoint):
+            return [of_own_weights(self.encoder, self.checkpoint, len(data.ids if cases is None else cases))]
+        return overlaps_of(self.encoder, data, cases)
 
     def fingerprint(self) -> str | None:
         """Of the encoder with its weights as they are here and now; None where every seed draws its own."""

@@ -32,7 +32,7 @@ def _trained_on(encoder: str) -> str:
 
 
 def _heads() -> list[tuple[str, str]]:
-    hidden = ("taps", "n_classes", "pretrained")
+    hidden = ("taps", "n_classes", "pretrained", "units")
     rows = []
     for name, head in HEADS.items():
         options = [o for o in inspect.signature(head).parameters if o not in hidden]

@@ -37,7 +37,9 @@ class Predictions:
     cases: Mapping[str, Planned]
     failed: Mapping[str, str] = field(default_factory=dict)  # case -> what was wrong with it
     finished: bool = False  # whether every case was tried
-    encoder: str | None = None  # whose maps the model reads; None: of drawn weights, or not told
+    encoder: str | None = None  # whose maps the model reads; None: none, of drawn weights, or not told
+    checkpoint: str | None = None  # the user's own weights of that encoder
+    names: tuple[str, ...] = ()  # of the data set or folder that was predicted
 
     @property
     def patients(self) -> dict[str, str]:
@@ -58,6 +60,8 @@ class Predictions:
             "run": self.run,
             "model": self.model,
             "encoder": self.encoder,
+            "checkpoint": self.checkpoint,
+            "names": list(self.names),
             "inputs": self.inputs,
             "subset": self.subset,
             "failed": dict(self.failed),
@@ -98,6 +102,8 @@ def read_predictions(folder: Path) -> Predictions | None:
             content["failed"],
             content["finished"],
             content.get("encoder"),
+            content.get("checkpoint"),
+            tuple(content.get("names", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise SamAdaptError(f"{path} lacks something ({error}); it was edited: predict again") from error

@@ -234,8 +234,18 @@ def load_run(run: str | Path, device: str = "auto", checkpoint: str | None = Non
     spec = dict(config["encoder"])
     if checkpoint is not None:
         spec["checkpoint"] = checkpoint
-    encoder = load_encoder(**spec)
+    try:
+        encoder = load_encoder(**spec)
+    except SamAdaptError as error:
+        raise SamAdaptError(
+            f"{error} (the run {run} reads encoder {spec.get('name')!r}: give --checkpoint and where its weights are on "
+            "this machine)"
+        ) from error
     tuned = run / "encoder.safetensors"
+    if config["train"].get("tune") == "all" and not tuned.is_file():
+        raise SamAdaptError(
+            f"{run} tuned its encoder, and its encoder.safetensors is missing; copy the whole run folder again"
+        )
     if tuned.is_file():
         load_state(encoder, tuned)
     elif encoder.fingerprint != config["encoder_fingerprint"]:

@@ -91,7 +91,15 @@ def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
 def _steps_done(checkpoint: Path) -> int:
     if not checkpoint.is_file():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    except OSError:
+        raise
+    except Exception as error:  # torch raises whatever the bytes happen to mean
+        raise SamAdaptError(
+            f"{checkpoint} ({checkpoint.stat().st_size} bytes) cannot be read, so the training cannot go on from it; "
+            "delete it to begin again, or give --overwrite"
+        ) from error
 
 
 def environment() -> dict[str, Any]:
@@ -145,8 +153,14 @@ def read_config(run: Path) -> dict[str, Any]:
         raise SamAdaptError(
             f"{run} is not a run folder: it has no config.json; give the --out of `samadapt train`"
         )
-    config = json.loads((run / "config.json").read_text())
-    if config.get("format") != FORMAT:
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SamAdaptError(
+            f"{run / 'config.json'} cannot be read ({error}); copy the whole run folder again"
+        ) from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        config = config if isinstance(config, dict) else {}
         raise SamAdaptError(
             f"{run} was written by another version of samadapt (format {config.get('format')!r}, this one reads "
             f"{FORMAT}), which did not say how its files were read: train it again"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -57,8 +56,12 @@ class PublishedFile:
             warnings.warn(self._damaged(path), SamAdaptWarning, stacklevel=2)
         return None
 
-    def locate(self) -> Path:
-        """As `find`; where the file is missing or damaged, an error says how to get it."""
+    def locate(self, option: str = "--checkpoint") -> Path:
+        """As `find`; where the file is missing or damaged, an error says how to get it.
+
+        Args:
+            option: by which a user may name a file or the word random instead.
+        """
         places = self._places()
         found = [path for path in places if file_sha256(path) == self.sha256]
         if found:
@@ -66,8 +69,8 @@ class PublishedFile:
         if places:
             raise SamAdaptError(self._damaged(places[0]))
         raise SamAdaptError(
-            f"the weights {self.file} are not on this machine; {self.how()}, give them as checkpoint, or give "
-            "the word random for untrained ones"
+            f"the weights {self.file} are not on this machine; {self.how()}, or give {option} and a file, or the word "
+            "random for untrained ones"
         )
 
     def _places(self) -> list[Path]:
@@ -101,7 +104,13 @@ class PublishedFile:
 
 def cache_folder() -> Path:
     """Where users keep files of weights that no package carries."""
-    return Path(os.environ.get("SAMADAPT_CACHE") or "~/.cache/samadapt").expanduser()
+    named = os.environ.get("SAMADAPT_CACHE") or "~/.cache/samadapt"
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise SamAdaptError(
+            f"SAMADAPT_CACHE is {named!r}, and whose home that is cannot be told; give a folder's whole path"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:
@@ -132,9 +141,14 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 def read_pth(path: Path) -> State:
     """The tensors of a `.pth` file; refuses anything that is not only tensors."""
     try:
-        # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # torch's advice on files that are no weights helps nobody
+            # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are no pickle end in whatever they happen to mean
         truncated = _starts_as_zip(path) and not zipfile.is_zipfile(path)
         what = "is truncated" if truncated else "is not a file of PyTorch weights"
         raise SamAdaptError(
@@ -147,7 +161,27 @@ def read_pth(path: Path) -> State:
         raise SamAdaptError(
             f"{path} holds {type(content).__name__}, not a dictionary of tensors; give a file of weights"
         )
-    return dict(content)
+    if not all(isinstance(key, str) for key in content):
+        raise SamAdaptError(
+            f"{path} holds tensors that are not called by words ({next(iter(content))!r}); give a file of weights"
+        )
+    return _sound(dict(content), path)
+
+
+def _sound(state: State, path: Path) -> State:
+    """The same tensors; refuses those that can be no weights, whose answers would be nonsense."""
+    for key, value in state.items():
+        if value.is_complex() or (not value.is_floating_point() and key.endswith((".weight", ".bias"))):
+            raise SamAdaptError(
+                f"{path}: {key!r} holds numbers of type {value.dtype}, where floating point ones are expected; give a "
+                "file of weights"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise SamAdaptError(
+                f"{path}: {key!r} holds values that are not finite, so every answer would be nonsense; give a sound "
+                "file of weights"
+            )
+    return state
 
 
 def _starts_as_zip(path: Path) -> bool:
@@ -160,7 +194,9 @@ def read_safetensors(files: Sequence[Path]) -> State:
     state: State = {}
     for file in files:
         try:
-            state |= load_file(file)
+            with file.open("rb"):  # safetensors says of a file that may not be read that it does not exist
+                pass
+            state |= _sound(load_file(file), file)
         except SafetensorError as error:
             raise SamAdaptError(
                 f"{file} ({file.stat().st_size} bytes) is truncated or not a safetensors file ({error}); "

@@ -339,6 +339,8 @@ def experiment(
     progress = None if quiet else print
     outcome = study.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
     print(study.results_table(out))
+    for cell, message in outcome.failed.items() if quiet else ():  # else it was said when it happened
+        print(f"samadapt: {cell}: {message}", file=sys.stderr)
     if outcome.failed:
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from samadapt.encoders.checkpoints import SHA256
 from samadapt.encoders.dinov3 import DINOV3_MODELS
 from samadapt.encoders.imagenet import IMAGENET_MODELS
 from samadapt.encoders.nano import build_sam_nano
@@ -19,6 +20,7 @@ from samadapt.encoders.tiny_vit import TINY_VITS
 from samadapt.types import Encoder, SamAdaptError
 from samadapt.weights import PublishedFile
 
+LARGEST_SIDE = 4096  # pixels; attention over more takes hundreds of gigabytes
 Builder = Callable[..., Encoder]
 
 ENCODERS: dict[str, Builder] = {
@@ -35,6 +37,12 @@ PUBLISHED: dict[str, PublishedFile] = {
     **{name: model.published for name, model in TINY_VITS.items()},
     **{name: model.published for name, model in IMAGENET_MODELS.items()},
 }
+
+
+def is_published(name: str, checkpoint: str | Path) -> bool:
+    """Whether a checkpoint bears the name of a file that the encoder's authors published; loading it checks its hash."""
+    known = set(SHA256) | ({PUBLISHED[name].file} if name in PUBLISHED else set())
+    return Path(checkpoint).name in known
 
 
 def first_with_weights(names: Iterable[str]) -> str:
@@ -70,6 +78,8 @@ def load_encoder(
     """
     if name not in ENCODERS:
         raise SamAdaptError(f"unknown encoder {name!r}; known: {', '.join(sorted(ENCODERS))}")
+    if side is not None and not 1 <= side <= LARGEST_SIDE:
+        raise SamAdaptError(f"side is {side}; expected 1 to {LARGEST_SIDE} pixels")
     options: dict[str, Any] = {"checkpoint": checkpoint, "side": side, "prepare": prepare, "seed": seed}
     if "prepare" not in inspect.signature(ENCODERS[name]).parameters and options.pop("prepare") is not None:
         raise SamAdaptError(f"encoder {name!r} has one way to prepare images; leave out prepare {prepare!r}")
@@ -86,4 +96,4 @@ def load_encoder(
     return encoder.requires_grad_(False).eval().to(device)
 
 
-__all__ = ["ENCODERS", "PUBLISHED", "first_with_weights", "load_encoder"]
+__all__ = ["ENCODERS", "PUBLISHED", "first_with_weights", "is_published", "load_encoder"]

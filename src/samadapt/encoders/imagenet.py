@@ -9,11 +9,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from samadapt.backbones import Backbone, build_backbone, published_weights
+from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fold_norms
 from samadapt.encoders.network import NetworkEncoder
 from samadapt.types import PIXELS, SamAdaptError
-from samadapt.weights import PublishedFile
+from samadapt.weights import PublishedFile, demand_sha256
 
 _VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 _COARSEST = 32
@@ -84,9 +84,21 @@ class Model:
                 f"side {side} does not fit {self.backbone}; give a multiple of {_COARSEST} from {2 * _COARSEST}, "
                 f"such as {self.side}"
             )
-        weights = str(self.published.locate() if checkpoint is None else checkpoint)
+        weights = str(self.published.locate()) if checkpoint is None else self._given(str(checkpoint))
         backbone = build_backbone(self.backbone, weights)
         return ImageNetEncoder(backbone.eval(), side, prepare or "imagenet_lite")
+
+    def _given(self, checkpoint: str) -> str:
+        """A file that somebody named, or the word random."""
+        path = Path(checkpoint).expanduser()
+        if checkpoint != RANDOM and not path.exists():
+            raise SamAdaptError(
+                f"checkpoint {checkpoint!r} does not exist; give a file with weights of {self.backbone}, the word random, "
+                "or nothing for the published ones"
+            )
+        if path.name == self.published.file:  # another name, other weights
+            demand_sha256(path, self.published.sha256)
+        return checkpoint if checkpoint == RANDOM else str(path)
 
 
 IMAGENET_MODELS: dict[str, Model] = {

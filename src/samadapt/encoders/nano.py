@@ -13,13 +13,13 @@ from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from samadapt.encoders.prepare import rgb
 from samadapt.transforms import resize_and_pad
 from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.weights import read_safetensors
 
 WEIGHTS = Path(__file__).parent / "weights" / "sam_nano.safetensors"
 VERSION = 3  # of the architecture and of `prepare`; part of the fingerprint
@@ -185,9 +185,15 @@ def _digest(module: nn.Module) -> str:
 
 def _version(path: Path) -> int | None:
     """Of the architecture that a file's weights are for; keys and shapes alone do not tell."""
-    with safe_open(path, framework="pt") as file:
-        told = (file.metadata() or {}).get("samadapt", "{}")
-    return json.loads(told).get("version")
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = json.loads((file.metadata() or {}).get("samadapt", "{}"))
+    except (
+        SafetensorError,
+        ValueError,
+    ):  # what reads the weights will say what is wrong, or the version is not told
+        return None
+    return told.get("version") if isinstance(told, dict) else None
 
 
 def build_sam_nano(
@@ -210,12 +216,13 @@ def build_sam_nano(
             f"no weights of sam_nano at {str(path)!r}; give a .safetensors file written by "
             '`python -m pretraining.export`, leave out the checkpoint for the package\'s own, or say "random"'
         )
+    state = read_safetensors([path])
     if (found := _version(path)) != VERSION:
         raise SamAdaptError(
             f"{str(path)!r} was written for version {found} of sam_nano's architecture, this is version {VERSION}; "
             "train it again (pretraining/README.md), or use the release of samadapt that wrote it"
         )
-    weights = {name: value.float() for name, value in load_file(path).items()}
+    weights = {name: value.float() for name, value in state.items()}
     own = f"{BACKBONE_KEY}."
     backbone = {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
     decoder = {name: value for name, value in weights.items() if not name.startswith(own)}

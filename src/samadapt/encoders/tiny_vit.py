@@ -40,6 +40,10 @@ def fold_norms(state: Mapping[str, Tensor]) -> State:
                 state[f"{name}.bn.{part}"].double()
                 for part in ("weight", "bias", "running_mean", "running_var")
             )
+            if any(part.shape != value.shape[:1] for part in (weight, bias, mean, variance)):
+                raise SamAdaptError(
+                    f"{key!r} is {tuple(value.shape)}, and its batch normalisation is not of {value.shape[0]} channels"
+                )
             scale = weight / (variance + _EPSILON).sqrt()
             folded[f"{name}.weight"] = (value.double() * scale[:, None, None, None]).float()
             folded[f"{name}.bias"] = (bias - mean * scale).float()
@@ -62,6 +66,8 @@ def _load(network: TinyViT, state: Mapping[str, Tensor], what: str) -> None:
         weights = {k: v for k, v in weights.items() if not k.endswith("attention_bias_idxs")}
     except KeyError as error:
         raise SamAdaptError(f"the checkpoint {what} lacks {error}; give a complete one") from error
+    except SamAdaptError as error:
+        raise SamAdaptError(f"the checkpoint {what} does not fit: {error}; give a complete one") from error
     expected = network.state_dict()
     wrong = sorted(set(expected) ^ set(weights)) or sorted(
         key for key, value in weights.items() if value.shape != expected[key].shape

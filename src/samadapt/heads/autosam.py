@@ -151,6 +151,13 @@ class AutoSAM(Head):
     def _from_sam(self, sam: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parts of SAM's weights that this head starts from, under this head's keys."""
         own = self.state_dict()
+        taken = ("mask_decoder.transformer.", "mask_decoder.output_upscaling.")
+        wrong = [k for k in own if k.startswith(taken) and (k not in sam or sam[k].shape != own[k].shape)]
+        if wrong:
+            raise SamAdaptError(
+                f"head 'autosam': the decoder's weights that came with the encoder lack {len(wrong)} of those it starts from, or "
+                f"have them in another shape, such as {wrong[0]!r}; give a complete checkpoint, or --set start=random"
+            )
         named = {key: sam[key] for key in own if key in sam and sam[key].shape == own[key].shape}
         for i in range(len(self.mask_decoder.output_hypernetworks_mlps)):
             # Of SAM's four hyper-networks the first belongs to mask token 0, which every class starts from.

@@ -86,7 +86,7 @@ class UNetPretrained(Head):
             "units": units,
         }
         if weights is None and weights_of is None:
-            weights = str(published.locate())
+            weights = str(published.locate("--set weights="))
         self.units = units or ZERO_TO_ONE
         self.reads, self.loss_fn = {PIXELS: 1}, LOSSES[loss]
         self.network = build_backbone(backbone, weights)

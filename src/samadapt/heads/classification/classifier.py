@@ -60,7 +60,7 @@ class Trunk:
         if self.image_size is not None and self.image_size < 16:
             raise SamAdaptError(f"head {head!r}: image_size is {self.image_size!r}; give at least 16 pixels")
         own = None if self.weights or self.weights_of else published_weights(self.backbone)
-        weights = self.weights if own is None else str(own.locate())
+        weights = self.weights if own is None else str(own.locate("--set weights="))
         return build_backbone(self.backbone, weights, self.small_input)
 
     @property
