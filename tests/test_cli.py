@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -170,6 +171,15 @@ def test_tuned_and_selected_within_the_budget(phantom, tmp_path):
     assert {i.split("_")[0] for i in split["select"]}.isdisjoint({i.split("_")[0] for i in split["train"]})
     assert (tmp_path / "run" / "encoder.safetensors").is_file()
     type_("predict", tmp_path / "run", phantom, "--out", tmp_path / "p", "--device", "cpu")
+    for lost in (
+        "encoder.safetensors",
+        "split.json",
+    ):  # without them the answers, or what they are worth, would differ
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        (tmp_path / "copy" / lost).unlink()
+        with pytest.raises(SamAdaptError, match=f"{lost} is missing"):
+            type_("predict", tmp_path / "copy", phantom, "--out", tmp_path / "q", "--device", "cpu")
+        shutil.rmtree(tmp_path / "copy")
 
 
 def test_check_finds_nothing_wrong_with_the_phantom(phantom):
@@ -198,6 +208,50 @@ def test_experiment_and_report(phantom, tmp_path):
     assert "2 cells, 2 done before" in type_(*words)
     page = type_("report", tmp_path / "study").split()[-1]
     assert "<html" in Path(page).read_text()
+
+
+def test_a_quiet_study_still_says_why_cells_failed(phantom, tmp_path):
+    words = [
+        "experiment",
+        phantom,
+        "--out",
+        tmp_path / "e",
+        "--labels",
+        "1",
+        "--seeds",
+        "1",
+        "--steps",
+        "1",
+        "-q",
+    ]
+    words += ["--heads", "linear", "--encoder", "imagenet_lite0", "--side", "64", "--store", tmp_path / "f"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 1 and "samadapt: linear, 1 labelled, seed 0: " in result.output
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK"])
+def test_a_broken_checkpoint_of_a_training_is_named(phantom, tmp_path, content):
+    words = [
+        "train",
+        phantom,
+        "--head",
+        "unet",
+        "--side",
+        "32",
+        "--labels",
+        "1",
+        "--steps",
+        "2",
+        "--out",
+        tmp_path / "r",
+    ]
+    type_(*words)
+    (tmp_path / "r/head.safetensors").unlink()
+    (tmp_path / "r/last.ckpt").write_bytes(content)
+    with pytest.raises(
+        SamAdaptError, match=rf"last.ckpt \({len(content)} bytes\) cannot be read.*delete it to begin again"
+    ):
+        type_(*words)
 
 
 def test_learners_that_are_added_to_a_study_read_its_encoder(phantom, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,8 +20,9 @@ from samadapt.encoders.sam2 import SAM2_MODELS
 from samadapt.encoders.tiny_vit import TINY_VITS
 from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM
 from samadapt.heads.mask_decoder import PromptedDecoder
+from samadapt.learner import Learner
 from samadapt.transforms import to_original
-from samadapt.types import SamAdaptError
+from samadapt.types import SamAdaptError, SamAdaptWarning
 from samadapt.weights import PublishedFile
 
 #: Four blocks of SAM's kind, of which the second and the last attend globally.
@@ -366,6 +368,72 @@ def test_not_weights_at_all(tmp_path):
     refuse("holds list, not a dictionary of tensors", checkpoint=tmp_path / "list.pth")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     refuse(r"it is not SAM's; it begins with \['weight'\]", checkpoint=tmp_path / "other.pth")
+
+
+def test_tensors_that_can_be_no_weights(tmp_path):
+    path = tmp_path / "odd.pth"
+    for state, words in (
+        ({1: torch.zeros(2)}, "not called by words"),
+        (
+            {"a.weight": torch.zeros(2, dtype=torch.complex64)},
+            "'a.weight' holds numbers of type torch.complex64",
+        ),
+        ({"a.weight": torch.zeros(2, dtype=torch.int32)}, "floating point ones are expected"),
+        ({"a.weight": torch.tensor([1.0, float("nan")])}, "'a.weight' holds values that are not finite"),
+    ):
+        torch.save(state, path)
+        refuse(words, checkpoint=path)
+    for seed in range(20):  # whatever the bytes happen to mean
+        path.write_bytes(bytes([0x80, 0x02]) + np.random.default_rng(seed).bytes(300))
+        refuse("is not a file of PyTorch weights", checkpoint=path)
+
+
+def test_a_lite_medsam_whose_parts_do_not_fit_each_other(tmp_path):
+    encoder = load("tiny_lite_medsam")
+    key = "image_encoder.patch_embed.seq.0"
+    parts = {f"{key}.bn.{name}": torch.ones(3) for name in ("weight", "bias", "running_mean", "running_var")}
+    torch.save({f"{key}.c.weight": torch.zeros(4, 3, 1, 1)} | parts, tmp_path / "odd.pth")
+    refuse(
+        "its batch normalisation is not of 4 channels",
+        name="tiny_lite_medsam",
+        checkpoint=tmp_path / "odd.pth",
+        side=encoder.side,
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x10\x00\x00\x00\x00\x00\x00\x00{"])
+def test_a_sam_nano_that_is_no_safetensors(tmp_path, content):
+    (tmp_path / "odd.safetensors").write_bytes(content)
+    refuse(
+        "truncated or not a safetensors file",
+        name="sam_nano",
+        checkpoint=tmp_path / "odd.safetensors",
+        side=64,
+    )
+
+
+@pytest.mark.parametrize("side", [0, -1, 100_000])
+def test_no_encoder_takes_such_a_side(name, side):
+    with pytest.raises(SamAdaptError, match=f"side is {side}; expected 1 to 4096 pixels"):
+        load(name, side=side)
+
+
+def test_a_cache_folder_of_nobody(monkeypatch):
+    monkeypatch.setenv("SAMADAPT_CACHE", "~nosuchuser/x")
+    with pytest.raises(SamAdaptError, match="SAMADAPT_CACHE is '~nosuchuser/x'"):
+        load_encoder("mobile_sam")
+
+
+def test_a_damaged_file_is_passed_over_by_the_default_and_named_where_it_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path))
+    monkeypatch.setattr(PublishedFile, "_installed", lambda self: None)
+    (tmp_path / "lite_medsam.pth").write_bytes(b"half of it")
+    with pytest.warns(
+        SamAdaptWarning, match=r"lite_medsam.pth \(10 bytes\) is truncated, altered or of another version"
+    ):
+        assert Learner("autosam").encoder == "sam_nano"
+    with pytest.raises(SamAdaptError, match="of another version.*install the package"):
+        load_encoder("lite_medsam")
 
 
 class Surprise:
