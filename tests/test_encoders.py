@@ -432,7 +432,7 @@ def test_a_damaged_file_is_passed_over_by_the_default_and_named_where_it_is_aske
         SamAdaptWarning, match=r"lite_medsam.pth \(10 bytes\) is truncated, altered or of another version"
     ):
         assert Learner("autosam").encoder == "sam_nano"
-    with pytest.raises(SamAdaptError, match="of another version.*install the package"):
+    with pytest.raises(SamAdaptError, match=r"of another version.*install the package"):
         load_encoder("lite_medsam")
 
 
