@@ -11,7 +11,7 @@ import torch
 
 from fixtures.known import known_normal, known_weights
 from fixtures.tiny_hub import TINY_HUB
-from samadapt.encoders import ENCODERS, load_encoder, tiny_vit
+from samadapt.encoders import ENCODERS, load_encoder, tiny_vit, tiny_vit_network
 from samadapt.encoders.checkpoints import SHA256, HubModel, original_key, original_layout
 from samadapt.encoders.dinov3 import DINOV3_MODELS
 from samadapt.encoders.prepare import PREPARES
@@ -157,6 +157,18 @@ def test_its_units_tell_what_a_prepared_picture_was(name):
     if ENCODERS[name].__dict__.get("prepare") in ("medsam", "lite_medsam"):
         image = (image - image.min()) / (image.max() - image.min()) * 255
     torch.testing.assert_close(back, image, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["tiny_lite_medsam", "tiny_mobile_sam"])
+def test_tile_by_tile_the_maps_are_those_of_the_whole(monkeypatch, name):
+    """What `--tune all` computes, with gradients, is computed as a whole; what a frozen encoder does, in tiles."""
+    encoder, x = load(name), torch.randn(2, 3, 64, 64)
+    whole = encoder.requires_grad_(True)(x)
+    monkeypatch.setattr(tiny_vit_network, "_TILE", 1 << 10)  # some rows of the finest maps
+    with torch.no_grad():
+        tiled = encoder(x)
+    for tap, expected in whole.items():
+        torch.testing.assert_close(tiled[tap], expected.detach(), atol=1e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- prepare
