@@ -42,9 +42,9 @@ ROOMS: dict[str, set[str]] = {
     "baselines": {"files", "datasets", "io", "heads", "runs", "transforms"},
     "prediction": {"io", "opening", "transforms", "metrics", "encoders", "heads", "runs"},
     "predicted": {"files", "opening", "runs"},
-    "inputs": {"names", "datasets", "io", "opening", "predicted"},
+    "inputs": {"names", "datasets", "io", "opening", "predicted", "runs"},
     "learner": {"files", "datasets", "encoders", "heads", "features", "overlap", "training", "runs"},
-    "folders": {"files", "figures", "inputs", "predicted", "prediction"},
+    "folders": {"encoders", "files", "figures", "inputs", "overlap", "predicted", "prediction"},
     "evaluation": {"files", "datasets", "io", "metrics", "overlap", "predicted", "prediction", "runs"},
     "experiment": {
         "files",

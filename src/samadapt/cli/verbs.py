@@ -179,9 +179,8 @@ def train(
     )  # fmt: skip
     opened = opening.open(data)
     split = opened.split(budget, seed, select, selection, fold)
-    say(split_summary(opened, split, chosen), quiet)
-    say(choice_note(encoder, chosen), quiet)
-    say(precision_note(config), quiet)
+    for text in (split_summary(opened, split, chosen), choice_note(encoder, chosen), precision_note(config)):
+        say(text, quiet)
     maps = None if live else FeatureStore(store)
     run = fit(chosen, opened, split, config, out, maps, overwrite, encode_line(len(split.train), quiet))
     print(f"trained: {run}")
