@@ -329,7 +329,7 @@ class _CaseCache:
 
 
 class _DrawnCache:
-    """Pictures and targets of the views that were drawn: stored views repeat. Full, it keeps what it has.
+    """Pictures and targets of the views that were drawn: stored views repeat. Half a gigabyte; full, it keeps what it has.
 
     No eviction: views are drawn evenly, so none is likelier to come again than another.
     """
