@@ -270,12 +270,17 @@ def test_learners_that_are_added_to_a_study_read_its_encoder(phantom, tmp_path, 
     ]
     words += ["--side", "64", "--store", tmp_path / "f", "--device", "cpu", "--heads"]
     monkeypatch.setattr("samadapt.weights.PublishedFile.find", lambda self: None)
-    assert "no encoder was named: sam_nano is read, since the weights of imagenet_lite0" in type_(
-        *words, "fused"
+    assert (
+        "encoder sam_nano, since none was named (--encoder) and the weights of imagenet_lite0 are"
+        in type_(*words, "fused")
     )
     monkeypatch.setattr("samadapt.weights.PublishedFile.find", lambda self: "here")
     said = type_(*words, "fused,linear")
-    assert "no encoder was named: sam_nano is read\n" in said and "2 cells, 1 done before" in said
+    assert (
+        "encoder sam_nano, since none was named" in said
+        and "not on this machine" not in said
+        and "2 cells, 1 done before" in said
+    )
 
 
 @pytest.mark.parametrize(

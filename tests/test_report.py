@@ -238,6 +238,22 @@ def test_a_difference_pairs_cases_and_seeds(tmp_path):
     assert matrix[:, 1].mean() == pytest.approx(np.nanmean(paired, 0).mean())
 
 
+def test_the_difference_is_that_of_the_means_beside_it(tmp_path):
+    """Also where one learner has no value for some cases: both means are over those that both have."""
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,))
+    for digest, cell in json.loads((folder / "experiment.json").read_text())["cells"].items():
+        if cell["learner"] != "fused":
+            continue
+        with open(folder / digest / "scores.csv", newline="") as file:
+            rows = [(*list(row.values())[:3], float(row["value"] or "nan")) for row in csv.DictReader(file)]
+        kept = [(*row[:3], math.nan if row[2] == "dsc" and row[0] < "p03" else row[3]) for row in rows]
+        write_cell(folder / digest, kept, "fused", 5, cell["seed"])
+    study = read_study(folder)
+    (row,) = compare_all(study, all_means(study, "dsc"), "dsc")
+    assert row.ours - row.theirs == pytest.approx(row.difference.mean, abs=1e-9)
+    assert row.theirs != pytest.approx(all_means(study, "dsc")["unet", row.level].mean, abs=1e-3)
+
+
 def test_one_more_patient_is_worth_the_slope(tmp_path):
     folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.8}, labels=(1, 2, 5), seed_sd=0.0)
     found = {
@@ -338,6 +354,16 @@ def test_what_is_missed_and_undefined_is_counted(unet_wins):
     row = re.search(r"<td[^>]*>fused</td>(.*?)</tr>", section, re.S).group(1)
     counts = [re.sub("<.*?>", "", x) for x in re.findall(r"<td.*?>(.*?)</td>", row)]
     assert counts == ["1", "144", "3", "0", "0", "0"]  # 16 cases x 3 classes x 3 seeds; one RV missed each
+
+
+def test_the_encoders_are_named(tmp_path):
+    """Also in the command, where a default chose one: it may be another one on another machine."""
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7, "random": 0.4}, labels=(5,))
+    note = json.loads((folder / "experiment.json").read_text()) | {"encoder": "sam_nano"}
+    (folder / "experiment.json").write_text(json.dumps(note))
+    page = write_report(folder).read_text()
+    assert "sam_nano: fused; sam_nano (random weights): random" in page
+    assert "--out e --encoder sam_nano" in page
 
 
 def test_budget_environment_and_command_are_there(unet_wins):

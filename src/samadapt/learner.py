@@ -124,11 +124,11 @@ def default_encoder(*heads: str, here: bool = True) -> str:
 def default_note(encoder: str, *heads: str) -> str:
     """Says that nobody named this encoder, and which one would be preferred if its weights were here."""
     wanted = default_encoder(*heads, here=False)
+    start = f"encoder {encoder}, since none was named (--encoder)"
     if encoder == wanted or wanted not in PUBLISHED or PUBLISHED[wanted].find() is not None:
-        return f"no encoder was named: {encoder} is read"
+        return start + (f"; it suits {' and '.join(heads)}, which read the same" if len(heads) > 1 else "")
     return (
-        f"no encoder was named: {encoder} is read, since the weights of {wanted} are not on this machine; to use it, "
-        f"{PUBLISHED[wanted].how()}"
+        f"{start} and the weights of {wanted} are not on this machine; to use it, {PUBLISHED[wanted].how()}"
     )
 
 

@@ -126,8 +126,9 @@ def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> Non
     slices = sum(study.data.case(i).image.shape[1] for i in fewest)
     if slices * views < FEW_PICTURES:
         say(
-            f"the smallest training set has {slices} slices: with {views} stored views of each a learner sees "
-            f"{slices * views} pictures in all; more views, or views = 0 (a new one in every step), may do better"
+            f"the smallest training set has {slices} slice{'s'[: slices != 1]}: with {views} stored views of each a learner sees "
+            f"{slices * views} pictures in all; more views, or 0 (a new one in every step), may do better "
+            "(`views` in the table [encoder] of a --grid file, docs/studies.md)"
         )
 
 

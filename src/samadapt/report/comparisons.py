@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from samadapt.report.measures import Side, contributions, estimate, measure
+from samadapt.report.measures import Side, contributions, estimate, in_common, measure
 from samadapt.report.reading import Level, Study
 from samadapt.statistics import Estimate, holm
 
@@ -27,7 +27,7 @@ class Comparison:
     learner: str
     level: Level
     baseline: str
-    ours: float  # means over the patients and the seeds that are compared
+    ours: float  # means over the cases and the seeds that are compared, and that both have a value for
     theirs: float
     difference: Estimate
     seeds: tuple[int, ...] = ()  # finished for both, and for the other baselines
@@ -96,7 +96,7 @@ def _compare(study: Study, learner: str, level: Level, name: str, against: str) 
         return None
     mine, theirs = Side(learner, level), Side(other, level)
     matrix = contributions(study, mine, theirs, name, seeds=seeds)
-    ours, others = (_mean(study, side, name, seeds) for side in (mine, theirs))
+    ours, others = (estimate(part).mean for part in in_common(study, mine, theirs, name, seeds))
     return Comparison(learner, level, other, ours, others, estimate(matrix), tuple(sorted(seeds)))
 
 

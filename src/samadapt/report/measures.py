@@ -145,6 +145,30 @@ def contributions(
     return _by_patient(study.groups, np.stack(by_case, axis=1)) if by_case else None
 
 
+def in_common(
+    study: Study, mine: Side, theirs: Side, name: str, seeds: Collection[int]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`contributions` of each of two sides over what both have a value for: their difference is that of the means."""
+    columns = list(range(len(study.targets)))
+    sides: list[tuple[np.ndarray, np.ndarray]] = []
+    for a, b in _pairs(study, mine, theirs, seeds):
+        assert b is not None
+        if name in ("auc", "acc"):
+            sides.append(
+                (_classified(study, a, None, name, columns), _classified(study, b, None, name, columns))
+            )
+            continue
+        own, other = study.values(a, name), study.values(b, name)
+        both = ~np.isnan(own) & ~np.isnan(other)
+        sides.append(
+            (mean_influence(np.where(both, own, math.nan)), mean_influence(np.where(both, other, math.nan)))
+        )
+    if not sides:
+        return None, None
+    first, second = (np.stack(part, axis=1) for part in zip(*sides, strict=True))
+    return _by_patient(study.groups, first), _by_patient(study.groups, second)
+
+
 def _pairs(
     study: Study, mine: Side, theirs: Side | None, seeds: Collection[int] | None
 ) -> list[tuple[Cell, Cell | None]]:

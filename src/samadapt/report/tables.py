@@ -322,6 +322,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
             + (f" of {len(set(study.groups))} patients" if study.unit == "patient" else "")
             + ", the same for all learners",
         ),
+        ("encoders", encoders(study)),
         ("protocol", protocol),
         ("samadapt", str(note.get("version", "?"))),
         ("packages", packages),
@@ -332,10 +333,28 @@ def facts(study: Study) -> list[tuple[str, str]]:
     ]
 
 
+def encoders(study: Study) -> str:
+    """Which encoder each learner reads; in words, those that read the same together."""
+    readers: dict[str, list[str]] = {}
+    for name, of in study.note["learners"].items():
+        spec = of.get("spec", {})
+        if spec.get("encoder", "pixels") != "pixels":
+            checkpoint, side = spec.get("checkpoint"), spec.get("side")
+            text = spec["encoder"] + (f" ({Path(str(checkpoint)).name} weights)" if checkpoint else "")
+            readers.setdefault(text + (f", side {side}" if side else ""), []).append(
+                study.learners[name].title
+            )
+    return "; ".join(f"{encoder}: {', '.join(titles)}" for encoder, titles in readers.items()) or "none"
+
+
 def commands(study: Study) -> list[str]:
-    """What was typed; the program by its name, not by where it lay."""
+    """What was typed; the program by its name, not by where it lay; with the encoder, which may differ elsewhere."""
+    given = study.note.get("encoder")
     return [
-        shlex.join([Path(words[0]).name, *words[1:]]) for words in study.note.get("commands", []) if words
+        shlex.join([Path(words[0]).name, *words[1:]])
+        + (f" --encoder {given}" if given and not {"--encoder", "--grid"} & set(words) else "")
+        for words in study.note.get("commands", [])
+        if words
     ]
 
 
