@@ -430,6 +430,21 @@ def test_a_learner_of_ones_own_on_the_pixels_is_not_given_the_encoder():
     assert grid.learners["p"].learner.encoder == "sam_vit_b"  # whose preparation it shares with SLCA
 
 
+def test_cheap_encoders_read_a_new_view_in_every_step():
+    """Also beside one whose views are stored, and unless the number of views is given."""
+    tables = {
+        "encoder": {"encoder": "lite_medsam"},
+        "learner": {"i": {"head": "fused", "encoder": "imagenet_lite0"}},
+    }
+    grid, _ = make_study({"learners": ["fused", "i"], **tables}, "segmentation")
+    assert [grid.learners[n].learner.views for n in ("fused", "i")] == [6, 0]
+    tables["encoder"]["views"] = 8
+    grid, _ = make_study({"learners": ["fused", "i"], **tables}, "segmentation")
+    assert [grid.learners[n].learner.views for n in ("fused", "i")] == [8, 8]
+    assert Learner("fused", "sam_nano").views == 0
+    assert Learner("fused", "sam_nano", augment="none").views == 6  # all views are the same: stored once
+
+
 def test_a_checkpoint_needs_the_name_of_its_network():
     with pytest.raises(SamAdaptError, match="checkpoint 'random' is given and no encoder"):
         make_study({"learners": ["fused"], "encoder": {"checkpoint": "random"}}, "segmentation")

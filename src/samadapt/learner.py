@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import PUBLISHED, first_with_weights, is_published, load_encoder
+from samadapt.encoders import LIVE, PUBLISHED, first_with_weights, is_published, load_encoder
 from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
 from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head
@@ -21,6 +21,7 @@ from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, train
 from samadapt.types import Encoder, Head, SamAdaptError, SamAdaptWarning
 
+STORED_VIEWS = 6
 Progress = Callable[[EncodeReport], None]
 
 
@@ -36,7 +37,8 @@ class Learner:
     side: int | None = None
     prepare: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # of the head: preset, class_mode, depth, ...
-    views: int = 6  # stored views of each training slice; 0, or without a store: a new one in every step
+    #: Stored views of each training slice; 0, or without a store: a new one in every step; None: see `default_views`.
+    views: int | None = None
     augment: str = "default"
 
     def __post_init__(self) -> None:
@@ -47,6 +49,8 @@ class Learner:
             )
         if not self.encoder:
             object.__setattr__(self, "encoder", default_encoder(self.head))
+        if self.views is None:
+            object.__setattr__(self, "views", default_views(self.encoder, self.augment))
 
     def build(self, n_classes: int, seed: int = 0) -> tuple[Encoder, Head]:
         """The encoder, and a fresh head that starts from the encoder's own decoder where it can.
@@ -104,8 +108,19 @@ class Learner:
     def recipe(self, window: str) -> Recipe:
         """How stored maps of the training slices are made."""
         return (
-            Recipe(window, 1, "none") if self.augment == "none" else Recipe(window, self.views, self.augment)
+            Recipe(window, 1, "none")
+            if self.augment == "none"
+            else Recipe(window, self.views or STORED_VIEWS, self.augment)
         )
+
+
+def default_views(encoder: str, augment: str) -> int:
+    """None stored (a new view in every step) where the encoder is cheap and views differ, else `STORED_VIEWS`.
+
+    Few pictures with few stored views are learned by heart: ten ultrasound pictures, eight views and new ones in every step,
+    400 steps, two draws of labelled pictures, other pool pictures scored: benchmarks/README.md.
+    """
+    return 0 if encoder in LIVE and augment != "none" else STORED_VIEWS
 
 
 def default_encoder(*heads: str, here: bool = True) -> str:

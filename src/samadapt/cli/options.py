@@ -41,7 +41,13 @@ Prepare = Annotated[
 Options = Annotated[
     list[str] | None, typer.Option("--set", help="Option of the head: --set preset=faithful.")
 ]
-Views = Annotated[int, typer.Option(help="Stored views of each training slice.")]
+Views = Annotated[
+    int | None,
+    typer.Option(
+        help="Stored views of each training slice, or 0: a new one in every step. Else 0 for encoders that are cheap to run "
+        "(imagenet_lite0, imagenet_lite2, sam_nano), and 6."
+    ),
+]
 Augment = Annotated[str, typer.Option(help="none, default, mirror (also flips).")]
 Store = Annotated[Path, typer.Option(help="Folder of feature maps.")]
 SliceAxis = Annotated[
@@ -98,7 +104,7 @@ class OpenOptions:
 
 def make_learner(
     head: str, encoder: str | None, checkpoint: str | None, side: int | None, prepare: str | None, options: list[str] | None,
-    views: int, augment: str,
+    views: int | None, augment: str,
 ) -> Learner:  # fmt: skip
     """The learner of these options; names are checked before torch is loaded, the head's options before any data."""
     names.demand_known(head=head, encoder=encoder, augment=augment)
@@ -118,6 +124,18 @@ def choice_note(named: str | None, chosen: Learner) -> str | None:
     from samadapt.learner import default_note
 
     return None if named or not HEADS[chosen.head].uses_encoder else default_note(chosen.encoder, chosen.head)
+
+
+def live_note(chosen: Learner) -> str | None:
+    """Says that `train` will not read what is stored, where that is so."""
+    from samadapt.learner import STORED_VIEWS
+
+    if chosen.views:
+        return None
+    return (
+        f"{STORED_VIEWS} views of each slice are stored; `samadapt train` reads them with --views {STORED_VIEWS}, and otherwise "
+        f"runs {chosen.encoder} on a new view in every step"
+    )
 
 
 def check_device(device: str) -> None:

@@ -35,6 +35,7 @@ from samadapt.cli.options import (
     Window,
     check_device,
     choice_note,
+    live_note,
     make_learner,
     merge,
     number,
@@ -85,7 +86,7 @@ def encode(
     side: Side = None,
     prepare: Prepare = None,
     options: Options = None,
-    views: Views = 6,
+    views: Views = None,
     augment: Augment = "default",
     slice_axis: SliceAxis = None,
     group: Group = None,
@@ -109,6 +110,7 @@ def encode(
     opened = opening.open(data)
     total = len(opened)
     say(choice_note(encoder, chosen), quiet)
+    say(live_note(chosen), quiet)
     report = learner.encode(chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet))
     say(report.summary(store), quiet)
 
@@ -147,7 +149,7 @@ def train(
     side: Side = None,
     prepare: Prepare = None,
     options: Options = None,
-    views: Views = 6,
+    views: Views = None,
     augment: Augment = "default",
     slice_axis: SliceAxis = None,
     group: Group = None,

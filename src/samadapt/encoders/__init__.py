@@ -32,6 +32,8 @@ ENCODERS: dict[str, Builder] = {
     **DINOV3_MODELS,
     **TINY_VITS,
 }
+#: Encoders that take less time for a picture than a head's training step does: there is no need to store its views.
+LIVE = ("imagenet_lite0", "imagenet_lite2", "sam_nano")
 #: Weights that a package or the user's cache holds as a file; those of others come with samadapt or from the hub.
 PUBLISHED: dict[str, PublishedFile] = {
     **{name: model.published for name, model in TINY_VITS.items()},
@@ -96,4 +98,4 @@ def load_encoder(
     return encoder.requires_grad_(False).eval().to(device)
 
 
-__all__ = ["ENCODERS", "PUBLISHED", "first_with_weights", "is_published", "load_encoder"]
+__all__ = ["ENCODERS", "LIVE", "PUBLISHED", "first_with_weights", "is_published", "load_encoder"]

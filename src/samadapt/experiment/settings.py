@@ -77,7 +77,8 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
         NnUNetConfig(**_fields("nnunet", settings, NnUNetConfig)),
     )
     entrants = build_entrants([n for n in names if n not in own], task, base, baselines)
-    made = {n: _own(n, own[n], base) if n in own else entrants[n] for n in names}
+    views = shared.get("views")
+    made = {n: _own(n, own[n], base, views) if n in own else entrants[n] for n in names}
     options["encoder"] = base.encoder
     grid = Grid(made, labels, tuple(range(seeds) if isinstance(seeds, int) else seeds), **options)
     return grid, TrainConfig(**_fields("train", settings, TrainConfig, without=("seed",)))
@@ -90,14 +91,16 @@ def encoder_note(settings: Mapping[str, Any], grid: Grid) -> str | None:
     return default_note(grid.encoder, *heads) if heads else None
 
 
-def _own(name: str, table: Mapping[str, Any], base: Learner) -> Entrant:
+def _own(name: str, table: Mapping[str, Any], base: Learner, views: int | None) -> Entrant:
+    """A learner of the user's own, like `base` but for what its table says; without `views` its encoder's default."""
     where = f"learner.{name}"
     fields = [field.name for field in dataclasses.fields(Learner)]
     _demand_known(where, table, [*fields, "train"])
     head = HEADS.get(table.get("head", base.head))
     if head is not None and head.encoders == (PIXELS,):  # the study's encoder is not for it
         base = dataclasses.replace(base, encoder=PIXELS, checkpoint=None, prepare=None)
-    learner = dataclasses.replace(base, **{key: value for key, value in table.items() if key != "train"})
+    changed = {"views": views} | {key: value for key, value in table.items() if key != "train"}
+    learner = dataclasses.replace(base, **changed)
     return Trained(learner, _fields("train", table, TrainConfig, without=("seed", "device", "workers")))
 
 
