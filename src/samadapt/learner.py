@@ -117,8 +117,7 @@ class Learner:
 def default_views(encoder: str, augment: str) -> int:
     """None stored (a new view in every step) where the encoder is cheap and views differ, else `STORED_VIEWS`.
 
-    Few pictures with few stored views are learned by heart: ten ultrasound pictures, eight views and new ones in every step,
-    400 steps, two draws of labelled pictures, other pool pictures scored: benchmarks/README.md.
+    Few pictures with few stored views are learned by heart (decision 016).
     """
     return 0 if encoder in LIVE and augment != "none" else STORED_VIEWS
 
