@@ -220,7 +220,7 @@ def test_hippocampi_stored_otherwise_score_the_same(shared_data: Path, tmp_path:
     data = open_dataset(shared_data / "Task04_Hippocampus")
     split = data.split(labels=5, seed=0)
     learner = Learner("unet", "pixels", side=64, options={"width": 8}, augment="none")
-    config = TrainConfig(steps=150, batch_size=8, device="cpu", precision="32")
+    config = TrainConfig(steps=300, batch_size=8, device="cpu")
     run = fit(learner, data, split, config, tmp_path / "run")
     dice = {}
     for code in ("RAS", "LPS", "PIR", "RSA"):
@@ -232,5 +232,5 @@ def test_hippocampi_stored_otherwise_score_the_same(shared_data: Path, tmp_path:
         predict_folder(run, tmp_path / code / "scans", tmp_path / code / "p", device="cpu")
         found = evaluate_folder(tmp_path / code / "p", tmp_path / code / "truth")
         dice[code] = next(row.mean for row in found.summary if (row.target, row.metric) == ("mean", "dsc"))
-    assert dice["RAS"] > 0.2, dice  # taken as stored, LPS and PIR had hardly any overlap
+    assert dice["RAS"] > 0.3, dice  # taken as stored, LPS and PIR had hardly any overlap
     assert max(dice.values()) - min(dice.values()) < 0.01, dice
