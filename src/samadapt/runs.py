@@ -159,10 +159,10 @@ def read_config(run: Path) -> dict[str, Any]:
         raise SamAdaptError(
             f"{run / 'config.json'} cannot be read ({error}); copy the whole run folder again"
         ) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        config = config if isinstance(config, dict) else {}
+    told = config.get("format") if isinstance(config, dict) else None
+    if told != FORMAT:
         raise SamAdaptError(
-            f"{run} was written by another version of samadapt (format {config.get('format')!r}, this one reads "
+            f"{run} was written by another version of samadapt (format {told!r}, this one reads "
             f"{FORMAT}), which did not say how its files were read: train it again"
         )
     return config

@@ -63,9 +63,9 @@ class PublishedFile:
             option: by which a user may name a file or the word random instead.
         """
         places = self._places()
-        found = [path for path in places if file_sha256(path) == self.sha256]
-        if found:
-            return found[0]
+        for path in places:
+            if file_sha256(path) == self.sha256:
+                return path
         if places:
             raise SamAdaptError(self._damaged(places[0]))
         raise SamAdaptError(

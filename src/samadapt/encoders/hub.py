@@ -13,11 +13,10 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from samadapt.encoders.checkpoints import HubModel, read_transformers
-from samadapt.encoders.network import NetworkEncoder
+from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
 from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import State
 
-RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
 _VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 
 
@@ -93,12 +92,9 @@ class Model:
         seed: int = 0,
     ) -> HubEncoder:
         """Build the encoder; see `load_encoder`."""
-        side, step = side or self.architecture.side, self.architecture.step
-        if side % step or side < 2 * step:
-            raise SamAdaptError(
-                f"side {side} does not fit encoder {self.name!r}; give a multiple of {step} from {2 * step}, "
-                f"such as {self.architecture.side}"
-            )
+        own, step = self.architecture.side, self.architecture.step
+        examples = f" from {2 * step}, such as {own}"
+        side = fitting_side(f"encoder {self.name!r}", side or own, step, 2 * step, examples)
         state = None
         if checkpoint != RANDOM:
             state = read_transformers(checkpoint, self.hub, self.architecture.model_types)

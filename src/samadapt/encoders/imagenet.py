@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weights
+from samadapt.backbones import Backbone, build_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fold_norms
-from samadapt.encoders.network import NetworkEncoder
+from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
 from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import PublishedFile, demand_sha256
 
@@ -78,12 +78,8 @@ class Model:
         seed: int = 0,
     ) -> ImageNetEncoder:
         """Build the encoder; see `load_encoder`."""
-        side = side or self.side
-        if side % _COARSEST or side < 2 * _COARSEST:
-            raise SamAdaptError(
-                f"side {side} does not fit {self.backbone}; give a multiple of {_COARSEST} from {2 * _COARSEST}, "
-                f"such as {self.side}"
-            )
+        examples = f" from {2 * _COARSEST}, such as {self.side}"
+        side = fitting_side(self.backbone, side or self.side, _COARSEST, 2 * _COARSEST, examples)
         weights = str(self.published.locate()) if checkpoint is None else self._given(str(checkpoint))
         backbone = build_backbone(self.backbone, weights)
         return ImageNetEncoder(backbone.eval(), side, prepare or "imagenet_lite")

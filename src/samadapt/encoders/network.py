@@ -10,7 +10,21 @@ from torch import Tensor, nn
 
 from samadapt.encoders.fingerprint import WeightsHash
 from samadapt.encoders.prepare import find_prepare, units_of
-from samadapt.types import PIXELS, Encoder, Frame
+from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+
+RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
+
+
+def fitting_side(what: str, side: int, step: int, least: int, examples: str) -> int:
+    """The side, a multiple of `step` from `least` on.
+
+    Args:
+        what: which encoder, for the message.
+        examples: sides that fit, for the message.
+    """
+    if side % step or side < least:
+        raise SamAdaptError(f"side {side} does not fit {what}; give a multiple of {step}{examples}")
+    return side
 
 
 class NetworkEncoder(Encoder):

@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samadapt.encoders.checkpoints import HubModel, original_key, read_checkpoint
-from samadapt.encoders.network import NetworkEncoder
+from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
 from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import State
 
 if TYPE_CHECKING:
     from transformers.models.sam.modeling_sam import SamVisionModel
 
-RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
 _VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 
 
@@ -64,12 +63,9 @@ class Model:
         seed: int = 0,
     ) -> SamEncoder:
         """Build the encoder; see `load_encoder`."""
-        side = side or self.architecture.side
-        if side % self.architecture.patch or side < 2 * self.architecture.patch:
-            raise SamAdaptError(
-                f"side {side} does not fit encoder {self.name!r}; give a multiple of {self.architecture.patch}, "
-                f"such as {self.architecture.side // 2} or {self.architecture.side}"
-            )
+        own, patch = self.architecture.side, self.architecture.patch
+        examples = f", such as {own // 2} or {own}"
+        side = fitting_side(f"encoder {self.name!r}", side or own, patch, 2 * patch, examples)
         prepare = prepare or self.prepare
         if checkpoint == RANDOM:
             return SamEncoder(_random(self.architecture, side), self.architecture, side, prepare)

@@ -12,12 +12,11 @@ from typing import final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.network import NetworkEncoder
+from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
 from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM, Architecture, TinyViT
 from samadapt.types import PIXELS, SamAdaptError
 from samadapt.weights import PublishedFile, State, demand_sha256, read_weights
 
-RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
 _VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 _EPSILON = 1e-5  # of the batch normalisations that are folded
 #: Weights of the ImageNet classifier that some files still carry behind the encoder.
@@ -146,12 +145,9 @@ class Model:
         seed: int = 0,
     ) -> TinyVitEncoder:
         """Build the encoder; see `load_encoder`."""
-        side, coarsest = side or self.architecture.side, self.architecture.strides[-1]
-        if side % coarsest or side < 4 * coarsest:
-            raise SamAdaptError(
-                f"side {side} does not fit encoder {self.name!r}; give a multiple of {coarsest} from {4 * coarsest}, "
-                f"such as {self.architecture.side}"
-            )
+        own, coarsest = self.architecture.side, self.architecture.strides[-1]
+        examples = f" from {4 * coarsest}, such as {own}"
+        side = fitting_side(f"encoder {self.name!r}", side or own, coarsest, 4 * coarsest, examples)
         if checkpoint != RANDOM:
             path = (
                 self.published.locate() if checkpoint is None else self._given(Path(checkpoint).expanduser())
