@@ -89,7 +89,7 @@ def make_classification_study(
     return folder
 
 
-def keep_looks(
+def keep_saliency(
     folder: Path, learner: str, cases: list[str], maps: list[str], drawn: int, flat: bool = False
 ) -> None:
     """What the cells of a classifier keep of where it looked; volumes of three slices."""

@@ -19,9 +19,9 @@ from samadapt.baselines.nnunet import NnUNetConfig
 from samadapt.baselines.zero_shot import ZeroShot, box_prompts, load_decoder, point_prompts
 from samadapt.datasets import Dataset, open_dataset
 from samadapt.encoders.prepare import prepare_unit
-from samadapt.experiment import Grid, build_entrants, make_study, run_experiment
-from samadapt.experiment import baselines as entrants_module
-from samadapt.experiment.baselines import NnUNetEntrant, Prompted
+from samadapt.experiment import Grid, build_methods, make_study, run_experiment
+from samadapt.experiment import baselines as methods_module
+from samadapt.experiment.baselines import NnUNetMethod, ZeroShotMethod
 from samadapt.features import FeatureStore
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.io import make_case, write_photo, write_volume
@@ -245,12 +245,12 @@ def seeing(monkeypatch):
 
     monkeypatch.setattr(Seeing, "fingerprint", property(lambda self: "seeing", lambda self, value: None))
     monkeypatch.setitem(encoders.ENCODERS, "seeing", build)
-    monkeypatch.setattr(entrants_module, "load_decoder", lambda encoder: Perfect())
+    monkeypatch.setattr(methods_module, "load_decoder", lambda encoder: Perfect())
 
 
 def test_a_perfect_decoder_with_the_truth_as_prompt_is_right(data, tmp_path, seeing):
     base = Learner("linear", "seeing")
-    learners = build_entrants(["zero_shot", "zero_shot_points"], "segmentation", base)
+    learners = build_methods(["zero_shot", "zero_shot_points"], "segmentation", base)
     outcome = study(data, tmp_path / "e", learners, (1, 2), (0, 1))
     assert (outcome.done, outcome.failed) == (2, {})  # it learns nothing: one cell for all labels and seeds
     for name in learners:
@@ -263,7 +263,7 @@ def test_a_perfect_decoder_with_the_truth_as_prompt_is_right(data, tmp_path, see
 
 
 def test_an_encoder_without_a_decoder_fails_its_cell_only(data, tmp_path):
-    learners = {"prompted": Prompted(Learner(encoder="sam_nano", checkpoint="random", side=32))}
+    learners = {"prompted": ZeroShotMethod(Learner(encoder="sam_nano", checkpoint="random", side=32))}
     outcome = study(data, tmp_path / "e", learners)
     assert "brings no prompt encoder" in outcome.failed["prompted"]
 
@@ -345,7 +345,7 @@ def calls_of(tmp_path):
 
 
 def test_the_round_trip_through_its_files_keeps_every_voxel(data, tmp_path, fake):
-    learner = NnUNetEntrant(NnUNetConfig(bin=fake(), budget=12))
+    learner = NnUNetMethod(NnUNetConfig(bin=fake(), budget=12))
     outcome = study(data, tmp_path / "e", {"nnunet": learner})
     assert outcome.failed == {}
     assert [s.value for s in scores_of(tmp_path / "e", "nnunet")] == [1.0, 1.0]
@@ -357,7 +357,7 @@ def test_the_round_trip_through_its_files_keeps_every_voxel(data, tmp_path, fake
 
 
 def test_it_sees_the_labelled_cases_and_no_other_label(data, tmp_path, fake):
-    study(data, tmp_path / "e", {"nnunet": NnUNetEntrant(NnUNetConfig(bin=fake()))}, (3,), select=1)
+    study(data, tmp_path / "e", {"nnunet": NnUNetMethod(NnUNetConfig(bin=fake()))}, (3,), select=1)
     split = data.split(3, select=1)
     plan, train, predict = calls_of(tmp_path)
     labelled = sorted((*split.train, *split.select))
@@ -382,13 +382,13 @@ def test_it_sees_the_labelled_cases_and_no_other_label(data, tmp_path, fake):
 
 
 def test_without_selection_it_validates_on_what_it_learns_from(data, tmp_path, fake):
-    study(data, tmp_path / "e", {"nnunet": NnUNetEntrant(NnUNetConfig(bin=fake()))}, (2,))
+    study(data, tmp_path / "e", {"nnunet": NnUNetMethod(NnUNetConfig(bin=fake()))}, (2,))
     split = data.split(2)
     assert calls_of(tmp_path)[1]["splits"] == [{"train": list(split.train), "val": list(split.train)}]
 
 
 def test_copies_of_the_data_do_not_stay(data, tmp_path, fake):
-    study(data, tmp_path / "e", {"nnunet": NnUNetEntrant(NnUNetConfig(bin=fake()))})
+    study(data, tmp_path / "e", {"nnunet": NnUNetMethod(NnUNetConfig(bin=fake()))})
     (work,) = tmp_path.glob("e/*/nnunet")
     names = {p.relative_to(work).as_posix() for p in work.rglob("*") if p.is_file()}
     assert {n for n in names if not n.startswith("predictions/")} == {
@@ -423,7 +423,7 @@ def test_pictures_go_as_volumes_of_one_slice_and_ignored_pixels_as_its_last_labe
         (folder / "masks").mkdir(parents=True, exist_ok=True)
         write_photo(folder / f"masks/q{number}.png", label)
     data = open_dataset(folder)
-    learner = NnUNetEntrant(NnUNetConfig(bin=fake(plans=["2d"])))
+    learner = NnUNetMethod(NnUNetConfig(bin=fake(plans=["2d"])))
     outcome = study(data, tmp_path / "e", {"nnunet": learner})
     assert outcome.failed == {}
     assert [s.value for s in scores_of(tmp_path / "e", "nnunet")] == [1.0, 1.0]
@@ -447,7 +447,7 @@ def test_a_picture_keeps_its_pixels_on_the_way(tmp_path):
 
 
 def test_what_nnunet_says_when_it_fails_is_recorded(data, tmp_path, fake):
-    learner = NnUNetEntrant(NnUNetConfig(bin=fake(breaks="nnUNetv2_train")))
+    learner = NnUNetMethod(NnUNetConfig(bin=fake(breaks="nnUNetv2_train")))
     outcome = study(data, tmp_path / "e", {"nnunet": learner})
     message = outcome.failed["nnunet, 1 labelled, seed 0"]
     assert "nnUNetv2_train ended with exit code 1: RuntimeError: no such luck" in message
@@ -456,7 +456,7 @@ def test_what_nnunet_says_when_it_fails_is_recorded(data, tmp_path, fake):
 
 
 def test_commands_that_are_not_there(data, tmp_path, fake, monkeypatch):
-    outcome = study(data, tmp_path / "e", {"nnunet": NnUNetEntrant(NnUNetConfig(bin=str(tmp_path)))})
+    outcome = study(data, tmp_path / "e", {"nnunet": NnUNetMethod(NnUNetConfig(bin=str(tmp_path)))})
     (message,) = outcome.failed.values()
     assert (
         f"nnUNetv2_plan_and_preprocess is not in {tmp_path}" in message and "pip install nnunetv2" in message
@@ -472,7 +472,7 @@ def test_settings_of_nnunet():
     grid, _ = make_study({"learners": ["nnunet"], "nnunet": {"budget": 5, "bin": "x"}}, "segmentation")
     assert grid.learners["nnunet"].spec["trainer"] == "nnUNetTrainer_5epochs"
     elsewhere = dataclasses.replace(grid.learners["nnunet"].config, bin="y")
-    assert NnUNetEntrant(elsewhere).spec == grid.learners["nnunet"].spec  # where it lies changes no number
+    assert NnUNetMethod(elsewhere).spec == grid.learners["nnunet"].spec  # where it lies changes no number
     for wrong in ({"epochs": 5}, {"budget": 0}, {"configuration": "4d"}):
         with pytest.raises(SamAdaptError, match="nnunet"):
             make_study({"learners": ["nnunet"], "nnunet": wrong}, "segmentation")
@@ -485,9 +485,7 @@ def test_nnunet_itself_on_the_hippocampus(shared_data: Path, tmp_path):
     whole = open_dataset(shared_data / "Task04_Hippocampus")
     split = whole.split(1)
     few = dataclasses.replace(whole[(*split.train, *split.val[:3])], folds=((split.train, split.val[:3]),))
-    outcome = study(
-        few, tmp_path / "e", {"nnunet": NnUNetEntrant(NnUNetConfig(budget=1, configuration="2d"))}
-    )
+    outcome = study(few, tmp_path / "e", {"nnunet": NnUNetMethod(NnUNetConfig(budget=1, configuration="2d"))})
     assert outcome.failed == {}
     dice = [s.value for s in scores_of(tmp_path / "e", "nnunet")]
     assert len(dice) == 6 and np.mean(dice) > 0.3

@@ -14,7 +14,7 @@ from samadapt.backbones import BACKBONES, Backbone
 from samadapt.cli import app
 from samadapt.figures import attention_figure
 from samadapt.heads import HEADS
-from samadapt.heads.classification import Block, Classifier, Trunk
+from samadapt.heads.classification import BackboneOptions, Block, Classifier
 from samadapt.phantom import make_phantom
 from samadapt.types import SamAdaptError
 
@@ -91,7 +91,7 @@ class Control(Classifier):
 
     def __init__(self, taps, n_classes, backbone="resnet18"):
         super().__init__()
-        for stage in self.start(Trunk(backbone), taps, n_classes).stages:
+        for stage in self.start(BackboneOptions(backbone), taps, n_classes).stages:
             self.blocks[stage] = Doubling()
         self.spec = {"name": self.name, "n_classes": n_classes, "backbone": backbone}
 

@@ -58,7 +58,7 @@ def test_every_grid_is_a_study_and_says_how_to_run_it(path):
     heads = {learner.get("head") for learner in read_settings(path).get("learner", {}).values()}
     task = "classification" if heads & {"plain", "slca"} else "segmentation"
     grid, config = make_study(read_settings(path), task)
-    assert grid.entrants and config.steps
+    assert grid.methods and config.steps
 
 
 def test_every_name_of_the_readmes_python_exists():

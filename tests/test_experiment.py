@@ -13,10 +13,10 @@ from fakes import TinyEncoder
 from samadapt import encoders, experiment
 from samadapt.datasets import open_dataset
 from samadapt.experiment import (
-    Entrant,
     Grid,
-    Trained,
-    build_entrants,
+    Method,
+    TrainedMethod,
+    build_methods,
     encoder_note,
     make_study,
     preset_names,
@@ -26,9 +26,9 @@ from samadapt.experiment import (
 )
 from samadapt.experiment import cells as cells_module
 from samadapt.experiment import grid as grid_module
-from samadapt.experiment.catalogue import reading_heads
-from samadapt.experiment.entrants import Fitted, one_by_one
 from samadapt.experiment.grid import make_cells
+from samadapt.experiment.methods import Fitted, one_by_one
+from samadapt.experiment.registry import reading_heads
 from samadapt.features import FeatureStore, Pairs
 from samadapt.heads import HEADS
 from samadapt.learner import Learner
@@ -39,12 +39,12 @@ from samadapt.types import SamAdaptError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TrainConfig(steps=3, batch_size=2, check_every=3, device="cpu", precision="32")
-SMALL_UNET = Trained(Learner("unet", "pixels", side=32, options={"width": 2}))
-PROBE = Trained(Learner("probe", "tiny", views=2))
+SMALL_UNET = TrainedMethod(Learner("unet", "pixels", side=32, options={"width": 2}))
+PROBE = TrainedMethod(Learner("probe", "tiny", views=2))
 
 
 @dataclasses.dataclass(frozen=True)
-class Constant(Entrant):
+class Constant(Method):
     """Answers the truth, shifted; or fails."""
 
     shift: int = 0
@@ -152,7 +152,7 @@ def test_the_encoder_runs_once_over_each_image_and_view(data, tmp_path, tiny):
 
 def test_no_stored_views_means_a_new_one_in_every_step(data, tmp_path, tiny):
     config = dataclasses.replace(CONFIG, batch_size=1)
-    learners = {"drawn": Trained(Learner("probe", "tiny", views=0)), "probe": PROBE}
+    learners = {"drawn": TrainedMethod(Learner("probe", "tiny", views=0)), "probe": PROBE}
     study(data, tmp_path / "e", learners, config=config)
     encoded = json.loads((tmp_path / "e/encoding.json").read_text())
     split = data.split(1)
@@ -170,7 +170,7 @@ def test_no_stored_views_means_a_new_one_in_every_step(data, tmp_path, tiny):
 
 @pytest.mark.parametrize(("views", "told"), [(0, False), (2, True), (200, False)])
 def test_few_stored_pictures_are_said_aloud(data, tmp_path, tiny, views, told):
-    _, lines = study(data, tmp_path / "e", {"probe": Trained(Learner("probe", "tiny", views=views))})
+    _, lines = study(data, tmp_path / "e", {"probe": TrainedMethod(Learner("probe", "tiny", views=views))})
     slices = sum(data[i].image.shape[1] for i in data.split(1).train)
     assert any(f"{slices} slices: with {views} stored views" in line for line in lines) == told
     assert any("stored views" in line for line in lines) == told
@@ -240,15 +240,15 @@ def test_a_failed_cell_is_recorded_and_tried_again(data, tmp_path):
 
 
 def test_weights_that_are_not_numbers_are_a_failure(data, tmp_path, monkeypatch):
-    from samadapt.experiment import entrants
+    from samadapt.experiment import methods
 
     def spoil(run, device):
         model = original(run, device)
         next(model.head.parameters()).data.fill_(float("nan"))
         return model
 
-    original = entrants.load_run
-    monkeypatch.setattr(entrants, "load_run", spoil)
+    original = methods.load_run
+    monkeypatch.setattr(methods, "load_run", spoil)
     outcome, _ = study(data, tmp_path / "e", {"unet": SMALL_UNET})
     assert "not finite" in next(iter(outcome.failed.values()))
 
@@ -306,8 +306,12 @@ def test_an_encoder_of_several_learners_is_loaded_once_for_its_fingerprint(monke
     asked = []
     monkeypatch.setattr(Learner, "fingerprint", lambda self: asked.append(self.source) or "f")
     base = Learner("cnn", "sam_nano", side=64)
-    entrants = {"a": Trained(base), "b": Trained(dataclasses.replace(base, head="linear")), "c": Constant()}
-    assert grid_module._fingerprints(entrants) == {"a": "f", "b": "f"} and asked == [base.source]
+    methods = {
+        "a": TrainedMethod(base),
+        "b": TrainedMethod(dataclasses.replace(base, head="linear")),
+        "c": Constant(),
+    }
+    assert grid_module._fingerprints(methods) == {"a": "f", "b": "f"} and asked == [base.source]
 
 
 def test_a_learner_knows_the_weights_it_starts_from():
@@ -347,7 +351,7 @@ def test_bad_grids_are_refused_before_anything_runs(data, tmp_path):
         study(data, tmp_path / "e", {"unet": SMALL_UNET}, (1, 99))
     assert not (tmp_path / "e").exists()
     with pytest.raises(SamAdaptError, match="unknown learner 'unett' for segmentation; known: autosam"):
-        build_entrants(["unett"], "segmentation")
+        build_methods(["unett"], "segmentation")
     with pytest.raises(SamAdaptError, match="each once"):
         Grid({"u": SMALL_UNET}, (1, 1))
     (tmp_path / "full").mkdir()
@@ -356,8 +360,8 @@ def test_bad_grids_are_refused_before_anything_runs(data, tmp_path):
         study(data, tmp_path / "full", {"truth": Constant()})
 
 
-def test_names_become_entrants_on_the_users_encoder():
-    made = build_entrants(
+def test_names_become_methods_on_the_users_encoder():
+    made = build_methods(
         ["cnn", "unet", "autosam_faithful", "scratch"],
         "segmentation",
         Learner("fused", "sam_vit_b", side=512),
@@ -393,7 +397,9 @@ def test_settings_make_a_study():
         "segmentation",
     )
     assert (grid.labels, grid.seeds, config.steps) == ((1, 0.5, None), (3, 4), 7)
-    assert grid.learners["mine"] == Trained(Learner("fused", "sam_vit_b", side=256, views=2), {"tune": "all"})
+    assert grid.learners["mine"] == TrainedMethod(
+        Learner("fused", "sam_vit_b", side=256, views=2), {"tune": "all"}
+    )
     assert grid.learners["unet"].learner.options == {"width": 4}
     assert grid.learners["simclr"].trained.learner == grid.learners["unet"].learner
     for name in preset_names():

@@ -6,7 +6,7 @@ import torch
 from fakes import TinyEncoder, TinyHead, disc_case, fake_data
 from samadapt import prediction
 from samadapt.features import FeatureStore, Pairs
-from samadapt.heads.classification import Looking
+from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
 from samadapt.prediction import Classifier, Segmenter, build_model, load_run, score_labels
 from samadapt.training import TrainConfig, train
@@ -141,10 +141,10 @@ def test_pictures_pass_the_network_together(monkeypatch):
     assert list(model.predict_all([])) == []
 
 
-class LookingHead(MeanHead, Looking):
+class LookingHead(MeanHead, SaliencyHead):
     """Looks at what is bright, or dark, as its answer is; on a grid of its own."""
 
-    def where(self, features, target=None):
+    def saliency(self, features, target=None):
         sign = 2 * target[:, None, None] - 1
         return {"seen": sign * torch.nn.functional.avg_pool2d(features["pixels"].mean(1), 4)}
 
@@ -154,7 +154,7 @@ def test_a_classifier_shows_the_slice_that_speaks_most_for_its_answer():
     case = disc_case(1, depth=6)
     case.image[:], case.image[0, 4] = 200, 250
     case.image[0, 4, :20] = 240
-    look = model.look(case, model.predict_slices(case))
+    look = model.saliency_maps(case, model.predict_slices(case))
     assert look.slice_index == 4 and np.array_equal(look.image, case.image[:, 4].numpy())
     seen = look.maps["seen"]
     assert seen.shape == (40, 32) and seen.dtype == np.float32
@@ -162,7 +162,7 @@ def test_a_classifier_shows_the_slice_that_speaks_most_for_its_answer():
     assert inner[30].min() > inner[10].max() and inner[30, 20] == pytest.approx(250 / 255 - 0.5, abs=0.01)
     dark = disc_case(2, depth=3)
     dark.image[:], dark.image[0, 2] = 30, 5
-    look = model.look(dark, model.predict_slices(dark))  # the map follows the answer for the case
+    look = model.saliency_maps(dark, model.predict_slices(dark))  # the map follows the answer for the case
     assert look.slice_index == 2 and look.maps["seen"][20, 20] == pytest.approx(0.5 - 5 / 255, abs=0.01)
 
 
@@ -177,17 +177,17 @@ def test_looking_from_the_store_as_from_the_image(tmp_path):
     slices = model.predict_slices(case)
     maps, _ = store.read(case, encoder, {"neck": 1})
     calls = encoder.calls
-    stored = model.look(case, slices, maps)
+    stored = model.saliency_maps(case, slices, maps)
     assert encoder.calls == calls
-    assert np.allclose(stored.maps["seen"], model.look(case, slices).maps["seen"], atol=1e-2)
+    assert np.allclose(stored.maps["seen"], model.saliency_maps(case, slices).maps["seen"], atol=1e-2)
 
 
 def test_a_head_without_maps_says_so():
     model = Classifier(TinyEncoder(), MeanHead(), Opening("classification", ("dark", "bright")))
     case = disc_case(1)
-    assert not model.looks
+    assert not model.has_saliency
     with pytest.raises(SamAdaptError, match="'bright' cannot say where it looked"):
-        model.look(case, model.predict_slices(case))
+        model.saliency_maps(case, model.predict_slices(case))
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from samadapt import simclr
 from samadapt.datasets import open_dataset
 from samadapt.encoders import load_encoder
-from samadapt.experiment import Grid, Trained, build_entrants, make_study, run_experiment
-from samadapt.experiment.baselines import Contrasted, unlabelled
+from samadapt.experiment import Grid, TrainedMethod, build_methods, make_study, run_experiment
+from samadapt.experiment.baselines import SimclrMethod, unlabelled
 from samadapt.features import FeatureStore
 from samadapt.heads import build_head
 from samadapt.learner import Learner
@@ -24,7 +24,7 @@ from samadapt.types import Case, SamAdaptError
 
 CONFIG = TrainConfig(steps=2, batch_size=2, check_every=2, device="cpu", precision="32")
 RECIPE = SimclrConfig(steps=4, batch_size=3, projection=8, check_every=2)
-SMALL_UNET = Trained(Learner("unet", "pixels", side=32, options={"width": 2}))
+SMALL_UNET = TrainedMethod(Learner("unet", "pixels", side=32, options={"width": 2}))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_scored_patients_never_enter_and_labels_are_not_read(data, tmp_path, mon
         return original(cases, *rest)
 
     monkeypatch.setattr(simclr, "gather_slices", spy)
-    outcome, _ = study(data, tmp_path / "e", {"simclr": Contrasted(SMALL_UNET, RECIPE)})
+    outcome, _ = study(data, tmp_path / "e", {"simclr": SimclrMethod(SMALL_UNET, RECIPE)})
     assert outcome.failed == {}
     split = data.split(1)
     assert {case.id for case in seen} == set(split.pool)
@@ -205,21 +205,21 @@ def test_scored_patients_never_enter_and_labels_are_not_read(data, tmp_path, mon
 
 
 def test_one_pretraining_serves_all_label_counts_of_a_seed(data, tmp_path):
-    _, lines = study(data, tmp_path / "e", {"simclr": Contrasted(SMALL_UNET, RECIPE)}, (1, 2), (0, 1))
+    _, lines = study(data, tmp_path / "e", {"simclr": SimclrMethod(SMALL_UNET, RECIPE)}, (1, 2), (0, 1))
     assert len(list(tmp_path.glob("e/shared/simclr-*/contracting.safetensors"))) == 2  # one a seed
     assert sum("pre-trained 4 steps on" in line for line in lines) == 2
     for path in tmp_path.glob("e/*/cost.json"):
         cost = json.loads(path.read_text())
         assert cost["pretraining"]["steps"] == 4 and cost["pretraining"]["wall_s"] > 0 and cost["steps"] == 2
         assert cost["uses_truth"] is False
-    _, lines = study(data, tmp_path / "e", {"simclr": Contrasted(SMALL_UNET, RECIPE)}, (1, 2, 3), (0, 1))
+    _, lines = study(data, tmp_path / "e", {"simclr": SimclrMethod(SMALL_UNET, RECIPE)}, (1, 2, 3), (0, 1))
     assert not any("pre-trained" in line for line in lines)
 
 
 def test_fine_tuning_starts_from_the_pretrained_path(data, tmp_path):
     """With a learning rate of almost nothing the run ends where it began: in the pre-trained weights."""
     still = dataclasses.replace(SMALL_UNET, train={"lr": 1e-12, "weight_decay": 0.0})
-    study(data, tmp_path / "e", {"simclr": Contrasted(still, RECIPE)})
+    study(data, tmp_path / "e", {"simclr": SimclrMethod(still, RECIPE)})
     (shared,) = tmp_path.glob("e/shared/simclr-*")
     (run,) = tmp_path.glob("e/*/head.safetensors")
     trained, fresh = unet4(), unet4()
@@ -239,14 +239,14 @@ def test_a_pretraining_that_fails_fails_its_cells_only(data, tmp_path, monkeypat
 
     monkeypatch.setattr(simclr, "pretrain", fails)
     outcome, lines = study(
-        data, tmp_path / "e", {"simclr": Contrasted(SMALL_UNET, RECIPE), "unet": SMALL_UNET}
+        data, tmp_path / "e", {"simclr": SimclrMethod(SMALL_UNET, RECIPE), "unet": SMALL_UNET}
     )
     assert outcome.failed == {"simclr, 1 labelled, seed 0": "no such luck"} and outcome.done == 1
     assert any("could not be prepared: no such luck" in line for line in lines)
 
 
 def test_by_name_and_by_settings():
-    made = build_entrants(["simclr", "unet"], "segmentation")
+    made = build_methods(["simclr", "unet"], "segmentation")
     assert made["simclr"].trained == made["unet"] and made["simclr"].recipe == SimclrConfig()
     grid, _ = make_study({"learners": ["simclr"], "simclr": {"steps": 7}}, "segmentation")
     assert grid.learners["simclr"].recipe.steps == 7
@@ -254,5 +254,5 @@ def test_by_name_and_by_settings():
     with pytest.raises(SamAdaptError, match="simclr has no setting 'epochs'"):
         make_study({"learners": ["simclr"], "simclr": {"epochs": 7}}, "segmentation")
     with pytest.raises(SamAdaptError, match="unknown learner 'simclr' for classification"):
-        build_entrants(["simclr"], "classification")
+        build_methods(["simclr"], "classification")
     assert build_augmentation(SimclrConfig().augment) is not None

@@ -113,7 +113,7 @@ def _check_that_it_looks(model: Segmenter | Classifier, run: Path) -> None:
             f"attention is drawn for classifiers; {run} is a {model.head.task} run: leave out --attention, or draw its "
             "label maps"
         )
-    if not model.looks:
+    if not model.has_saliency:
         raise SamAdaptError(
             f"head {model.head.spec['name']!r} of {run} has no map of where it looked; leave out --attention, or train "
             "a head that has one (slca, plain, se, cbam, attentive_probe)"
@@ -188,10 +188,10 @@ def _answer(model: Classifier, slices: Tensor) -> dict[str, str]:
 
 
 def _draw_attention(model: Classifier, case: Case, slices: Tensor, path: Path) -> None:
-    look, values = model.look(case, slices), slices.mean(0)
+    saliency, values = model.saliency_maps(case, slices), slices.mean(0)
     answer = f"{model.classes[int(values.argmax())]} ({float(values.max()):.2f})"
-    place = f", slice {look.slice_index}" if len(slices) > 1 else ""
-    save_figure(attention_figure(look.image, look.maps, f"{case.id}{place}: {answer}"), path)
+    place = f", slice {saliency.slice_index}" if len(slices) > 1 else ""
+    save_figure(attention_figure(saliency.image, saliency.maps, f"{case.id}{place}: {answer}"), path)
 
 
 def _open_output(out: Path, note: Predictions, overwrite: bool) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from samadapt import io
 from samadapt.encoders import load_encoder
 from samadapt.heads import build_head
-from samadapt.heads.classification import Looking
+from samadapt.heads.classification import SaliencyHead
 from samadapt.metrics import score_case
 from samadapt.opening import Opening
 from samadapt.runs import load_state, pick_device, read_config
@@ -151,7 +151,7 @@ class Segmenter(Model):
 
 
 @dataclass(frozen=True)
-class Look:
+class Saliency:
     """Where a classifier looked, in one slice of a case."""
 
     slice_index: int
@@ -191,19 +191,19 @@ class Classifier(Model):
         return 4 * self.batch_size if stored or self.head.pixels_only else self.batch_size
 
     @property
-    def looks(self) -> bool:
+    def has_saliency(self) -> bool:
         """Whether the head can say where it looked."""
-        return isinstance(self.head, Looking)
+        return isinstance(self.head, SaliencyHead)
 
     @torch.inference_mode()
-    def look(self, case: Case, slices: Tensor, maps: Maps | None = None) -> Look:
+    def saliency_maps(self, case: Case, slices: Tensor, maps: Maps | None = None) -> Saliency:
         """Where the head looked, in the slice in which the case's likeliest class is likeliest.
 
         Args:
             slices: the answer of `predict_slices`.
             maps: as for `predict`.
         """
-        if not isinstance(self.head, Looking):
+        if not isinstance(self.head, SaliencyHead):
             raise SamAdaptError(
                 f"head {self.head.spec['name']!r} cannot say where it looked; heads with a network (slca, plain, ...) "
                 "and attentive_probe can"
@@ -211,9 +211,9 @@ class Classifier(Model):
         chosen = slices.mean(0).argmax()
         index, shown = int(slices[:, chosen].argmax()), self.shown(case)
         inputs, frame = self.prepared(case, shown(index), index, maps)
-        found = self.head.where(self.features([inputs]), chosen[None])
+        found = self.head.saliency(self.features([inputs]), chosen[None])
         placed = {title: to_original(x.float().cpu(), frame)[0].numpy() for title, x in found.items()}
-        return Look(index, shown(index).numpy(), placed)
+        return Saliency(index, shown(index).numpy(), placed)
 
 
 _MODELS: dict[str, type[Segmenter] | type[Classifier]] = {

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samadapt.datasets.dataset import Entry
-from samadapt.datasets.found import Found
 from samadapt.datasets.groups import assign_groups
+from samadapt.datasets.parsed import ParsedLayout
 from samadapt.opening import Opening
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
@@ -17,7 +17,7 @@ _UNNAMED = ("image",)  # the one channel of a layout that does not name it
 
 
 def adopt(
-    entries: Sequence[Entry], found: Found, opening: Opening, path: Path, labelled: bool = True
+    entries: Sequence[Entry], found: ParsedLayout, opening: Opening, path: Path, labelled: bool = True
 ) -> tuple[tuple[Entry, ...], Opening]:
     """The entries with their classes numbered as in `opening`, and the opening with this data set's channels.
 
@@ -35,7 +35,9 @@ def adopt(
     return tuple(bare), opening
 
 
-def _channels(found: Found, opening: Opening, path: Path) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+def _channels(
+    found: ParsedLayout, opening: Opening, path: Path
+) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """By name, for another data set may hold them in another order; by number where the names differ."""
     theirs, ours = found.channel_names, opening.channel_names
     if theirs == ours:
@@ -65,7 +67,9 @@ def _channels(found: Found, opening: Opening, path: Path) -> tuple[tuple[str, ..
     return theirs, opening.channels
 
 
-def _classes(entries: Sequence[Entry], found: Found, opening: Opening, path: Path) -> tuple[Entry, ...]:
+def _classes(
+    entries: Sequence[Entry], found: ParsedLayout, opening: Opening, path: Path
+) -> tuple[Entry, ...]:
     expected = opening.stored_classes or opening.classes
     if found.classes == expected or not found.classes_declared:
         return tuple(entries)
@@ -85,7 +89,7 @@ def _classes(entries: Sequence[Entry], found: Found, opening: Opening, path: Pat
 
 
 def group_like(
-    found: Found, root: Path, group: str | None, recorded: Mapping[str, str]
+    found: ParsedLayout, root: Path, group: str | None, recorded: Mapping[str, str]
 ) -> tuple[tuple[Entry, ...], str]:
     """The entries with their patients by the rule that was asked for, or by what was recorded where it cannot be applied.
 
@@ -115,7 +119,7 @@ def patients_of(
     pattern = (
         opening.group if opening.group and "(" in opening.group else None
     )  # tables and columns know other cases
-    grouped, _ = group_like(Found(entries, ()), root, pattern, recorded)
+    grouped, _ = group_like(ParsedLayout(entries, ()), root, pattern, recorded)
     return {
         e.id: recorded.get(e.id, e.group or e.id) if pattern is None else e.group or e.id for e in grouped
     }

@@ -10,7 +10,7 @@ from samadapt import io
 from samadapt.datasets.coding import told_classes
 from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry
-from samadapt.datasets.found import Found, window_of
+from samadapt.datasets.parsed import ParsedLayout, window_of
 from samadapt.types import SamAdaptError
 
 _LABEL = "dseg"
@@ -24,7 +24,7 @@ def is_bids(path: Path) -> bool:
     return bool(subjects) and any(_suffix(file) == _LABEL for file in _files(path))
 
 
-def read_bids(path: Path, label_column: str | None) -> Found:
+def read_bids(path: Path, label_column: str | None) -> ParsedLayout:
     """One case for each subject, session, run, ...; its modalities (T1w, FLAIR) are its channels.
 
     Where several label maps belong to a case, or one belongs to none, that is an error by name. The patient is `sub-`.
@@ -57,7 +57,7 @@ def read_bids(path: Path, label_column: str | None) -> Found:
     ]
     classes, values, declared = _classes(path, list(labels.values()))
     window = window_of(entries[0].images[0], modalities)
-    return Found(
+    return ParsedLayout(
         entries, classes, declared, channel_names=tuple(modalities), window=window, label_values=values,
         group_rule="the BIDS name sub-...",
     )  # fmt: skip

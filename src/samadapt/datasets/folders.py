@@ -10,8 +10,8 @@ from pathlib import Path
 from samadapt import io
 from samadapt.datasets.coding import told_classes
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.found import PARTS, Found, part_folders, window_of
 from samadapt.datasets.masks import find_masks, image_name, masks_beside, split_masks
+from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
 from samadapt.datasets.pictures import unique_names
 from samadapt.types import SamAdaptError
 
@@ -35,7 +35,7 @@ def is_pairs(path: Path) -> bool:
     return any(masks_beside(folder) for _, folder in _roots(path))
 
 
-def read_pairs(path: Path, label_column: str | None) -> Found:
+def read_pairs(path: Path, label_column: str | None) -> ParsedLayout:
     """`images/NAME.*` with `masks/NAME.*`, `NAME_mask.*`, `NAME_segmentation.*`, ... in one of the mask folders."""
     entries = [entry for part, folder in _roots(path) for entry in _pairs(folder, part)]
     if not entries:
@@ -43,12 +43,12 @@ def read_pairs(path: Path, label_column: str | None) -> Found:
     return _found(unique_names(entries, path), path)
 
 
-def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data set says") -> Found:
+def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data set says") -> ParsedLayout:
     """With classes made from the values in the masks."""
     classes, values = told_classes([file for entry in entries for file in entry.label_files], path)
     names = _channel_names(entries[0])
     window = window_of(entries[0].images[0], names)
-    return Found(
+    return ParsedLayout(
         entries,
         classes,
         False,
@@ -117,7 +117,7 @@ def is_beside(path: Path) -> bool:
     return bool(_beside(path))
 
 
-def read_beside(path: Path, label_column: str | None) -> Found:
+def read_beside(path: Path, label_column: str | None) -> ParsedLayout:
     """NAME with NAME_gt, NAME_mask, NAME_mask_1, ... A folder called by a number is a patient.
 
     Where a patient's folder has masks, what has none (ACDC's 4-D series) is left out; elsewhere it is an image without
@@ -132,7 +132,7 @@ def read_beside(path: Path, label_column: str | None) -> Found:
     if all(_ACDC_NAME.match(entry.id) for entry in entries):
         values = {v: v for v in range(len(_ACDC_CLASSES))}
         window = window_of(entries[0].images[0], ("image",))
-        return Found(
+        return ParsedLayout(
             entries, _ACDC_CLASSES, window=window, label_values=values, group_rule="the patient's folder"
         )
     return _found(entries, path, "the patient's folder")

@@ -11,7 +11,7 @@ from pathlib import Path
 from samadapt import io
 from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry
-from samadapt.datasets.found import Found
+from samadapt.datasets.parsed import ParsedLayout
 from samadapt.datasets.patient_names import patients_by_name
 from samadapt.types import SamAdaptError
 
@@ -19,7 +19,7 @@ _CASES = ("case", "case_id", "image", "image_id", "file", "filename", "name", "i
 _PATIENTS = ("patient", "patient_id", "patientid", "group", "subject", "subject_id")
 
 
-def assign_groups(found: Found, root: Path, group: str | Path | None) -> tuple[tuple[Entry, ...], str]:
+def assign_groups(found: ParsedLayout, root: Path, group: str | Path | None) -> tuple[tuple[Entry, ...], str]:
     """The entries with their patients, and the rule in words.
 
     Args:

@@ -12,8 +12,8 @@ from pathlib import Path
 from samadapt import io
 from samadapt.datasets import adopted, bids, folders, medmnist, nnunet, organs, pictures, tables
 from samadapt.datasets.dataset import Dataset, Entry
-from samadapt.datasets.found import Found
 from samadapt.datasets.groups import assign_groups
+from samadapt.datasets.parsed import ParsedLayout
 from samadapt.opening import Opening
 from samadapt.types import SamAdaptError, SamAdaptWarning, Task
 
@@ -27,8 +27,8 @@ class Layout:
     name: str
     shape: str  # what it looks like, for people
     task: Task
-    told: Callable[[Path], bool]
-    read: Callable[[Path, str | None], Found]
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, str | None], ParsedLayout]
 
 
 #: In the order in which they are tried.
@@ -151,12 +151,12 @@ def find_layout(
     if not path.exists():
         raise SamAdaptError(f"{path} does not exist; give a data set's folder, its .npz or its .csv")
     likely = sorted(LAYOUTS, key=lambda layout: (layout.name != preferred, prefer not in (None, layout.task)))
-    return next((layout for layout in likely if task in (None, layout.task) and layout.told(path)), None)
+    return next((layout for layout in likely if task in (None, layout.task) and layout.matches(path)), None)
 
 
 def _read(
     path: Path, layout: Layout | None, task: Task | None, label_column: str | None
-) -> tuple[Layout, Found]:
+) -> tuple[Layout, ParsedLayout]:
     if layout is not None:
         found = layout.read(path, label_column)
         _demand_names(found, path)
@@ -169,7 +169,7 @@ def _read(
     raise SamAdaptError(f"{path} has no layout that is known{wanted}. Known are {known}")
 
 
-def _demand_names(found: Found, path: Path) -> None:
+def _demand_names(found: ParsedLayout, path: Path) -> None:
     """Class names stand in tables and file headers beside our own words."""
     for name in found.classes:
         if name in _RESERVED:
@@ -207,7 +207,7 @@ def _left_out(path: Path, entries: Sequence[Entry]) -> tuple[tuple[Path, str], .
     return left_out
 
 
-def _name(path: Path, found: Found) -> str:
+def _name(path: Path, found: ParsedLayout) -> str:
     return found.name or (path.stem if path.is_file() else path.resolve().name)
 
 
@@ -235,7 +235,7 @@ def _readable_geometries(paths: Sequence[Path]) -> Iterator[io.Geometry]:
             yield io.read_geometry(path)
 
 
-def _channels(found: Found, wanted: Sequence[int | str] | None) -> tuple[int, ...] | None:
+def _channels(found: ParsedLayout, wanted: Sequence[int | str] | None) -> tuple[int, ...] | None:
     names = found.channel_names
     chosen = found.channels if wanted is None else tuple(_channel(found, one) for one in wanted)
     count = len(names) if chosen is None else len(chosen)
@@ -247,7 +247,7 @@ def _channels(found: Found, wanted: Sequence[int | str] | None) -> tuple[int, ..
     return chosen
 
 
-def _channel(found: Found, wanted: int | str) -> int:
+def _channel(found: ParsedLayout, wanted: int | str) -> int:
     names = found.channel_names
     if isinstance(wanted, str) and wanted in names:
         return names.index(wanted)
@@ -258,7 +258,7 @@ def _channel(found: Found, wanted: int | str) -> int:
     return number
 
 
-def _renamed(found: Found, classes: Sequence[str]) -> tuple[str, ...]:
+def _renamed(found: ParsedLayout, classes: Sequence[str]) -> tuple[str, ...]:
     if len(classes) != len(found.classes):
         raise SamAdaptError(
             f"{len(classes)} class names were given; the data set has {len(found.classes)}: {', '.join(found.classes)}"

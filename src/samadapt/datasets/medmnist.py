@@ -8,7 +8,7 @@ import numpy as np
 
 from samadapt import io
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.found import Found
+from samadapt.datasets.parsed import ParsedLayout
 from samadapt.types import SamAdaptError
 
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -19,7 +19,7 @@ def is_npz(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() == ".npz"
 
 
-def read_npz(path: Path, label_column: str | None) -> Found:
+def read_npz(path: Path, label_column: str | None) -> ParsedLayout:
     """Cases are called `test_00042`: their part and row. MedMNIST says nothing of patients."""
     arrays = io.open_npz(path)
     expected = {f"{part}_{what}" for part in _PARTS for what in ("images", "labels")}
@@ -52,7 +52,7 @@ def read_npz(path: Path, label_column: str | None) -> Found:
         for part in _PARTS
         for row, values in enumerate(labels[part])
     ]
-    return Found(
+    return ParsedLayout(
         entries=entries,
         classes=tuple(map(str, range(count))),
         channel_names=("red", "green", "blue") if colours.pop() else ("image",),

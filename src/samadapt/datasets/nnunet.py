@@ -8,7 +8,7 @@ from typing import Any
 
 from samadapt import io
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.found import Found, read_json, window_of
+from samadapt.datasets.parsed import ParsedLayout, read_json, window_of
 from samadapt.types import IGNORED, SamAdaptError
 
 
@@ -35,7 +35,7 @@ def _about(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def read_nnunet(path: Path, label_column: str | None) -> Found:
+def read_nnunet(path: Path, label_column: str | None) -> ParsedLayout:
     """`imagesTr/CASE_0000.EXT` with `labelsTr/CASE.EXT`; `imagesTs` as a test part, labelled if `labelsTs` is."""
     file, about = path / "dataset.json", _about(path)
     suffix = str(about.get("file_ending", ".nii.gz"))
@@ -44,7 +44,7 @@ def read_nnunet(path: Path, label_column: str | None) -> Found:
     names = _names(about["channel_names"], "channel_names", file)
     classes, values = _classes(about.get("labels"), file)
     entries = _entries(path, suffix, len(names), "Tr") + _entries(path, suffix, len(names), "Ts")
-    return Found(
+    return ParsedLayout(
         entries=entries,
         classes=classes,
         name=_text(about.get("name")),
@@ -188,7 +188,7 @@ def _folds(file: Path, cases: Collection[str]) -> tuple[tuple[tuple[str, ...], t
     return tuple(folds)
 
 
-def read_msd(path: Path, label_column: str | None) -> Found:
+def read_msd(path: Path, label_column: str | None) -> ParsedLayout:
     """`training: [{image, label}]` with labels {value: name}. A fourth file axis is the channels (`modality`)."""
     file, about = path / "dataset.json", _about(path)
     names = _names(about.get("modality", {"0": "image"}), "modality", file)
@@ -208,7 +208,7 @@ def read_msd(path: Path, label_column: str | None) -> Found:
         if (path / name).is_file()
     ]
     stacked = len(names) > 1 and len(entries[0].images) == 1
-    return Found(
+    return ParsedLayout(
         entries=entries,
         classes=classes,
         name=_text(about.get("name")),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets.dataset import Entry
-from samadapt.datasets.found import Found
+from samadapt.datasets.parsed import ParsedLayout
 from samadapt.types import SamAdaptError
 
 _SCANS = {"ct": "CT", "mri": "MRI", "mr": "MRI"}
@@ -26,7 +26,7 @@ def _scans(folder: Path) -> list[Path]:
     return [file for file in io.find_files(folder) if io.case_name(file).lower() in _SCANS]
 
 
-def read_organs(path: Path, label_column: str | None) -> Found:
+def read_organs(path: Path, label_column: str | None) -> ParsedLayout:
     """Classes are the organs of all cases, by name; an organ without a file is absent. The folder is the patient."""
     cases = [(folder, _scans(folder), io.find_files(folder / _MASKS)) for folder in _cases(path)]
     organs = sorted({io.case_name(mask) for _, _, masks in cases for mask in masks})
@@ -55,7 +55,7 @@ def read_organs(path: Path, label_column: str | None) -> Found:
             )
         )
     kind = _SCANS[kinds.pop()]
-    return Found(
+    return ParsedLayout(
         entries, ("background", *organs), channel_names=(kind,), window="ct" if kind == "CT" else "percentile",
         label_values={n: n for n in range(len(organs) + 1)},
     )  # fmt: skip

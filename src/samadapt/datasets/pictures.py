@@ -9,8 +9,8 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.found import Found, part_folders, window_of
 from samadapt.datasets.masks import FOLDERS, is_in_mask_folder, split_masks
+from samadapt.datasets.parsed import ParsedLayout, part_folders, window_of
 from samadapt.types import SamAdaptError
 
 _NOT_CLASSES = {"images", "image", "imagestr", "labelstr", "imagests", "labelsts", "derivatives", *FOLDERS}
@@ -45,7 +45,7 @@ def is_classes(path: Path) -> bool:
     return len(classes) > 1
 
 
-def read_classes(path: Path, label_column: str | None) -> Found:
+def read_classes(path: Path, label_column: str | None) -> ParsedLayout:
     """`CLASS/*.png`; classes in alphabetical order. A case is a file; volumes are cases too."""
     roots = _roots(path)
     classes = tuple(sorted({name for _, root in roots for name in _class_folders(root)}))
@@ -62,7 +62,9 @@ def read_classes(path: Path, label_column: str | None) -> Found:
             ]
     entries = unique_names(entries, path)
     first = entries[0].images[0]
-    return Found(entries, classes, channel_names=channel_names(first), window=window_of(first, ("image",)))
+    return ParsedLayout(
+        entries, classes, channel_names=channel_names(first), window=window_of(first, ("image",))
+    )
 
 
 def channel_names(first: Path) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from samadapt import io
 from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.found import PARTS, Found, part_folders, window_of
 from samadapt.datasets.masks import is_in_mask_folder
+from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
 from samadapt.datasets.pictures import channel_names, unique_names
 from samadapt.datasets.targets import Targets, read_targets
 from samadapt.types import SamAdaptError
@@ -59,7 +59,7 @@ def is_table(path: Path) -> bool:
     return bool(_tables(path))
 
 
-def read_table(path: Path, label_column: str | None) -> Found:
+def read_table(path: Path, label_column: str | None) -> ParsedLayout:
     """A column of images (path, image, image_id, ...), label column(s), perhaps a patient and a split column."""
     entries: list[Entry] = []
     columns: dict[str, dict[str, str]] = {}
@@ -77,7 +77,7 @@ def read_table(path: Path, label_column: str | None) -> Found:
     for column in tables[0][1].columns:
         columns[column] = {e.id: row.get(column, "") for e, row in zip(entries, rows, strict=True)}
     first = entries[0].images[0]
-    return Found(
+    return ParsedLayout(
         entries=entries,
         classes=targets.classes,
         channel_names=channel_names(first),

@@ -1,22 +1,22 @@
 """The few-label study: a grid of learners x labels x seeds, scored on the same patients."""
 
-from samadapt.experiment.catalogue import BaselineOptions, build_entrants, known_entrants
-from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.experiment.grid import Grid, encoder_of
+from samadapt.experiment.methods import Method, TrainedMethod
+from samadapt.experiment.registry import BaselineOptions, build_methods, known_methods
 from samadapt.experiment.results import results_table
 from samadapt.experiment.settings import encoder_note, make_study, preset_names, read_settings
 from samadapt.experiment.study import Outcome, run_experiment
 
 __all__ = [
     "BaselineOptions",
-    "Entrant",
     "Grid",
+    "Method",
     "Outcome",
-    "Trained",
-    "build_entrants",
+    "TrainedMethod",
+    "build_methods",
     "encoder_note",
     "encoder_of",
-    "known_entrants",
+    "known_methods",
     "make_study",
     "preset_names",
     "read_settings",

@@ -1,4 +1,4 @@
-"""The baselines as entrants: SimCLR, SAM prompted with the truth, nnU-Net."""
+"""The baselines as methods: SimCLR, SAM prompted with the truth, nnU-Net."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from samadapt import simclr
 from samadapt.baselines.nnunet import NnUNet, NnUNetConfig
 from samadapt.baselines.zero_shot import ZeroShot, load_decoder
 from samadapt.datasets import Dataset
-from samadapt.experiment.entrants import Encode, Entrant, Fitted, Job, Trained, fitted_run, one_by_one
+from samadapt.experiment.methods import Encode, Fitted, Job, Method, TrainedMethod, fitted_run, one_by_one
 from samadapt.features import Recipe
 from samadapt.learner import Learner, fit
 from samadapt.runs import pick_device
@@ -29,13 +29,13 @@ NECK = {"neck": 1}
 
 @final
 @dataclass(frozen=True)
-class Contrasted(Entrant):
+class SimclrMethod(Method):
     """A U-Net whose contracting path SimCLR trained on all images that are not for scoring, then fine-tuned.
 
     The pre-training needs no label, so all numbers of labels of one seed share it.
     """
 
-    trained: Trained
+    trained: TrainedMethod
     recipe: simclr.SimclrConfig = field(default_factory=simclr.SimclrConfig)
 
     @property
@@ -87,7 +87,7 @@ def unlabelled(data: Dataset, ids: tuple[str, ...]) -> Dataset:
 
 @final
 @dataclass(frozen=True)
-class Prompted(Entrant):
+class ZeroShotMethod(Method):
     """SAM's own decoder, prompted with the truth of the case that it answers for. Learns nothing.
 
     Args:
@@ -143,7 +143,7 @@ class Prompted(Entrant):
 
 @final
 @dataclass(frozen=True)
-class NnUNetEntrant(Entrant):
+class NnUNetMethod(Method):
     """nnU-Net v2 on the cell's labelled cases."""
 
     config: NnUNetConfig = field(default_factory=NnUNetConfig)

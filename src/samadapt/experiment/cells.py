@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from samadapt.datasets import Dataset
-from samadapt.experiment.entrants import Fitted, Job
 from samadapt.experiment.grid import Cell
-from samadapt.experiment.looks import keep_looks
-from samadapt.experiment.slices import SliceKeeper
+from samadapt.experiment.methods import Fitted, Job
+from samadapt.experiment.previews import PreviewWriter
+from samadapt.experiment.saliency import keep_saliency
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
 from samadapt.metrics import score_case, score_predictions, write_scores
@@ -72,7 +72,7 @@ def prepare_cell(study: Study, cell: Cell) -> str | None:
     """What a cell shares with others of its learner and seed. In words, what was done."""
     job = Job(study.data, cell.split, cell.config, study.out / cell.digest, study.store)
     with _threads(study.threads):
-        return cell.entrant.prepare(job)
+        return cell.method.prepare(job)
 
 
 def _make_room(out: Path) -> None:
@@ -85,25 +85,25 @@ def _make_room(out: Path) -> None:
 def _run(study: Study, cell: Cell, out: Path) -> None:
     data = study.data
     with _metered() as training:
-        fitted = cell.entrant.fit(Job(data, cell.split, cell.config, out, study.store))
+        fitted = cell.method.fit(Job(data, cell.split, cell.config, out, study.store))
     out.mkdir(parents=True, exist_ok=True)
     cases = (data.case(case_id) for case_id in cell.split.val)
     timed = _Timed(fitted)
     with _metered() as prediction:
         if data.task == "segmentation":
-            keeper = SliceKeeper(study.out / "cases", data.window)
+            keeper = PreviewWriter(study.out / "cases", data.window)
             scores = _score_segmentation(cell, timed, cases, data, keeper)
             keeper.save(out / "slices.npz")
         else:
             answers = _class_answers(timed, cases)
             scores = score_predictions(*answers, data.classes)
-    if data.task == "classification" and fitted.look is not None:
-        keep_looks(out / "attention.npz", fitted.look, data.case, answers)
+    if data.task == "classification" and fitted.saliency is not None:
+        keep_saliency(out / "attention.npz", fitted.saliency, data.case, answers)
     cost = {
         "learner": cell.learner,
         "labels": cell.labels,
         "seed": cell.seed,
-        "uses_truth": cell.entrant.uses_truth,
+        "uses_truth": cell.method.uses_truth,
         "parameters": fitted.parameters,
         "training": training,
         "prediction": prediction | timed.spent,  # without loading and scoring
@@ -140,7 +140,7 @@ def check_scores(out: Path) -> None:
 
 
 def _score_segmentation(
-    cell: Cell, timed: _Timed, cases: Iterable[Case], data: Dataset, keeper: SliceKeeper
+    cell: Cell, timed: _Timed, cases: Iterable[Case], data: Dataset, keeper: PreviewWriter
 ) -> list[Score]:
     answers = _answers(timed, cases, keeper)
     if cell.stacked:
@@ -152,7 +152,9 @@ def _score_segmentation(
     ]
 
 
-def _answers(timed: _Timed, cases: Iterable[Case], keeper: SliceKeeper) -> Iterator[tuple[Case, np.ndarray]]:
+def _answers(
+    timed: _Timed, cases: Iterable[Case], keeper: PreviewWriter
+) -> Iterator[tuple[Case, np.ndarray]]:
     for case, label in timed.answers(cases):
         if label.shape != _truth(case).shape:
             raise SamAdaptError(
@@ -197,7 +199,7 @@ def _class_answers(timed: _Timed, cases: Iterable[Case]) -> tuple[list[str], np.
 
 
 class _Timed:
-    """An entrant's answers, and the time that they took."""
+    """A method's answers, and the time that they took."""
 
     def __init__(self, fitted: Fitted) -> None:
         self.fitted, self.wall, self.cpu, self.count = fitted, 0.0, 0.0, 0

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.datasets import Dataset, Split
-from samadapt.experiment.entrants import Entrant, Trained
+from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.files import write_json
 from samadapt.learner import Learner
 from samadapt.runs import environment
@@ -34,7 +34,7 @@ _FORMAT = 1
 class Grid:
     """What is compared, and how."""
 
-    learners: Mapping[str, Entrant | Learner]
+    learners: Mapping[str, Method | Learner]
     labels: tuple[int | float | None, ...]  # labelled patients, or a share of them; None: all
     seeds: tuple[int, ...] = (0, 1, 2)
     select: int = 0  # of the labelled patients, set aside to choose the best step
@@ -52,8 +52,8 @@ class Grid:
             raise SamAdaptError(f"threads is {self.threads}; expected at least 1")
 
     @property
-    def entrants(self) -> dict[str, Entrant]:
-        return {n: Trained(x) if isinstance(x, Learner) else x for n, x in self.learners.items()}
+    def methods(self) -> dict[str, Method]:
+        return {n: TrainedMethod(x) if isinstance(x, Learner) else x for n, x in self.learners.items()}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Cell:
     """One learner, one number of labels, one seed."""
 
     learner: str
-    entrant: Entrant
+    method: Method
     labels: int | float | None  # 0 where the learner learns nothing
     seed: int
     split: Split
@@ -70,7 +70,7 @@ class Cell:
     digest: str = field(default="", compare=False)
 
     def __str__(self) -> str:
-        if not self.entrant.learns:
+        if not self.method.learns:
             return self.learner
         return f"{self.learner}, {'all' if self.labels is None else self.labels} labelled, seed {self.seed}"
 
@@ -86,24 +86,24 @@ def make_cells(data: Dataset, grid: Grid, config: TrainConfig) -> list[Cell]:
     if any(split.val != first.val for split in splits.values()):
         raise AssertionError("the scored cases differ between the splits of one fold")
     for number, ((labels, seed), split) in enumerate(splits.items()):
-        for name, entrant in grid.entrants.items():
-            if not entrant.learns:
+        for name, method in grid.methods.items():
+            if not method.learns:
                 if number == 0:
-                    cells.append(_cell(data, grid, config, name, entrant, 0, 0, split))
+                    cells.append(_cell(data, grid, config, name, method, 0, 0, split))
                 continue
-            cells.append(_cell(data, grid, config, name, entrant, labels, seed, split))
+            cells.append(_cell(data, grid, config, name, method, labels, seed, split))
     return cells
 
 
 def _cell(
-    data: Dataset, grid: Grid, config: TrainConfig, name: str, entrant: Entrant, labels: int | float | None,
+    data: Dataset, grid: Grid, config: TrainConfig, name: str, method: Method, labels: int | float | None,
     seed: int, split: Split,
 ) -> Cell:  # fmt: skip
     config = dataclasses.replace(config, seed=seed)
     identity = [
         _FORMAT,
         name,
-        entrant.spec,
+        method.spec,
         labels,
         seed,
         _numbers(config),
@@ -112,7 +112,7 @@ def _cell(
         grid.stacked,
     ]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return Cell(name, entrant, labels, seed, split, config, grid.stacked, digest)
+    return Cell(name, method, labels, seed, split, config, grid.stacked, digest)
 
 
 def _numbers(config: TrainConfig) -> dict[str, Any]:
@@ -147,13 +147,13 @@ def open_experiment(
     note["cells"] = (before or {}).get("cells", {}) | {
         cell.digest: {
             "learner": cell.learner, "labels": cell.labels, "seed": cell.seed,
-            "patients": list(cell.split.patients) if cell.entrant.learns else [], "rule": cell.split.rule,
+            "patients": list(cell.split.patients) if cell.method.learns else [], "rule": cell.split.rule,
         }
         for cell in cells
     }  # fmt: skip
     note["scored"] = {case_id: data.groups[case_id] for case_id in cells[0].split.val}
     note["overlaps"] = (before or {}).get("overlaps", {}) | _overlaps(
-        data, grid.entrants, list(note["scored"])
+        data, grid.methods, list(note["scored"])
     )
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "experiment.json", note)
@@ -173,21 +173,21 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
             "select": grid.select, "fold": grid.fold, "stacked": grid.stacked, **_numbers(config),
         },
         "learners": {
-            name: {"spec": entrant.spec, "uses_truth": entrant.uses_truth, "learns": entrant.learns}
-            for name, entrant in grid.entrants.items()
+            name: {"spec": method.spec, "uses_truth": method.uses_truth, "learns": method.learns}
+            for name, method in grid.methods.items()
         },
         "encoder": grid.encoder,
-        "encoders": _fingerprints(grid.entrants),
+        "encoders": _fingerprints(grid.methods),
         "environment": environment(),
         "commands": [sys.argv],
     }  # fmt: skip
 
 
 def _overlaps(
-    data: Dataset, entrants: Mapping[str, Entrant], scored: list[str]
+    data: Dataset, methods: Mapping[str, Method], scored: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
     """Learner -> what the training of its encoder has, or may have, seen of the scored cases."""
-    starts = {name: entrant.starts_from for name, entrant in entrants.items()}
+    starts = {name: method.starts_from for name, method in methods.items()}
     found = {
         name: [x.to_json() for x in learner.overlaps(data, scored) if x.warns]
         for name, learner in starts.items()
@@ -196,9 +196,9 @@ def _overlaps(
     return {name: rows for name, rows in found.items() if rows}
 
 
-def _fingerprints(entrants: Mapping[str, Entrant]) -> dict[str, str]:
+def _fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
     """Learner -> fingerprint of the weights it starts from, where it has any: a file may change under its name."""
-    learners = {name: entrant.starts_from for name, entrant in entrants.items()}
+    learners = {name: method.starts_from for name, method in methods.items()}
     known: dict[object, str | None] = {}  # each encoder is loaded once: SAM's take gigabytes
     for source, learner in {x.source: x for x in learners.values() if x is not None}.items():
         with contextlib.suppress(SamAdaptError):  # its cells will fail with it, each recorded

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.baselines.nnunet import NnUNetConfig
-from samadapt.experiment.catalogue import BaselineOptions, build_entrants, reading_heads
-from samadapt.experiment.entrants import Entrant, Trained
 from samadapt.experiment.grid import Grid
+from samadapt.experiment.methods import Method, TrainedMethod
+from samadapt.experiment.registry import BaselineOptions, build_methods, reading_heads
 from samadapt.heads import HEADS
 from samadapt.learner import Learner, default_encoder, default_note
 from samadapt.simclr import SimclrConfig
@@ -76,9 +76,9 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
         SimclrConfig(**_fields("simclr", settings, SimclrConfig)),
         NnUNetConfig(**_fields("nnunet", settings, NnUNetConfig)),
     )
-    entrants = build_entrants([n for n in names if n not in own], task, base, baselines)
+    methods = build_methods([n for n in names if n not in own], task, base, baselines)
     views = shared.get("views")
-    made = {n: _own(n, own[n], base, views) if n in own else entrants[n] for n in names}
+    made = {n: _own(n, own[n], base, views) if n in own else methods[n] for n in names}
     options["encoder"] = base.encoder
     grid = Grid(made, labels, tuple(range(seeds) if isinstance(seeds, int) else seeds), **options)
     return grid, TrainConfig(**_fields("train", settings, TrainConfig, without=("seed",)))
@@ -91,7 +91,7 @@ def encoder_note(settings: Mapping[str, Any], grid: Grid) -> str | None:
     return default_note(grid.encoder, *heads) if heads else None
 
 
-def _own(name: str, table: Mapping[str, Any], base: Learner, views: int | None) -> Entrant:
+def _own(name: str, table: Mapping[str, Any], base: Learner, views: int | None) -> Method:
     """A learner of the user's own, like `base` but for what its table says; without `views` its encoder's default."""
     where = f"learner.{name}"
     fields = [field.name for field in dataclasses.fields(Learner)]
@@ -101,7 +101,7 @@ def _own(name: str, table: Mapping[str, Any], base: Learner, views: int | None) 
         base = dataclasses.replace(base, encoder=PIXELS, checkpoint=None, prepare=None)
     changed = {"views": views} | {key: value for key, value in table.items() if key != "train"}
     learner = dataclasses.replace(base, **changed)
-    return Trained(learner, _fields("train", table, TrainConfig, without=("seed", "device", "workers")))
+    return TrainedMethod(learner, _fields("train", table, TrainConfig, without=("seed", "device", "workers")))
 
 
 def _fields(key: str, table: Mapping[str, Any], kind: type, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from samadapt.datasets import Dataset
 from samadapt.experiment.cells import Study, check_scores, prepare_cell, run_cell
-from samadapt.experiment.entrants import Encode
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
+from samadapt.experiment.methods import Encode
 from samadapt.features import EncodeReport, FeatureStore
 from samadapt.files import demand_writable, write_json
 from samadapt.runs import pick_device
@@ -137,12 +137,12 @@ def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
     merged: dict[object, Encode] = {}
     seen: set[tuple[str, int]] = set()
     for cell in cells:
-        key = (cell.learner, cell.seed if cell.entrant.seeded_encoder else 0)
+        key = (cell.learner, cell.seed if cell.method.seeded_encoder else 0)
         if key in seen:
             continue
         seen.add(key)
         try:
-            wanted = cell.entrant.encode(study.data, key[1])
+            wanted = cell.method.encode(study.data, key[1])
         except SamAdaptError as error:  # its cells will fail with it, each recorded; the others go on
             say(f"{cell.learner} cannot be encoded for: {error}")
             continue

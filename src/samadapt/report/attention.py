@@ -43,7 +43,7 @@ class Section:
     lead: str = ""
 
 
-def where_it_looked(study: Study, level: Level, preferred: Sequence[str]) -> Section:
+def saliency_section(study: Study, level: Level, preferred: Sequence[str]) -> Section:
     """The cases of the first learner that kept some; the others' maps of the same cases below each other.
 
     Args:

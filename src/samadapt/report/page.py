@@ -14,7 +14,7 @@ from markupsafe import Markup
 from samadapt.files import demand_writable, replacing
 from samadapt.records import SamAdaptError
 from samadapt.report import figures, tables
-from samadapt.report.attention import where_it_looked
+from samadapt.report.attention import saliency_section
 from samadapt.report.comparisons import Comparison, Means, all_means, compare_all, missing_lines
 from samadapt.report.measures import Side, contributions, measure
 from samadapt.report.reading import Level, Study, read_study, write_table
@@ -213,6 +213,6 @@ def _classification(study: Study, verdict: Verdict) -> dict[str, Any]:
             figures.inline_svg(curve, "accuracy", f"mean accuracy by labelled {study.unit}s")
         ),
         "figures": [(title, Markup(figures.inline_svg(f, key, title))) for title, key, f in drawn],
-        "looked": where_it_looked(study, last.level, list(two)),
+        "looked": saliency_section(study, last.level, list(two)),
         "classes": [tables.class_table(study, "auc")],
     }

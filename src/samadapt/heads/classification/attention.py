@@ -13,11 +13,11 @@ from torch import Tensor
 GRAD_CAM = "Grad-CAM"
 
 
-class Looking(ABC):
+class SaliencyHead(ABC):
     """The interface of heads that can say where they looked."""
 
     @abstractmethod
-    def where(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+    def saliency(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
         """{title: (B, h, w)} over the encoder's square, larger where the head looked.
 
         Args:

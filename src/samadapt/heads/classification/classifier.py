@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weights
-from samadapt.heads.classification.attention import GRAD_CAM, Looking, grad_cam, outside_inference
+from samadapt.heads.classification.attention import GRAD_CAM, SaliencyHead, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.options import Taps, one_of, tap_shape
 from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Task, Units
@@ -44,7 +44,7 @@ def class_weight_tensor(head: str, n_classes: int, weights: Sequence[float] | No
 
 
 @dataclass(frozen=True)
-class Trunk:
+class BackboneOptions:
     """The network itself, as the options of every head with one name it."""
 
     backbone: str = "resnet18"
@@ -102,7 +102,7 @@ def hidden_width(head: str, channels: int, reduction: int) -> int:
     return max(channels // reduction, 1)
 
 
-class Classifier(Head, Looking):
+class Classifier(Head, SaliencyHead):
     """Stages, blocks after some of them, global average, one linear layer.
 
     A subclass calls `start` in its constructor, puts a `Block` into `blocks` for every stage it gates, and says
@@ -119,7 +119,7 @@ class Classifier(Head, Looking):
     class_weights: Tensor | None
     starts_pretrained: bool
 
-    def start(self, trunk: Trunk, taps: Taps, n_classes: int) -> Backbone:
+    def start(self, trunk: BackboneOptions, taps: Taps, n_classes: int) -> Backbone:
         """Build everything but the blocks, which come after: with one seed all heads start from one network."""
         tap_shape(self.name, taps, PIXELS)
         self.reads = {PIXELS: 1}
@@ -198,7 +198,7 @@ class Classifier(Head, Looking):
 
         return outside_inference(compute)
 
-    def where(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+    def saliency(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
         """The attention of every block, and Grad-CAM of the last stage."""
         return self.attention(features) | {GRAD_CAM: self.grad_cam(features, target=target)}
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.heads.classification.attention import Looking
+from samadapt.heads.classification.attention import SaliencyHead
 from samadapt.heads.classification.classifier import class_weight_tensor, classification_loss
 from samadapt.heads.options import Taps, last_tap, tap_shape
 from samadapt.types import Head, SamAdaptError, Task
@@ -56,7 +56,7 @@ class LinearProbe(Head):
 
 
 @final
-class AttentiveProbe(Head, Looking):
+class AttentiveProbe(Head, SaliencyHead):
     """One learned query looks at all places of a map; a linear layer reads what it found.
 
     Args:
@@ -119,7 +119,7 @@ class AttentiveProbe(Head, Looking):
         weights = self._weights(self._tokens(features)).mean(1)
         return {self.tap: weights.unflatten(1, features[self.tap].shape[-2:]).detach()}
 
-    def where(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+    def saliency(self, features: Mapping[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
         """The attention: it is the same for every class."""
         return self.attention(features)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from samadapt.backbones import Backbone
 from samadapt.heads.classification.classifier import (
+    BackboneOptions,
     Classifier,
-    Trunk,
     gated_stages,
     hidden_width,
 )
@@ -66,7 +66,7 @@ class Plain(Classifier):
         units: Units | None = None,
     ) -> None:
         super().__init__()
-        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of, units)
+        trunk = BackboneOptions(backbone, weights, image_size, small_input, class_weights, weights_of, units)
         self.start(trunk, taps, n_classes)
 
 
@@ -101,7 +101,7 @@ class OwnGated(Classifier):
     ) -> None:
         super().__init__()
         one_of(self.name, "gate", gate, GATES)
-        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of, units)
+        trunk = BackboneOptions(backbone, weights, image_size, small_input, class_weights, weights_of, units)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
         identity = self.starts_as_plain(identity)
@@ -198,7 +198,7 @@ class SLCA(Classifier):
         check_window(self.name, window)
         if shuffle and source != "taps":
             raise SamAdaptError(f"head 'slca' cannot shuffle with source {source!r}; shuffle the taps")
-        trunk = Trunk(backbone, weights, image_size, small_input, class_weights, weights_of, units)
+        trunk = BackboneOptions(backbone, weights, image_size, small_input, class_weights, weights_of, units)
         network = self.start(trunk, taps, n_classes)
         gated = gated_stages(self.name, network, stages)
         identity = self.starts_as_plain(identity)

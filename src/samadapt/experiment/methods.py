@@ -16,14 +16,14 @@ from torch import nn
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, Recipe
 from samadapt.learner import Learner, fit
-from samadapt.prediction import Classifier, Look, Maps, load_run
+from samadapt.prediction import Classifier, Maps, Saliency, load_run
 from samadapt.training import TrainConfig
 from samadapt.types import Case, SamAdaptError
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every entrant is given: the same for all in one cell of the grid."""
+    """What every method is given: the same for all in one cell of the grid."""
 
     data: Dataset
     split: Split
@@ -48,18 +48,18 @@ def one_by_one(predict: Callable[[Case], np.ndarray]) -> Answers:
 
 @dataclass(frozen=True)
 class Fitted:
-    """An entrant that has learnt."""
+    """A method that has learnt."""
 
     answers: Answers
     parameters: int  # trained ones
     notes: Mapping[str, Any] = field(
         default_factory=dict
     )  # for the fairness table: steps, selection, augmentation
-    look: Callable[[Case], Look] | None = None  # where it looked; None: it cannot say
+    saliency: Callable[[Case], Saliency] | None = None  # where it looked; None: it cannot say
 
 
-class Entrant(ABC):
-    """Takes part in a study. Two entrants with equal `spec` are the same."""
+class Method(ABC):
+    """Takes part in a study. Two methods with equal `spec` are the same."""
 
     #: False: learns nothing, so one cell stands for all numbers of labels and seeds.
     learns: ClassVar[bool] = True
@@ -96,7 +96,7 @@ class Entrant(ABC):
 
 @dataclass(frozen=True)
 class Encode:
-    """Maps that an entrant wants: of its training cases (views) or of the scored ones (view 0)."""
+    """Maps that a method wants: of its training cases (views) or of the scored ones (view 0)."""
 
     learner: Learner
     seed: int
@@ -107,7 +107,7 @@ class Encode:
 
 @final
 @dataclass(frozen=True)
-class Trained(Entrant):
+class TrainedMethod(Method):
     """A head (and perhaps its encoder) trained on the labelled cases.
 
     Args:
@@ -157,7 +157,7 @@ class Trained(Entrant):
 
 
 def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
-    """A finished run folder as an entrant; a frozen encoder's maps come from the store."""
+    """A finished run folder as a method; a frozen encoder's maps come from the store."""
     model = load_run(job.out, config.device)
     check_finite(model.head)
     stored = config.tune == "none" and not model.head.pixels_only
@@ -184,15 +184,15 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
         return Fitted(one_by_one(lambda case: model.predict(case, maps(case))), trained, notes)
     classifier = model
 
-    def look(case: Case) -> Look:
+    def saliency(case: Case) -> Saliency:
         read = maps(case)
-        return classifier.look(case, classifier.predict_slices(case, read), read)
+        return classifier.saliency_maps(case, classifier.predict_slices(case, read), read)
 
     def answers(cases: Iterable[Case]) -> Iterator[tuple[Case, np.ndarray]]:
         found = classifier.predict_all((case, maps(case)) for case in cases)
         return ((case, slices.mean(0).numpy()) for case, slices in found)
 
-    return Fitted(answers, trained, notes, look if classifier.looks else None)
+    return Fitted(answers, trained, notes, saliency if classifier.has_saliency else None)
 
 
 def check_finite(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ from samadapt.types import Case
 _LARGEST = 320  # pixels along the longer side; larger slices are thinned out
 
 
-class SliceKeeper:
+class PreviewWriter:
     """Collects one learner's answers on the telling slices of each case; image and truth are kept once for all.
 
     cases/<case>.npz: image (N, h, w) or (N, h, w, 3) uint8, truth (N, h, w) uint8, slices (N,)

@@ -7,15 +7,15 @@ import pytest
 
 from fakes import disc_case, two_class_archive
 from samadapt.datasets import open_dataset
-from samadapt.experiment import Grid, Trained, run_experiment
-from samadapt.experiment.looks import drawn_cases, save_looks, sure_mistakes
+from samadapt.experiment import Grid, TrainedMethod, run_experiment
+from samadapt.experiment.saliency import drawn_cases, save_saliency, sure_mistakes
 from samadapt.features import FeatureStore
 from samadapt.learner import Learner
-from samadapt.prediction import Look
+from samadapt.prediction import Saliency
 from samadapt.report import read_study, write_report
-from samadapt.report.attention import where_it_looked
+from samadapt.report.attention import saliency_section
 from samadapt.training import TrainConfig
-from synthetic_study import keep_looks, make_classification_study
+from synthetic_study import keep_saliency, make_classification_study
 
 IDS = [f"eye{i:02d}" for i in range(12)]
 
@@ -50,8 +50,8 @@ def test_the_surest_mistakes_come_first():
 
 def test_kept_maps_are_small_and_lie_on_their_picture(tmp_path):
     rows = np.broadcast_to(np.linspace(0.2, 0.8, 200)[:, None], (200, 300)).astype(np.float32)
-    look = Look(1, np.stack([255 * rows] * 3), {"stem": rows, "Grad-CAM": 0 * rows})
-    save_looks(tmp_path / "attention.npz", [(disc_case(1, depth=3), look)], 1)
+    look = Saliency(1, np.stack([255 * rows] * 3), {"stem": rows, "Grad-CAM": 0 * rows})
+    save_saliency(tmp_path / "attention.npz", [(disc_case(1, depth=3), look)], 1)
     with np.load(tmp_path / "attention.npz", allow_pickle=False) as kept:
         assert kept["cases"].tolist() == ["p1_a"] and int(kept["drawn"]) == 1
         assert kept["0.image"].shape == (50, 75, 3) and kept["0.maps"].shape == (2, 50, 75)
@@ -69,9 +69,9 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("looks")
     common = {"encoder": "sam_nano", "checkpoint": "random", "side": 32, "views": 1}
     learners = {
-        "se": Trained(Learner("se", options={"image_size": 32, "small_input": True}, **common)),
-        "attentive_probe": Trained(Learner("attentive_probe", **common)),
-        "linear_probe": Trained(Learner("linear_probe", **common)),
+        "se": TrainedMethod(Learner("se", options={"image_size": 32, "small_input": True}, **common)),
+        "attentive_probe": TrainedMethod(Learner("attentive_probe", **common)),
+        "linear_probe": TrainedMethod(Learner("linear_probe", **common)),
     }
     config = TrainConfig(steps=2, batch_size=4, device="cpu", precision="32")
     grid = Grid(learners, (6,), (0,), threads=1)
@@ -126,10 +126,10 @@ def eyes(tmp_path):
 
 
 def test_the_best_learner_leads_and_the_others_stand_below(eyes):
-    keep_looks(eyes, "plain", ["eye001", "eye002", "eye004"], ["Grad-CAM"], drawn=2)
-    keep_looks(eyes, "slca", ["eye001", "eye002", "eye003"], ["stem", "stage1", "Grad-CAM"], drawn=2)
+    keep_saliency(eyes, "plain", ["eye001", "eye002", "eye004"], ["Grad-CAM"], drawn=2)
+    keep_saliency(eyes, "slca", ["eye001", "eye002", "eye003"], ["stem", "stage1", "Grad-CAM"], drawn=2)
     study = read_study(eyes)
-    found = where_it_looked(study, study.levels[-1], ["slca", "plain"])
+    found = saliency_section(study, study.levels[-1], ["slca", "plain"])
     assert found.lead == "slca"
     assert [(x.case, x.mistake) for x in found.pictures] == [
         ("eye001", False), ("eye002", False), ("eye003", True),
@@ -138,20 +138,20 @@ def test_the_best_learner_leads_and_the_others_stand_below(eyes):
     for looked in found.pictures:
         truth = study.values(cell, "truth")[study.cases.index(looked.case)]
         assert looked.truth == study.targets[int(truth.argmax())]
-    assert where_it_looked(study, study.levels[-1], ["plain"]).lead == "plain"
+    assert saliency_section(study, study.levels[-1], ["plain"]).lead == "plain"
     page = write_report(eyes).read_text()
     section = page[page.index("<h2>Where it looked") : page.index("<h2>Classes")]
     assert section.count("data:image/png") == 3 and section.count("of the surest mistakes of slca") == 1
 
 
 def test_maps_of_one_name_stand_below_each_other(eyes, monkeypatch):
-    keep_looks(eyes, "slca", ["eye001"], ["stem", "stage1", "Grad-CAM"], drawn=1)
-    keep_looks(eyes, "plain", ["eye001"], ["Grad-CAM"], drawn=1)
-    keep_looks(eyes, "linear_probe", ["eye001"], ["neck"], drawn=1, flat=True)
+    keep_saliency(eyes, "slca", ["eye001"], ["stem", "stage1", "Grad-CAM"], drawn=1)
+    keep_saliency(eyes, "plain", ["eye001"], ["Grad-CAM"], drawn=1)
+    keep_saliency(eyes, "linear_probe", ["eye001"], ["neck"], drawn=1, flat=True)
     drawn = []
     monkeypatch.setattr("samadapt.report.attention.inline_png", lambda figure: drawn.append(figure) or "x")
     study = read_study(eyes)
-    where_it_looked(study, study.levels[-1], ["slca", "plain"])
+    saliency_section(study, study.levels[-1], ["slca", "plain"])
     titles = [axes.get_title().split("\n")[0] for axes in drawn[0].axes]
     assert titles == [
         "image", "stem", "stage1", "Grad-CAM",

@@ -27,7 +27,7 @@ ORDER: tuple[Part, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Found:
+class ParsedLayout:
     """A layout's answer; `open_dataset` makes the `Dataset` of it."""
 
     entries: Sequence[Entry]

@@ -10,8 +10,8 @@ from typing import Any
 
 from samadapt.baselines.nnunet import NnUNetConfig
 from samadapt.encoders import ENCODERS
-from samadapt.experiment.baselines import Contrasted, NnUNetEntrant, Prompted
-from samadapt.experiment.entrants import Entrant, Trained
+from samadapt.experiment.baselines import NnUNetMethod, SimclrMethod, ZeroShotMethod
+from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.simclr import SimclrConfig
@@ -28,56 +28,60 @@ class BaselineOptions:
 
 
 #: The learner that the user's options describe (encoder, checkpoint, side, views, ...), and the baselines' own.
-Maker = Callable[[Learner, BaselineOptions], Entrant]
+Maker = Callable[[Learner, BaselineOptions], Method]
 
 
-def _unet(base: Learner, baselines: BaselineOptions) -> Trained:
+def _unet(base: Learner, baselines: BaselineOptions) -> TrainedMethod:
     side = min(base.side or 256, 256)  # what is finer than the labels only costs time
-    return Trained(
+    return TrainedMethod(
         Learner("unet", "pixels", side=side, options=baselines.unet, views=base.views, augment=base.augment)
     )
 
 
-def _unet_pretrained(base: Learner) -> Trained:
+def _unet_pretrained(base: Learner) -> TrainedMethod:
     side = max(min(base.side or 256, 256), 64)
-    return Trained(Learner("unet_pretrained", "pixels", side=side, views=base.views, augment=base.augment))
+    return TrainedMethod(
+        Learner("unet_pretrained", "pixels", side=side, views=base.views, augment=base.augment)
+    )
 
 
-def _faithful(base: Learner) -> Trained:
+def _faithful(base: Learner) -> TrainedMethod:
     """The authors' preparation too, where the encoder has more ways than one."""
     ways = inspect.signature(ENCODERS[base.encoder]).parameters if base.encoder in ENCODERS else {}
     prepare = "autosam" if "prepare" in ways else base.prepare
-    return Trained(dataclasses.replace(base, head="autosam", options={"preset": "faithful"}, prepare=prepare))
+    return TrainedMethod(
+        dataclasses.replace(base, head="autosam", options={"preset": "faithful"}, prepare=prepare)
+    )
 
 
-def _scratch(base: Learner) -> Trained:
+def _scratch(base: Learner) -> TrainedMethod:
     """All of it new, so all of it at the head's learning rate."""
     lr = HEADS[base.head].lr if base.head in HEADS else Head.lr
-    return Trained(dataclasses.replace(base, checkpoint="random"), {"tune": "all", "encoder_lr": lr})
+    return TrainedMethod(dataclasses.replace(base, checkpoint="random"), {"tune": "all", "encoder_lr": lr})
 
 
 _ALWAYS: dict[str, Maker] = {
-    "random": lambda base, _: Trained(dataclasses.replace(base, checkpoint="random")),
+    "random": lambda base, _: TrainedMethod(dataclasses.replace(base, checkpoint="random")),
     "scratch": lambda base, _: _scratch(base),
-    "tuned": lambda base, _: Trained(base, {"tune": "all"}),
+    "tuned": lambda base, _: TrainedMethod(base, {"tune": "all"}),
 }
-#: task -> name -> entrant; beside them, every head is a learner under its own name.
-ENTRANTS: dict[str, Mapping[str, Maker]] = {
+#: task -> name -> method; beside them, every head is a learner under its own name.
+METHODS: dict[str, Mapping[str, Maker]] = {
     "segmentation": {
         "autosam_faithful": lambda base, _: _faithful(base),
         "unet": _unet,
         "unet_pretrained": lambda base, _: _unet_pretrained(base),
-        "simclr": lambda base, options: Contrasted(_unet(base, options), options.simclr),
-        "zero_shot": lambda base, _: Prompted(base, "box"),
-        "zero_shot_points": lambda base, _: Prompted(base, "points"),
-        "nnunet": lambda _, options: NnUNetEntrant(options.nnunet),
+        "simclr": lambda base, options: SimclrMethod(_unet(base, options), options.simclr),
+        "zero_shot": lambda base, _: ZeroShotMethod(base, "box"),
+        "zero_shot_points": lambda base, _: ZeroShotMethod(base, "points"),
+        "nnunet": lambda _, options: NnUNetMethod(options.nnunet),
         **_ALWAYS,
     },
     "classification": _ALWAYS,
 }
 
 
-#: Whose encoders suit an entrant that is no head itself; those that are missing here read none.
+#: Whose encoders suit a method that is no head itself; those that are missing here read none.
 _SUITED_AS = {
     "autosam_faithful": "autosam",
     "random": Learner.head,
@@ -92,7 +96,7 @@ def reading_heads(names: Sequence[str], own: Mapping[str, Mapping[str, Any]]) ->
     """The heads that read maps of the study's common encoder, which must suit them all.
 
     Args:
-        names: of the entrants.
+        names: of the methods.
         own: tables of the user's own learners among them; those that name an encoder need not agree with the others.
     """
     heads = set()
@@ -106,18 +110,18 @@ def reading_heads(names: Sequence[str], own: Mapping[str, Mapping[str, Any]]) ->
     return sorted(heads)
 
 
-def known_entrants(task: str) -> list[str]:
-    """The names that `build_entrants` takes for a task: the heads, and the table above."""
-    return sorted({name for name, head in HEADS.items() if head.task == task} | set(ENTRANTS[task]))
+def known_methods(task: str) -> list[str]:
+    """The names that `build_methods` takes for a task: the heads, and the table above."""
+    return sorted({name for name, head in HEADS.items() if head.task == task} | set(METHODS[task]))
 
 
-def build_entrants(
+def build_methods(
     names: Sequence[str],
     task: str,
     base: Learner | None = None,
     options: BaselineOptions | None = None,
-) -> dict[str, Entrant]:
-    """Entrants by name: a key of `ENTRANTS`, or any head, on the encoder of `base`.
+) -> dict[str, Method]:
+    """Entrants by name: a key of `METHODS`, or any head, on the encoder of `base`.
 
     Args:
         base: encoder, checkpoint, side, views and augmentation for all; its head is the one of `random`,
@@ -125,7 +129,7 @@ def build_entrants(
         options: of U-Net, SimCLR and nnU-Net.
     """
     base, options = base or Learner(), options or BaselineOptions()
-    known = known_entrants(task)
+    known = known_methods(task)
     unknown = [name for name in names if name not in known]
     if unknown:
         raise SamAdaptError(f"unknown learner {unknown[0]!r} for {task}; known: {', '.join(known)}")
@@ -134,7 +138,7 @@ def build_entrants(
     return {name: _build(name, task, base, options) for name in names}
 
 
-def _build(name: str, task: str, base: Learner, options: BaselineOptions) -> Entrant:
-    if name in ENTRANTS[task]:
-        return ENTRANTS[task][name](base, options)
-    return Trained(dataclasses.replace(base, head=name, options={}))
+def _build(name: str, task: str, base: Learner, options: BaselineOptions) -> Method:
+    if name in METHODS[task]:
+        return METHODS[task][name](base, options)
+    return TrainedMethod(dataclasses.replace(base, head=name, options={}))

@@ -11,7 +11,7 @@ import numpy as np
 
 from samadapt.figures import is_flat, range_title
 from samadapt.files import replacing
-from samadapt.prediction import Look
+from samadapt.prediction import Saliency
 from samadapt.types import Case
 
 _DRAWN = 4  # cases that are the same for every learner
@@ -47,7 +47,7 @@ def sure_mistakes(
     return [ids[i] for i in order[:count] if sure[i] > 0]
 
 
-def save_looks(path: Path, looks: Sequence[tuple[Case, Look]], drawn: int) -> None:
+def save_saliency(path: Path, explained: Sequence[tuple[Case, Saliency]], drawn: int) -> None:
     """Write what the report draws, for the n-th case:
 
     cases (N,) names, drawn () how many of the first are the same for every learner,
@@ -55,29 +55,29 @@ def save_looks(path: Path, looks: Sequence[tuple[Case, Look]], drawn: int) -> No
     <n>.titles (M,) of the maps, <n>.maps (M, h, w) uint8 from the lowest to the highest value; flat ones are 0.
     """
     arrays: dict[str, np.ndarray] = {
-        "cases": np.array([case.id for case, _ in looks]),
+        "cases": np.array([case.id for case, _ in explained]),
         "drawn": np.array(drawn),
     }
-    for n, (case, look) in enumerate(looks):
-        step = -(-max(look.image.shape[1:]) // _LARGEST)
-        image = np.clip(look.image[:, ::step, ::step], 0, 255).astype(np.uint8)
+    for n, (case, saliency) in enumerate(explained):
+        step = -(-max(saliency.image.shape[1:]) // _LARGEST)
+        image = np.clip(saliency.image[:, ::step, ::step], 0, 255).astype(np.uint8)
         arrays |= {
             f"{n}.image": np.moveaxis(image, 0, -1) if len(image) == 3 else image[0],
-            f"{n}.slice": np.array([look.slice_index, case.image.shape[1]]),
-            f"{n}.titles": np.array([range_title(title, values) for title, values in look.maps.items()]),
-            f"{n}.maps": np.stack([_bytes(values[::step, ::step]) for values in look.maps.values()]),
+            f"{n}.slice": np.array([saliency.slice_index, case.image.shape[1]]),
+            f"{n}.titles": np.array([range_title(title, values) for title, values in saliency.maps.items()]),
+            f"{n}.maps": np.stack([_bytes(values[::step, ::step]) for values in saliency.maps.values()]),
         }
     with replacing(path) as temporary:
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
 
-def keep_looks(
+def keep_saliency(
     path: Path,
-    look: Callable[[Case], Look],
+    explain: Callable[[Case], Saliency],
     read: Callable[[str], Case],
     answers: tuple[Sequence[str], np.ndarray, np.ndarray],
 ) -> None:
-    """Choose the cases, look at them again, and write.
+    """Choose the cases, explain them again, and write.
 
     Args:
         answers: names of the scored cases, their probabilities (N, K), and the truth (N,) or (N, K).
@@ -86,7 +86,7 @@ def keep_looks(
     drawn = drawn_cases(ids, truth)
     chosen = [*drawn, *(i for i in sure_mistakes(ids, probabilities, truth) if i not in drawn)]
     cases = [read(case_id) for case_id in chosen]
-    save_looks(path, [(case, look(case)) for case in cases], len(drawn))
+    save_saliency(path, [(case, explain(case)) for case in cases], len(drawn))
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
