@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import os
 import subprocess
@@ -32,8 +33,8 @@ RUNS = {
     "unet": f"train {{seg}} --head unet --encoder pixels --side 64 --set width=4 {SHORT}",
     "slca": f"train {{cls}} --head slca {NANO} --views 2 --backbone resnet18 --set image_size=64 {SHORT}",
     "probe": f"train {{cls}} --head attentive_probe {NANO} --views 2 {SHORT} --balance",
-    "study": f"experiment {{seg}} --grid {{out}}/study.toml --store {{out}}/features",
-    "methods": f"experiment {{seg}} --grid {{out}}/methods.toml --store {{out}}/features",
+    "study": "experiment {seg} --grid {out}/study.toml --store {out}/features",
+    "methods": "experiment {seg} --grid {out}/methods.toml --store {out}/features",
 }
 SHARED = """
 seeds = 1
@@ -79,7 +80,10 @@ def call(arguments: list[str]) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     print("samadapt", *arguments, flush=True)
     subprocess.run(
-        [sys.executable, "-m", "samadapt.cli", *arguments], check=True, env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "samadapt.cli", *arguments],
+        check=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
     )
 
 
@@ -96,14 +100,15 @@ def compare(before: Path, after: Path) -> int:
 
 def pairs(before: Path, after: Path, pattern: str) -> list[tuple[Path | None, Path | None]]:
     """Files of the two folders that belong together; the cells of a study by learner, labels and seed."""
-    found = [{key(p, root): p for p in sorted(root.rglob(pattern)) if "features" not in p.parts} for root in (before, after)]
+    found = [
+        {key(p, root): p for p in sorted(root.rglob(pattern)) if "features" not in p.parts}
+        for root in (before, after)
+    ]
     return [(found[0].get(k), found[1].get(k)) for k in sorted({*found[0], *found[1]})]
 
 
 def key(path: Path, root: Path) -> str:
     """A name that does not depend on digests, which change with the version."""
-    import json
-
     note = path.parent.parent / "experiment.json"
     if not note.is_file():
         return str(path.relative_to(root))
@@ -113,7 +118,9 @@ def key(path: Path, root: Path) -> str:
 
 
 def weights_difference(old: Path, new: Path) -> float:
-    a, b = load_file(old), load_file(new)
+    a, b = (
+        {name.removeprefix("image_encoder."): x for name, x in load_file(path).items()} for path in (old, new)
+    )
     if set(a) != set(b) or any(a[k].shape != b[k].shape for k in a):
         return math.inf
     return max(float((a[k].double() - b[k].double()).abs().max()) for k in a if a[k].numel())
@@ -123,7 +130,12 @@ def scores_difference(old: Path, new: Path) -> float:
     tables = []
     for path in (old, new):
         with path.open() as file:
-            tables.append({tuple(v for k, v in row.items() if k != "value"): row["value"] for row in csv.DictReader(file)})
+            tables.append(
+                {
+                    tuple(v for k, v in row.items() if k != "value"): row["value"]
+                    for row in csv.DictReader(file)
+                }
+            )
     a, b = tables
     if set(a) != set(b):
         return math.inf
@@ -131,7 +143,9 @@ def scores_difference(old: Path, new: Path) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("run").add_argument("out", type=Path)
     both = commands.add_parser("compare")

@@ -12,10 +12,15 @@ from pathlib import Path
 
 from samadapt.records import SamAdaptError
 
+MAKE_ROOM = "make room or choose another folder"
+
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, cure: str = MAKE_ROOM) -> Iterator[Path]:
     """A temporary name beside `path`, which takes its place where the block ends well.
+
+    Args:
+        cure: what to do where the disk is full, for the message.
 
     Raises:
         SamAdaptError: the disk is full, or the place cannot be written to.
@@ -27,9 +32,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise SamAdaptError(
-            f"could not write {path}: {error.strerror or error}; make room or choose another folder"
-        ) from error
+        raise SamAdaptError(f"could not write {path}: {error.strerror or error}; {cure}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

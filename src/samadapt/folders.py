@@ -89,12 +89,11 @@ def predict_folder(
 
 def _weights_read(model: Segmenter | Classifier) -> tuple[str | None, str | None]:
     """Which encoder's trained weights the answers rest on, and the user's own file of them, if they are that."""
-    spec, head = model.encoder.spec, model.head
-    if not (model.encoder.pretrained and head.uses_encoder) or head.pixels_only:
+    spec, head = model.model.spec, model.head
+    if not (spec.pretrained and head.uses_encoder) or head.pixels_only:
         return None, None
-    name, checkpoint = str(spec["name"]), spec.get("checkpoint")
-    own = checkpoint is not None and not is_published(name, str(checkpoint))
-    return name, str(checkpoint) if own else None
+    own = spec.checkpoint is not None and not is_published(spec.name, spec.checkpoint)
+    return spec.name, spec.checkpoint if own else None
 
 
 def _nothing_predicted(report: PredictReport) -> SamAdaptError:

@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
+from samadapt.adapted import AdaptedModel
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import LIVE, PUBLISHED, first_with_weights, is_published, load_encoder
-from samadapt.features import EncodeReport, FeatureStore, Pairs, Recipe
+from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_published, missing_file
+from samadapt.features import EncodeReport, FeatureStore, MapSpec, Pairs
 from samadapt.files import demand_writable
-from samadapt.heads import HEADS, build_head
+from samadapt.heads import HEADS, build_head, starts_from_decoder
 from samadapt.overlap import Overlap, of_own_weights, overlaps_of
 from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, train
-from samadapt.types import Encoder, Head, SamAdaptError, SamAdaptWarning
+from samadapt.tuning import TUNINGS
+from samadapt.types import Head, SamAdaptError, SamAdaptWarning
+from samadapt.weights import RANDOM
 
 STORED_VIEWS = 6
 Progress = Callable[[EncodeReport], None]
@@ -52,66 +55,51 @@ class Learner:
         if self.views is None:
             object.__setattr__(self, "views", default_views(self.encoder, self.augment))
 
-    def build(self, n_classes: int, seed: int = 0) -> tuple[Encoder, Head]:
-        """The encoder, and a fresh head that starts from the encoder's own decoder where it can.
+    def spec(self, seed: int = 0) -> EncoderSpec:
+        """Which encoder; the seed draws its weights where the checkpoint is "random"."""
+        return EncoderSpec(self.encoder, self.checkpoint, self.side, self.prepare, seed)  # type: ignore[arg-type]
+
+    def build(self, n_classes: int, seed: int = 0) -> AdaptedModel:
+        """A fresh head on the encoder, from whose own decoder it starts where it can. No encoder's network is loaded.
 
         Args:
             seed: draws the head's weights, and the encoder's where the checkpoint is "random".
         """
-        encoder = self.load(seed)
+        spec = self.spec(seed)
+        start = self._start(spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = build_head(
-                self.head,
-                encoder.taps,
-                n_classes,
-                pretrained=encoder.decoder_state(),
-                units=encoder.units,
-                **self.options,
-            )
-        wants = self.head in ("autosam", "linear") and self.options.get("start") != "random"
-        if wants and self.checkpoint != "random" and not encoder.decoder_state():
+            units = spec.view("none").units
+            head = build_head(self.head, spec.taps, n_classes, pretrained=start, units=units, **self.options)
+        return AdaptedModel(spec, head)
+
+    def _start(self, spec: EncoderSpec) -> Mapping[str, torch.Tensor]:
+        """The weights of the encoder's own decoder, where the head would start from them."""
+        if not starts_from_decoder(self.head) or self.options.get("start") == RANDOM or not spec.pretrained:
+            return {}
+        found = spec.decoder_state()
+        if not found:
             warnings.warn(
                 f"the weights of encoder {self.encoder!r} come without a mask decoder, so head {self.head!r} starts from "
                 "random weights",
                 SamAdaptWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return encoder.only(head.reads), head
+        return found
 
-    def load(self, seed: int = 0) -> Encoder:
-        """The encoder with all its taps; the seed draws its weights where the checkpoint is "random"."""
-        return load_encoder(
-            self.encoder, checkpoint=self.checkpoint, side=self.side, prepare=self.prepare, seed=seed
-        )
-
-    @property
-    def source(self) -> tuple[str, str | None, int | None, str | None]:
-        """Which encoder, the seed apart; two learners with equal ones read the same maps."""
-        return self.encoder, self.checkpoint, self.side, self.prepare
+    def maps(self, reads: Mapping[str, int], window: str, seed: int = 0) -> MapSpec:
+        """Which maps of the training slices it reads, and stores where it stores any."""
+        views = 1 if self.augment == "none" else self.views or STORED_VIEWS
+        return MapSpec(self.spec(seed), reads, window, views, self.augment)
 
     def overlaps(self, data: Dataset, cases: Sequence[str] | None = None) -> list[Overlap]:
         """What the training of its encoder saw of these cases (all, unless told); nothing where weights are drawn."""
         used = self.head not in HEADS or HEADS[self.head].uses_encoder
-        if not used or self.checkpoint == "random":
+        if not used or self.checkpoint == RANDOM:
             return []
         if self.checkpoint is not None and not is_published(self.encoder, self.checkpoint):
             return [of_own_weights(self.encoder, self.checkpoint, len(data.ids if cases is None else cases))]
         return overlaps_of(self.encoder, data, cases)
-
-    def fingerprint(self) -> str | None:
-        """Of the encoder with its weights as they are here and now; None where every seed draws its own."""
-        if self.checkpoint == "random":
-            return None
-        return self.load().fingerprint
-
-    def recipe(self, window: str) -> Recipe:
-        """How stored maps of the training slices are made."""
-        return (
-            Recipe(window, 1, "none")
-            if self.augment == "none"
-            else Recipe(window, self.views or STORED_VIEWS, self.augment)
-        )
 
 
 def default_views(encoder: str, augment: str) -> int:
@@ -119,7 +107,8 @@ def default_views(encoder: str, augment: str) -> int:
 
     Few pictures with few stored views are learned by heart (decision 016).
     """
-    return 0 if encoder in LIVE and augment != "none" else STORED_VIEWS
+    cheap = encoder in ENCODERS and ENCODERS[encoder].cheap
+    return 0 if cheap and augment != "none" else STORED_VIEWS
 
 
 def default_encoder(*heads: str, here: bool = True) -> str:
@@ -139,11 +128,10 @@ def default_note(encoder: str, *heads: str) -> str:
     """Says that nobody named this encoder, and which one would be preferred if its weights were here."""
     wanted = default_encoder(*heads, here=False)
     start = f"encoder {encoder}, since none was named (--encoder)"
-    if encoder == wanted or wanted not in PUBLISHED or PUBLISHED[wanted].find() is not None:
+    missing = missing_file(wanted)
+    if encoder == wanted or missing is None:
         return start + (f"; it suits {' and '.join(heads)}, which read the same" if len(heads) > 1 else "")
-    return (
-        f"{start} and the weights of {wanted} are not on this machine; to use it, {PUBLISHED[wanted].how()}"
-    )
+    return f"{start} and the weights of {wanted} are not on this machine; to use it, {missing.how()}"
 
 
 def parse_options(assignments: Sequence[str]) -> dict[str, Any]:
@@ -171,9 +159,9 @@ def encode(
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Put into the store what this learner reads of these cases."""
-    encoder, head = learner.build(max(2, len(data.classes)), seed)
-    encoder = encoder.to(pick_device(device))
-    return store.encode(data.cases, encoder, head.reads, learner.recipe(data.window), progress=progress)
+    model = learner.build(max(2, len(data.classes)), seed)
+    maps = learner.maps(model.head.reads, data.window, seed)
+    return store.encode(data.cases, maps, pick_device(device), progress=progress)
 
 
 def fit(
@@ -196,7 +184,8 @@ def fit(
         start: puts weights into the fresh head before the first step, e.g. from a pre-training.
     """
     demand_writable(out, "--out")
-    encoder, head = learner.build(len(data.classes), config.seed)
+    model = learner.build(len(data.classes), config.seed)
+    head = model.head
     if head.task != data.task:
         raise SamAdaptError(
             f"head {learner.head!r} is for {head.task}, data set {data.name!r} is opened for {data.task}; choose another "
@@ -204,14 +193,14 @@ def fit(
         )
     if start is not None:
         start(head)
-    encoder = encoder.to(pick_device(config.device))
+    device = pick_device(config.device)
     training, selection = data[split.train], data[split.select] if split.select else None
-    stored = store if learner.views and config.tune == "none" and not head.pixels_only else None
+    stored = store if learner.views and TUNINGS[config.tune].frozen and not head.pixels_only else None
+    maps = learner.maps(head.reads, data.window, config.seed)
     if stored is not None:
-        stored.encode(training.cases, encoder, head.reads, learner.recipe(data.window), progress=progress)
+        stored.encode(training.cases, maps, device, progress=progress)
         if selection is not None:
-            stored.encode(selection.cases, encoder, head.reads, Recipe(data.window), progress=progress)
-    views = learner.recipe(data.window).views if stored is not None else 1
-    pairs = Pairs(training, encoder, head.reads, stored, views, learner.augment)
-    select = Pairs(selection, encoder, head.reads, stored) if selection is not None else None
-    return train(head, pairs, select, config, out, split, overwrite)
+            stored.encode(selection.cases, maps.unaugmented, device, progress=progress)
+    pairs = Pairs(training, maps, stored)
+    select = Pairs(selection, maps.unaugmented, stored) if selection is not None else None
+    return train(model, pairs, select, config, out, split, overwrite)

@@ -16,7 +16,7 @@ def _first_line(thing: object) -> str:
 
 
 def _encoders() -> list[tuple[str, str]]:
-    return [(name, f"{_first_line(builder)}\n{_trained_on(name)}") for name, builder in ENCODERS.items()]
+    return [(name, f"{entry.text}\n{_trained_on(name)}") for name, entry in ENCODERS.items()]
 
 
 def _trained_on(encoder: str) -> str:

@@ -45,6 +45,7 @@ AUGMENTATIONS = ("default", "mirror", "none")
 DEVICES = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32", "bf16")
 TUNINGS = ("none", "all")
+LOGS = ("mlflow", "tensorboard")
 TASKS = ("segmentation", "classification")
 SUBSETS = ("train", "select", "val", "test", "all")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,27 +11,38 @@ import torch
 from torch import Tensor
 
 from samadapt import io
-from samadapt.encoders import load_encoder
+from samadapt.adapted import AdaptedModel
+from samadapt.encoders import EncoderSpec
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.metrics import score_case
 from samadapt.opening import Opening
 from samadapt.runs import load_state, pick_device, read_config
-from samadapt.transforms import Window, apply_window, identity_of, pool_taps, to_original
-from samadapt.types import IDENTITY, PIXELS, Case, Encoder, Frame, Head, SamAdaptError, Score, encoder_taps
+from samadapt.transforms import identity_of, to_original
+from samadapt.tuning import TUNINGS
+from samadapt.types import IDENTITY, PIXELS, Case, Frame, Head, SamAdaptError, Score
+from samadapt.views import CaseView, View
 
 Maps = Mapping[str, np.ndarray]  # tap -> (V, D, C, h, w), as a FeatureStore reads them
 Seen = tuple[Case, int, Mapping[str, Tensor], Frame]  # a slice: whose, which, what goes in, where it lies
 
 
 @dataclass(frozen=True)
-class Model:
-    """An encoder and a trained head, and how a file becomes their input."""
+class Predictor:
+    """A trained model, and how a file becomes its input."""
 
-    encoder: Encoder
-    head: Head
+    model: AdaptedModel
     opening: Opening
     batch_size: int = 4  # slices that pass the encoder together
+
+    @property
+    def head(self) -> Head:
+        return self.model.head
+
+    @property
+    def view(self) -> View:
+        """How it sees slices."""
+        return self.model.spec.view(self.opening.window)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -63,17 +74,17 @@ class Model:
         """
         batch: list[Seen] = []
         for case, maps in cases:
-            shown, most = self.shown(case), self.most(maps is not None)
+            seen, largest = self.view.of(case), self.max_batch(maps is not None)
             for index in range(case.image.shape[1]):
-                batch.append((case, index, *self.prepared(case, shown(index), index, maps)))
-                if len(batch) >= most:
+                batch.append((case, index, *self.inputs(seen, index, maps)))
+                if len(batch) >= largest:
                     yield from self._answers(batch)
                     batch = []
         if batch:
             yield from self._answers(batch)
 
     def _answers(self, batch: Sequence[Seen]) -> Iterator[tuple[Case, Tensor, Frame]]:
-        answers = self.head(self.features([inputs for _, _, inputs, _ in batch])).float().cpu()
+        answers = self.head(self.features([given for _, _, given, _ in batch])).float().cpu()
         for (case, index, _, frame), answer in zip(batch, answers, strict=True):
             if not torch.isfinite(answer).all():
                 raise SamAdaptError(
@@ -82,7 +93,7 @@ class Model:
                 )
             yield case, answer, frame
 
-    def most(self, stored: bool) -> int:
+    def max_batch(self, stored: bool) -> int:
         """How many slices pass the network together.
 
         Args:
@@ -90,33 +101,23 @@ class Model:
         """
         return self.batch_size
 
-    def shown(self, case: Case) -> Callable[[int], Tensor]:
-        """Slice number -> the slice (C, H, W) in the window, 0..255; the window is that of the whole case."""
-        limits = Window.parse(self.opening.window).fit(case.image)
-        return lambda index: apply_window(case.image[:, index], limits)
-
-    def prepared(
-        self, case: Case, slice_: Tensor, index: int, maps: Maps | None = None
-    ) -> tuple[dict[str, Tensor], Frame]:
-        """Of one slice as it is shown: its pixels in the square and its stored maps, (C, h, w) each; and its frame."""
-        pixels, frame = self.encoder.prepare(slice_)
+    def inputs(self, seen: CaseView, index: int, maps: Maps | None = None) -> tuple[dict[str, Tensor], Frame]:
+        """Of one slice: its pixels in the square and its stored maps, (C, h, w) each; and where it lies in the square."""
+        pixels, frame, _ = seen(index)
         stored = {
             tap: torch.from_numpy(np.asarray(m[0, index], np.float32)) for tap, m in (maps or {}).items()
         }
-        own = {IDENTITY: identity_of(case)} if IDENTITY in self.head.reads else {}
+        own = {IDENTITY: identity_of(seen.case)} if IDENTITY in self.head.reads else {}
         return {PIXELS: pixels} | own | stored, frame
 
     def features(self, slices: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """What the head reads of prepared slices, {tap: (B, C, h, w)}; the encoder runs where no maps were stored."""
-        device = next((p.device for p in self.head.parameters()), torch.device("cpu"))
-        given = {tap: torch.stack([inputs[tap] for inputs in slices]).to(device) for tap in slices[0]}
-        if set(encoder_taps(self.head.reads)) <= set(given):
-            return given
-        return pool_taps({**given, **self.encoder(given[PIXELS])}, self.head.reads)
+        """What the head reads of some slices, {tap: (B, C, h, w)}; the encoder runs where no maps were stored."""
+        given = {tap: torch.stack([inputs[tap] for inputs in slices]) for tap in slices[0]}
+        return self.model.features({tap: x.to(self.model.device) for tap, x in given.items()})
 
 
 @dataclass(frozen=True)
-class Segmenter(Model):
+class Segmenter(Predictor):
     """A label map for a case."""
 
     def answers(self, case: Case, maps: Maps | None = None) -> Iterator[Tensor]:
@@ -160,7 +161,7 @@ class Saliency:
 
 
 @dataclass(frozen=True)
-class Classifier(Model):
+class Classifier(Predictor):
     """Class probabilities for a case; a volume's are the mean of its slices'."""
 
     def predict(
@@ -186,7 +187,7 @@ class Classifier(Model):
                 yield case, torch.stack(rows)
                 rows = []
 
-    def most(self, stored: bool) -> int:
+    def max_batch(self, stored: bool) -> int:
         """More where no encoder runs, which is what takes the memory."""
         return 4 * self.batch_size if stored or self.head.pixels_only else self.batch_size
 
@@ -209,60 +210,58 @@ class Classifier(Model):
                 "and attentive_probe can"
             )
         chosen = slices.mean(0).argmax()
-        index, shown = int(slices[:, chosen].argmax()), self.shown(case)
-        inputs, frame = self.prepared(case, shown(index), index, maps)
+        index, seen = int(slices[:, chosen].argmax()), self.view.of(case)
+        inputs, frame = self.inputs(seen, index, maps)
         found = self.head.saliency(self.features([inputs]), chosen[None])
         placed = {title: to_original(x.float().cpu(), frame)[0].numpy() for title, x in found.items()}
-        return Saliency(index, shown(index).numpy(), placed)
+        return Saliency(index, seen.windowed(index).numpy(), placed)
 
 
-_MODELS: dict[str, type[Segmenter] | type[Classifier]] = {
+_PREDICTORS: dict[str, type[Segmenter] | type[Classifier]] = {
     "segmentation": Segmenter,
     "classification": Classifier,
 }
 
 
-def load_run(run: str | Path, device: str = "auto", checkpoint: str | None = None) -> Segmenter | Classifier:
+def load_run(
+    run: str | Path, device: str = "auto", checkpoint: str | None = None, maps_stored: bool = False
+) -> Segmenter | Classifier:
     """The model of a finished run folder.
 
     Args:
         checkpoint: where the encoder's weights are on this machine, if not where they were.
+        maps_stored: whether its maps will be given, so that a frozen encoder's network need not be loaded.
     """
     run = Path(run)
     config = read_config(run)
-    place = pick_device(device)
-    spec = dict(config["encoder"])
+    tuning, named = TUNINGS[config["train"]["tune"]], dict(config["encoder"])
     if checkpoint is not None:
-        spec["checkpoint"] = checkpoint
+        named["checkpoint"] = checkpoint
     try:
-        encoder = load_encoder(**spec)
+        spec = EncoderSpec(**named)
+        if tuning.frozen and spec.fingerprint != config["encoder_fingerprint"]:
+            raise SamAdaptError(
+                f"the weights of encoder {spec.name!r} are not those that it was trained with (fingerprint "
+                f"{spec.fingerprint!r}, expected {config['encoder_fingerprint']!r})"
+            )
+        head = build_head(taps=spec.taps, **config["head"])
+        model = AdaptedModel(spec, head.to(pick_device(device)))
+        if not maps_stored or not tuning.frozen:
+            model.load()
     except SamAdaptError as error:
         raise SamAdaptError(
-            f"{error} (the run {run} reads encoder {spec.get('name')!r}: give --checkpoint and where its weights are on "
+            f"{error} (the run {run} reads encoder {named.get('name')!r}: give --checkpoint and where its weights are on "
             "this machine)"
         ) from error
-    tuned = run / "encoder.safetensors"
-    if config["train"].get("tune") == "all" and not tuned.is_file():
-        raise SamAdaptError(
-            f"{run} tuned its encoder, and its encoder.safetensors is missing; copy the whole run folder again"
-        )
-    if tuned.is_file():
-        load_state(encoder, tuned)
-    elif encoder.fingerprint != config["encoder_fingerprint"]:
-        raise SamAdaptError(
-            f"the encoder {spec} is not the one that {run} was trained with (fingerprint {encoder.fingerprint[:12]}, "
-            f"expected {config['encoder_fingerprint'][:12]}); give the same weights with --checkpoint"
-        )
-    head = build_head(taps=encoder.taps, **config["head"])
+    if model.extractor is not None:
+        tuning.restore(model.extractor, run)
     load_state(head, run / "head.safetensors")
-    return build_model(
-        encoder.only(head.reads).to(place), head.to(place), Opening.from_json(config["opening"], run)
-    )
+    return build_predictor(model, Opening.from_json(config["opening"], run))
 
 
-def build_model(encoder: Encoder, head: Head, opening: Opening) -> Segmenter | Classifier:
+def build_predictor(model: AdaptedModel, opening: Opening) -> Segmenter | Classifier:
     """From parts already built."""
-    return _MODELS[head.task](encoder.eval(), head.eval(), opening)
+    return _PREDICTORS[model.head.task](model.eval(), opening)
 
 
 # ---------------------------------------------------------------- scores

@@ -3,7 +3,7 @@
     runs/<name>/config.json split.json environment.json metrics.csv last.ckpt head.safetensors scores.csv
 
 `head.safetensors` is written last by training: it exists = the training is finished. A run folder explains
-itself: it can be zipped, moved and loaded; nothing in it is pickled but Lightning's checkpoint, which is
+itself: it can be zipped, moved and loaded; nothing in it is pickled but the checkpoint, which is
 read with `weights_only`.
 """
 
@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from samadapt.files import demand_writable, is_leftover, replacing, write_json
 from samadapt.types import SamAdaptError
 
-FORMAT = 2  # of `config.json`; 2 says how files become cases ("opening")
+FORMAT = (
+    3  # of `config.json`; 2 said how files become cases ("opening"), 3 names encoders by their files' hashes
+)
 
 
 def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None:
@@ -92,7 +94,7 @@ def _steps_done(checkpoint: Path) -> int:
     if not checkpoint.is_file():
         return 0
     try:
-        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["step"])
     except OSError:
         raise
     except Exception as error:  # torch raises whatever the bytes happen to mean

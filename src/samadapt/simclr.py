@@ -15,26 +15,22 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samadapt.adapted import AdaptedModel
 from samadapt.files import replacing, write_json
 from samadapt.heads.unet import UNet
 from samadapt.runs import load_state, save_state
-from samadapt.transforms import (
-    Window,
-    apply_window,
-    build_augmentation,
-    fit_longest,
-    resize,
-    seeded,
-)
-from samadapt.types import PIXELS, Case, Encoder, Head, SamAdaptError
+from samadapt.training.steps import StepLoop
+from samadapt.transforms import build_augmentation, fit_longest, resize, seeded
+from samadapt.types import PIXELS, Case, Head, SamAdaptError
+from samadapt.views import View
 
 #: The modules of MONAI's BasicUNet before its bottleneck's end, in the order in which an image passes them.
 CONTRACTING = ("conv_0", "down_1", "down_2", "down_3", "down_4")
@@ -98,20 +94,20 @@ def load_contracting(head: Head, folder: Path) -> None:
     load_state(contracting_path(head), folder / "contracting.safetensors")
 
 
-def gather_slices(cases: Iterable[Case], window: str, side: int, most_per_case: int) -> list[Tensor]:
-    """Slices (C, H, W) uint8 of these cases, no larger than `side`; labels are not looked at.
+def gather_slices(cases: Iterable[Case], view: View, most_per_case: int) -> list[Tensor]:
+    """Slices (C, H, W) uint8 of these cases, no larger than the view's side; labels are not looked at.
 
     Args:
         most_per_case: where a case has more slices, evenly spaced ones; bounds the memory.
     """
     slices = []
     for case in cases:
-        limits, depth = Window.parse(window).fit(case.image), case.image.shape[1]
+        seen, depth = view.of(case), case.image.shape[1]
         step = max(1.0, depth / most_per_case)
         for index in range(min(depth, most_per_case)):
-            slice_ = apply_window(case.image[:, int(index * step)], limits)
-            if max(slice_.shape[-2:]) > side:
-                slice_ = resize(slice_, fit_longest((slice_.shape[-2], slice_.shape[-1]), side))
+            slice_ = seen.windowed(int(index * step))
+            if max(slice_.shape[-2:]) > view.side:
+                slice_ = resize(slice_, fit_longest((slice_.shape[-2], slice_.shape[-1]), view.side))
             slices.append(slice_.round().clamp(0, 255).to(torch.uint8))
     return slices
 
@@ -134,33 +130,25 @@ def draw_slices(total: int, size: int, seed: int, step: int) -> list[int]:
 # ---------------------------------------------------------------- training
 
 
-@dataclass
-class _Progress:
-    """What a checkpoint remembers beside the weights."""
-
-    step: int = 0
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    losses: list[float] = field(default_factory=list)
-
-
+@final
 class _Contrast(nn.Module):
-    """The contracting path, the mean over its deepest map, and a projection of two layers."""
+    """The loss of two views: the contracting path, the mean over its deepest map, a projection of two layers, NT-Xent."""
 
-    def __init__(self, path: nn.Module, channels: int, projection: int) -> None:
+    def __init__(self, path: nn.Module, channels: int, config: SimclrConfig) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.temperature = path, config.temperature
         self.project = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, projection)
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, config.projection)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.path(x).mean((-2, -1)))
+    def forward(self, views: Tensor) -> Tensor:
+        """(2B, 3, S, S), all first views before all second ones."""
+        one, two = self.project(self.path(views).mean((-2, -1))).chunk(2)
+        return nt_xent(one, two, self.temperature)
 
 
 def pretrain(
-    head: Head,
-    encoder: Encoder,
+    model: AdaptedModel,
     slices: Sequence[Tensor],
     config: SimclrConfig,
     folder: Path,
@@ -172,8 +160,7 @@ def pretrain(
     A finished folder is left as it is, an unfinished one continued.
 
     Args:
-        head: a `UNet`; its contracting path is trained in place.
-        encoder: whose `prepare` makes the head's pixels of a slice.
+        model: its head is a `UNet`, whose contracting path is trained in place.
         slices: (C, H, W) uint8, as `gather_slices` gives them.
         seed: draws the order, the views and the projection.
     """
@@ -182,34 +169,41 @@ def pretrain(
     size = min(config.batch_size, len(slices))
     if size < 2:
         raise SamAdaptError(f"SimCLR was given {len(slices)} slices; it needs at least 2 to tell apart")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = contracting_path(head)
+    path = contracting_path(model.head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded("simclr projection", seed).initial_seed())
-        channels = int(path(torch.zeros(1, *encoder.taps[PIXELS])).shape[1])
-        model = _Contrast(path, channels, config.projection).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    progress = _resume(folder, model, optimizer)
-    for step in range(progress.step, config.steps):
+        channels = int(path(torch.zeros(1, *model.spec.taps[PIXELS])).shape[1])
+        contrast = _Contrast(path, channels, config).to(device)
+    loop = StepLoop(
+        contrast,
+        lambda m: torch.optim.Adam(m.parameters(), lr=config.lr),
+        str(torch.device(device).type),
+        clip=None,
+    )
+    spent = _resume(folder, contrast, loop)
+    view = model.spec.view("none")
+    while loop.step < config.steps:
         wall, cpu = time.monotonic(), sum(os.times()[:4])
-        indices = draw_slices(len(slices), size, seed, step)
-        loss = _step(model, optimizer, _batch(slices, indices, encoder, config, (seed, step)), config)
-        progress.step = step + 1
-        progress.losses.append(loss)
-        progress.wall_s += time.monotonic() - wall
-        progress.cpu_s += sum(os.times()[:4]) - cpu
-        if progress.step % config.check_every == 0:
-            _save(folder, model, optimizer, progress)
+        chosen = draw_slices(len(slices), size, seed, loop.step)
+        loss = loop.update(_batch([slices[i] for i in chosen], view, config, (seed, loop.step)))
+        spent["losses"].append(loss.item())
+        spent["wall_s"] += time.monotonic() - wall
+        spent["cpu_s"] += sum(os.times()[:4]) - cpu
+        if loop.step % config.check_every == 0:
+            state = {"tensors": contrast.state_dict(), **loop.state(), "spent": spent}
+            with replacing(folder / "state.ckpt") as temporary:
+                torch.save(state, temporary)
+    last = spent["losses"][-10:]
     cost = {
         "steps": config.steps,
         "batch_size": size,
         "slices": len(slices),
         "augmentation": f"{config.augment}, two new views of a slice in every step",
         "parameters": sum(p.numel() for p in path.parameters()),
-        "wall_s": round(progress.wall_s, 3),
-        "cpu_s": round(progress.cpu_s, 3),
-        "loss_first": progress.losses[0],
-        "loss_last": sum(progress.losses[-10:]) / len(progress.losses[-10:]),
+        "wall_s": round(spent["wall_s"], 3),
+        "cpu_s": round(spent["cpu_s"], 3),
+        "loss_first": spent["losses"][0],
+        "loss_last": sum(last) / len(last),
     }
     write_json(folder / "cost.json", cost)
     save_state(path, folder / "contracting.safetensors")
@@ -217,43 +211,20 @@ def pretrain(
     return cost
 
 
-def _batch(
-    slices: Sequence[Tensor], indices: Sequence[int], encoder: Encoder, config: SimclrConfig, key: tuple
-) -> tuple[Tensor, Tensor]:
-    """Two views of each slice as the head's pixels: 2 x (B, 3, S, S)."""
-    pairs = [two_views(slices[i], config.augment, (*key, n), encoder.side) for n, i in enumerate(indices)]
-    one, two = (
-        torch.stack([encoder.prepare(view)[0] for view in views]) for views in zip(*pairs, strict=True)
+def _batch(slices: Sequence[Tensor], view: View, config: SimclrConfig, key: tuple) -> Tensor:
+    """Two views of each slice as the head's pixels: (2B, 3, S, S), all first ones before all second ones."""
+    pairs = [two_views(x, config.augment, (*key, n), view.side) for n, x in enumerate(slices)]
+    return torch.stack(
+        [view.preprocess(one)[0] for one, _ in pairs] + [view.preprocess(two)[0] for _, two in pairs]
     )
-    return one, two
 
 
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, views: tuple[Tensor, Tensor], config: SimclrConfig
-) -> float:
-    device = next(model.parameters()).device
-    answers = model(torch.cat(views).to(device))
-    one, two = answers.chunk(2)
-    loss = nt_xent(one, two, config.temperature)
-    if not torch.isfinite(loss):
-        raise SamAdaptError(f"SimCLR's loss is {loss.item()}; lower its lr (now {config.lr})")
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    with replacing(folder / "state.ckpt") as temporary:
-        torch.save(state, temporary)
-
-
-def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> _Progress:
+def _resume(folder: Path, contrast: nn.Module, loop: StepLoop) -> dict[str, Any]:
+    """What was spent so far; the network and the loop go on from a checkpoint, if there is one."""
     file = folder / "state.ckpt"
     if not file.is_file():
-        return _Progress()
+        return {"wall_s": 0.0, "cpu_s": 0.0, "losses": []}
     state = torch.load(file, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return _Progress(**state["progress"])
+    contrast.load_state_dict(state["tensors"])
+    loop.load_state(state)
+    return state["spent"]

@@ -8,7 +8,7 @@ Shape legend, used in every module:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -66,43 +66,11 @@ def encoder_taps(reads: Mapping[str, int]) -> dict[str, int]:
     return {tap: window for tap, window in reads.items() if tap not in (PIXELS, IDENTITY)}
 
 
+#: Of an encoder's maps: name -> (C, h, w).
+Taps = Mapping[str, tuple[int, int, int]]
 #: Means and deviations of the three channels: picture * deviations + means is in 0..255.
 Units = tuple[tuple[float, float, float], tuple[float, float, float]]
 ZERO_TO_ONE: Units = ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
-
-
-class Encoder(nn.Module, ABC):
-    """A frozen foundation model's image encoder. `forward` gives every tap it declares."""
-
-    taps: Mapping[str, tuple[int, int, int]]  # name -> (C, h, w); always has "pixels": (3, S, S)
-    side: int  # S
-    fingerprint: str  # hash of everything that changes the numbers: weights, side, prepare, dtype
-    spec: Mapping[str, object]  # the arguments of `load_encoder` that build it again; JSON-able
-    units: Units = ZERO_TO_ONE  # of the tap `pixels`
-
-    @abstractmethod
-    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
-        """One slice (C, H, W), windowed to 0..255, C 1 or 3 -> ((3, S, S) float32, its Frame)."""
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, S, S) -> {tap: (B, C, h, w)}."""
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether its weights come from a training; False where they were drawn."""
-        return self.spec.get("checkpoint") != "random"
-
-    def only(self, taps: Iterable[str]) -> Encoder:
-        """The same network, giving fewer taps where that saves memory."""
-        return self
-
-    def decoder_state(self) -> dict[str, Tensor]:
-        """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`.
-
-        Keys start with `mask_decoder.` or `prompt_encoder.`; empty when the model has none.
-        """
-        return {}
 
 
 class Head(nn.Module, ABC):
@@ -157,12 +125,13 @@ __all__ = [
     "LABEL_GRID",
     "PIXELS",
     "Case",
-    "Encoder",
     "Frame",
     "Head",
     "SamAdaptError",
     "SamAdaptWarning",
     "Score",
+    "Taps",
     "Task",
+    "Units",
     "encoder_taps",
 ]

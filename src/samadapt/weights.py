@@ -1,7 +1,8 @@
-"""Files of published weights: where they are looked for, and how they are read.
+"""Weights of encoders and backbones: where they are looked for, how they are told apart, how they are read.
 
-A file is known by its sha256. It is looked for in the installed package that carries it, then in the user's cache
-(`SAMADAPT_CACHE`, else `~/.cache/samadapt`). Packages are never imported: only their file is read.
+They come from a file or folder that the user names, from an installed package or the user's cache (a file known by its
+sha256; `SAMADAPT_CACHE`, else `~/.cache/samadapt`), or from the Hugging Face hub at one revision. Packages are never
+imported: only their file is read, and nothing in a file is run.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +27,30 @@ from torch import Tensor
 from samadapt.records import SamAdaptError, SamAdaptWarning
 
 State = dict[str, Tensor]
+RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
+_HUB_ID = re.compile(r"^([\w.-]+/[\w.-]+)@([0-9a-f]{40})$")
+_HUB_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # of a folder of transformers, the first that is there
+
+
+class Published(Protocol):
+    """Weights that a network starts from unless others are named."""
+
+    @property
+    def identity(self) -> str:
+        """Tells these weights from all others without reading them."""
+
+    def find(self) -> Path | None:
+        """Where they are on this machine; None: nowhere, as far as is known without asking the network."""
+
+    def locate(self, option: str = "--checkpoint") -> Path:
+        """The file or folder; fetched where it can be. Where it cannot, an error says how to get it.
+
+        Args:
+            option: by which a user may name a file or the word random instead.
+        """
 
 
 @dataclass(frozen=True)
@@ -44,6 +71,10 @@ class PublishedFile:
     package: str | None = None
     member: str = ""
     source: str = ""
+
+    @property
+    def identity(self) -> str:
+        return self.sha256
 
     def find(self) -> Path | None:
         """The file with this hash, in the installed package or in the cache; None where it is in neither.
@@ -100,6 +131,139 @@ class PublishedFile:
             return Path(str(distribution(self.package.partition("==")[0]).locate_file(self.member)))
         except PackageNotFoundError:
             return None
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the Hugging Face hub, pinned to one revision.
+
+    Args:
+        repo: its name there.
+        revision: the commit.
+        gated: whether its owners ask that a licence be accepted first.
+    """
+
+    repo: str
+    revision: str
+    gated: bool = False
+
+    @property
+    def identity(self) -> str:
+        return f"{self.repo}@{self.revision}"
+
+    def find(self) -> Path | None:
+        """Counts as being there only where it was fetched before."""
+        return self._fetched(cached=True)[0]
+
+    def locate(self, option: str = "--checkpoint") -> Path:
+        """The folder: from the hub's cache, or downloaded (resumed where it was broken off)."""
+        found, failure = self._fetched(cached=True)  # first: a machine without network is not kept waiting
+        if found is None:
+            found, failure = self._fetched(cached=False)
+        if found is not None:
+            return found
+        connect = "accept the licence on its page and log in, connect once" if self.gated else "connect once"
+        raise SamAdaptError(
+            f"cannot get the weights {self.repo} from the Hugging Face hub, nor find them in its cache "
+            f"({type(failure).__name__}); check the name and the revision, {connect}, or give {option} and a file or a "
+            "folder with the weights (the word random gives untrained ones)"
+        ) from failure
+
+    def _fetched(self, cached: bool) -> tuple[Path | None, Exception | None]:
+        from huggingface_hub import hf_hub_download  # here: it takes a second, and most runs do not need it
+        from huggingface_hub.errors import RemoteEntryNotFoundError  # like all of the hub's, an OSError
+
+        failure: Exception | None = None
+        for file in _HUB_FILES:
+            try:
+                found = hf_hub_download(self.repo, file, revision=self.revision, local_files_only=cached)
+                return Path(found).parent, None
+            except OSError as error:
+                failure = error
+                if not cached and not isinstance(error, RemoteEntryNotFoundError):
+                    break  # no network: asking for the other file would wait as long again
+        return None, failure
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """Weights that travel with samadapt."""
+
+    path: Path
+
+    @property
+    def identity(self) -> str:
+        return file_sha256(self.path)
+
+    def find(self) -> Path | None:
+        return self.path
+
+    def locate(self, option: str = "--checkpoint") -> Path:
+        return self.path
+
+
+# ---------------------------------------------------------------- which weights are meant
+
+
+def locate(
+    checkpoint: str | Path | None, published: Published | None, whose: str, option: str = "--checkpoint"
+) -> Path:
+    """Where the weights are that somebody means.
+
+    Args:
+        checkpoint: a file, a folder as transformers saves it, or `OWNER/NAME@REVISION` of the hub (a full commit, so
+            that the same command always means the same weights); None for the published ones.
+        published: what None means; None where nothing was published.
+        whose: the network, for messages.
+        option: by which the user named the checkpoint.
+    """
+    if checkpoint is None:
+        if published is None:
+            raise SamAdaptError(
+                f"{whose} has no published weights; give {option} and a file, or the word random"
+            )
+        return published.locate(option)
+    pinned = _HUB_ID.match(str(checkpoint))
+    path = Path(checkpoint).expanduser()
+    if path.exists():
+        if isinstance(published, PublishedFile) and path.name == published.file:
+            demand_sha256(path, published.sha256)  # another name, other weights: anybody's own are welcome
+        return path
+    if pinned is not None:
+        return HubModel(pinned[1], pinned[2]).locate(option)
+    raise SamAdaptError(
+        f"{option} {str(checkpoint)!r} of {whose} is neither a file nor a folder, nor a model of the hub with its revision "
+        "(OWNER/NAME@<40 hexadecimal digits of the commit>); give a .pth or .safetensors file, a folder as transformers "
+        "saves it, the word random, or nothing for the published weights"
+    )
+
+
+def identity(checkpoint: str | Path | None, published: Published | None, whose: str, seed: int = 0) -> str:
+    """Tells the weights that somebody means from all others, without building a network.
+
+    A file's is its sha256, a pinned model's its revision, that of drawn weights their seed.
+    """
+    if checkpoint == RANDOM:
+        return f"random seed={seed}"
+    if checkpoint is None:
+        return published.identity if published is not None else "none"
+    path = Path(checkpoint).expanduser()
+    if not path.exists() and _HUB_ID.match(str(checkpoint)):
+        return str(checkpoint)
+    return "+".join(file_sha256(file) for file in weight_files(locate(checkpoint, published, whose)))
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights of a file (itself) or a folder of transformers."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("pytorch_model.bin"))
+    if not files:
+        raise SamAdaptError(
+            f"{path} holds neither model.safetensors nor pytorch_model.bin; "
+            "give a folder as transformers saves it, or a .pth file"
+        )
+    return files
 
 
 def cache_folder() -> Path:
@@ -206,5 +370,6 @@ def read_safetensors(files: Sequence[Path]) -> State:
 
 
 def read_weights(path: Path) -> State:
-    """The tensors of a `.safetensors` or a `.pth` file."""
-    return read_safetensors([path]) if path.suffix == ".safetensors" else read_pth(path)
+    """The tensors of a `.safetensors` or `.pth` file, or of a folder of transformers."""
+    files = weight_files(path)
+    return read_safetensors(files) if files[0].suffix == ".safetensors" else read_pth(files[0])

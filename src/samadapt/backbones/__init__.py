@@ -11,9 +11,9 @@ from samadapt.backbones.backbone import Backbone
 from samadapt.backbones.convolutional import densenet121, resnet18, resnet50, resnet152, senet154
 from samadapt.backbones.efficientnet_lite import PUBLISHED, efficientnet_lite0, efficientnet_lite2
 from samadapt.backbones.swin import swinv2_base, swinv2_tiny
-from samadapt.backbones.weights import load_weights
+from samadapt.backbones.weights import fill_backbone
 from samadapt.types import SamAdaptError
-from samadapt.weights import PublishedFile
+from samadapt.weights import RANDOM, PublishedFile, locate, read_weights
 
 BACKBONES: dict[str, Callable[[bool], Backbone]] = {
     "densenet121": densenet121,
@@ -26,7 +26,6 @@ BACKBONES: dict[str, Callable[[bool], Backbone]] = {
     "swinv2_base": swinv2_base,
     "swinv2_tiny": swinv2_tiny,
 }
-RANDOM = "random"  # in place of weights: untrained ones
 
 
 def published_weights(name: str) -> PublishedFile | None:
@@ -39,7 +38,7 @@ def build_backbone(name: str, weights: str | None = None, small_input: bool = Fa
 
     Args:
         name: a key of `BACKBONES`.
-        weights: a file, a folder with a model, or a hub id with its revision; see `load_weights`; or the word
+        weights: a file, a folder with a model, or a hub id with its revision; see `weights.locate`; or the word
             "random", as None.
         small_input: a first layer for pictures of about 28 px, which keeps their grid, where the network has one.
 
@@ -50,9 +49,10 @@ def build_backbone(name: str, weights: str | None = None, small_input: bool = Fa
     if name not in BACKBONES:
         raise SamAdaptError(f"unknown backbone {name!r}; known: {', '.join(sorted(BACKBONES))}")
     backbone = BACKBONES[name](small_input)
-    if weights not in (None, RANDOM):
-        load_weights(backbone, weights)
+    if weights is not None and weights != RANDOM:
+        path = locate(weights, PUBLISHED.get(name), f"backbone {name!r}", "--set weights=")
+        fill_backbone(backbone, read_weights(path), weights)
     return backbone
 
 
-__all__ = ["BACKBONES", "RANDOM", "Backbone", "build_backbone", "load_weights", "published_weights"]
+__all__ = ["BACKBONES", "RANDOM", "Backbone", "build_backbone", "fill_backbone", "published_weights"]

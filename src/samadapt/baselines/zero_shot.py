@@ -1,7 +1,7 @@
 """SAM as it is, prompted with the truth: a box or centre points of each class. Nothing is trained.
 
 Not a competitor: whoever could give these prompts knows the answer. METHODS A.8 (3): the authors' script fed this
-baseline an image of almost no contrast; here the pixels come from `encoder.prepare`, as for every other learner.
+baseline an image of almost no contrast; here the pixels come from the encoder's own preparation, as for every other learner.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from samadapt.encoders import EncoderSpec
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.transforms import to_original
-from samadapt.types import Case, Encoder, Frame, SamAdaptError
+from samadapt.types import Case, Frame, SamAdaptError
 
 _ABSENT = -1e4  # the logit of a class that nobody asked for; infinity would not survive interpolation
 _MOST_POINTS = 8  # of one class in one slice; truths drawn by hand have specks
@@ -90,13 +91,13 @@ def _to_square(xy: np.ndarray, frame: Frame) -> Tensor:
 # ---------------------------------------------------------------- answers
 
 
-def load_decoder(encoder: Encoder) -> PromptedDecoder:
+def load_decoder(encoder: EncoderSpec) -> PromptedDecoder:
     """The prompt encoder and mask decoder that were trained with an encoder."""
     state: Mapping[str, Tensor] = encoder.decoder_state()
     if not state:
         raise SamAdaptError(
-            f"encoder {encoder.spec['name']!r} brings no prompt encoder and mask decoder (checkpoint "
-            f"{encoder.spec.get('checkpoint')!r}), so it cannot be prompted; use SAM's, MedSAM's or sam_nano's weights"
+            f"encoder {encoder.name!r} brings no prompt encoder and mask decoder (checkpoint "
+            f"{encoder.checkpoint!r}), so it cannot be prompted; use SAM's, MedSAM's or sam_nano's weights"
         )
     layers = "mask_decoder.transformer.layers."
     depth = 1 + max(int(key.removeprefix(layers).split(".")[0]) for key in state if layers in key)
@@ -106,7 +107,7 @@ def load_decoder(encoder: Encoder) -> PromptedDecoder:
     missing = sorted(set(decoder.state_dict()) - set(state))
     if missing:
         raise SamAdaptError(
-            f"the decoder of encoder {encoder.spec['name']!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
+            f"the decoder of encoder {encoder.name!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
             "give a complete checkpoint"
         )
     decoder.load_state_dict({key: state[key] for key in decoder.state_dict()})

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from samadapt.types import SamAdaptError
-from samadapt.weights import State, demand_sha256, read_pth, read_safetensors
+from samadapt.weights import State, demand_sha256, read_weights
 
 #: sha256 of the original files. (The six letters in their names are the md5's.)
 SHA256 = {
@@ -21,22 +20,6 @@ SHA256 = {
     "sam_vit_l_0b3195.pth": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
     "sam_vit_h_4b8939.pth": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 }
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A model on the Hugging Face hub, pinned to one revision.
-
-    Args:
-        repo: its name there.
-        revision: the commit.
-        gated: whether its owners ask that a licence be accepted first.
-    """
-
-    repo: str
-    revision: str
-    gated: bool = False
-
 
 # transformers' name -> the original name, applied in this order to the whole key.
 _RENAMES = [
@@ -79,90 +62,28 @@ def original_layout(state: State) -> State:
     return {original_key(key): value for key, value in state.items()}
 
 
-def read_original(path: Path) -> State:
-    """The tensors of a `.pth` file; one that bears the name of an original file must be that file."""
+def read_sam(path: Path) -> State:
+    """The tensors of a `.pth` file or a folder, under the original names; an original file's name must be right."""
     expected = SHA256.get(path.name)
     if expected is not None:  # another name, other weights: anybody's fine-tuned SAM is welcome
         demand_sha256(path, expected)
-    return read_pth(path)
+    return original_layout(read_weights(path))
 
 
-def read_folder(folder: Path) -> State:
-    """The weights of a folder of transformers (`model*.safetensors`, else `pytorch_model.bin`)."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files and not (folder / "pytorch_model.bin").is_file():
-        raise SamAdaptError(
-            f"{folder} holds neither model.safetensors nor pytorch_model.bin; "
-            "give a folder as transformers saves it, or a .pth file"
-        )
-    return read_safetensors(files) if files else read_original(folder / "pytorch_model.bin")
-
-
-def download(model: HubModel, instead: str = "a .pth file or a folder with the weights") -> Path:
-    """The folder of a hub model's weights: from the cache, or downloaded (resumed where it was broken off).
+def read_transformers(path: Path, model_types: Sequence[str]) -> State:
+    """The tensors of a folder that transformers saved (or of its file), under the keys that they have there.
 
     Args:
-        model: which one.
-        instead: what else its encoder takes as a checkpoint, for the message.
-    """
-    from huggingface_hub import hf_hub_download  # here: it takes a second, and most runs do not need it
-    from huggingface_hub.errors import RemoteEntryNotFoundError  # like all of the hub's, an OSError
-
-    failure: Exception | None = None
-    for cached in (True, False):  # the cache first: a machine without network is not kept waiting
-        for file in ("model.safetensors", "pytorch_model.bin"):
-            try:
-                found = hf_hub_download(model.repo, file, revision=model.revision, local_files_only=cached)
-                return Path(found).parent
-            except OSError as error:
-                failure = error
-                if not cached and not isinstance(error, RemoteEntryNotFoundError):
-                    break  # no network: asking for the other file would wait as long again
-    connect = "accept the licence on its page and log in, connect once" if model.gated else "connect once"
-    raise SamAdaptError(
-        f"cannot get the weights {model.repo} from the Hugging Face hub, nor find them in its cache "
-        f"({type(failure).__name__}); {connect}, or give as checkpoint {instead} "
-        "(the word random gives untrained ones)"
-    ) from failure
-
-
-def read_checkpoint(checkpoint: str | Path | None, hub: HubModel) -> State:
-    """A file, a folder, or (None) the hub's model -> tensors under the original keys."""
-    path = download(hub) if checkpoint is None else Path(checkpoint).expanduser()
-    if path.is_dir():
-        state = read_folder(path)
-    elif not path.is_file():
-        raise SamAdaptError(
-            f"checkpoint {str(checkpoint)!r} is neither a file nor a folder; give a .pth file of SAM, a folder "
-            "of transformers, the word random, or nothing for the hub's weights"
-        )
-    else:
-        state = read_safetensors([path]) if path.suffix == ".safetensors" else read_original(path)
-    return original_layout(state)
-
-
-def read_transformers(checkpoint: str | Path | None, hub: HubModel, model_types: Sequence[str]) -> State:
-    """A folder that transformers saved, or (None) the hub's model -> tensors under the keys that they have there.
-
-    Args:
-        checkpoint: the folder.
-        hub: where the weights are unless a folder is given.
+        path: the folder.
         model_types: what its config.json, where it has one, may call the model.
     """
-    wanted = "a folder as transformers saves it"
-    folder = download(hub, wanted) if checkpoint is None else Path(checkpoint).expanduser()
-    if not folder.is_dir():
-        raise SamAdaptError(
-            f"checkpoint {str(checkpoint)!r} is not a folder; give {wanted}, the word random, "
-            "or nothing for the hub's weights"
-        )
-    found = _model_type(folder / "config.json")
+    found = _model_type(path / "config.json")
     if found is not None and found not in model_types:
         raise SamAdaptError(
-            f"{folder} holds a model of type {found!r}, and {' or '.join(map(repr, model_types))} is expected; "
+            f"{path} holds a model of type {found!r}, and {' or '.join(map(repr, model_types))} is expected; "
             "give another folder, or choose the encoder that fits it"
         )
-    return read_folder(folder)
+    return read_weights(path)
 
 
 def _model_type(config: Path) -> object:

@@ -7,8 +7,8 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.checkpoints import HubModel
-from samadapt.encoders.hub import Architecture, Model
+from samadapt.encoders.hub import Architecture, hub_encoder
+from samadapt.weights import HubModel
 
 _DEPTHS = 4  # evenly spaced, the last block's in: there the map is normalised and called `neck`
 
@@ -80,14 +80,13 @@ class DinoV3(Architecture):
         return tokens[:, 1 + self.registers :].unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
 
 
-DINOV3_MODELS: dict[str, Model] = {
-    model.name: model
-    for model in (
-        Model("dinov3_vits16", DinoV3(384, 6),
-              HubModel("facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32", gated=True), "imagenet_stretched",
-              "DINOv3's ViT-S/16, 22 M parameters, side 512 (facebook/dinov3-vits16-pretrain-lvd1689m; accept its licence there first)."),
-        Model("dinov3_vitb16", DinoV3(768, 12),
-              HubModel("facebook/dinov3-vitb16-pretrain-lvd1689m", "5931719e67bbdb9737e363e781fb0c67687896bc", gated=True), "imagenet_stretched",
-              "DINOv3's ViT-B/16, 86 M parameters, side 512 (facebook/dinov3-vitb16-pretrain-lvd1689m; accept its licence there first)."),
-    )
-}  # fmt: skip
+_SMALLEST = DinoV3(16, 2, depth=4, registers=3, side=64)
+
+DINOV3_MODELS = (
+    hub_encoder("dinov3_vits16", DinoV3(384, 6), _SMALLEST,
+                HubModel("facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32", gated=True),
+                "DINOv3's ViT-S/16, 22 M parameters, side 512 (facebook/dinov3-vits16-pretrain-lvd1689m; accept its licence there first)."),
+    hub_encoder("dinov3_vitb16", DinoV3(768, 12), _SMALLEST,
+                HubModel("facebook/dinov3-vitb16-pretrain-lvd1689m", "5931719e67bbdb9737e363e781fb0c67687896bc", gated=True),
+                "DINOv3's ViT-B/16, 86 M parameters, side 512 (facebook/dinov3-vitb16-pretrain-lvd1689m; accept its licence there first)."),
+)  # fmt: skip

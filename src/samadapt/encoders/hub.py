@@ -6,18 +6,17 @@ What differs between families, the network and which of its maps are taps, stand
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.checkpoints import HubModel, read_transformers
-from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
-from samadapt.types import PIXELS, SamAdaptError
-from samadapt.weights import State
-
-_VERSION = 1  # of the numbers: raise it when the same weights would give other maps
+from samadapt.encoders.checkpoints import read_transformers
+from samadapt.encoders.entry import EncoderEntry
+from samadapt.types import SamAdaptError, Taps
+from samadapt.weights import HubModel, State
 
 
 class Architecture(ABC):
@@ -44,64 +43,66 @@ class Architecture(ABC):
 
 
 @final
-class HubEncoder(NetworkEncoder):
-    """A network of transformers. Taps: those of its architecture.
+class HubNetwork(nn.Module):
+    """A network of transformers and the maps that its architecture takes from it."""
 
-    Args:
-        architecture: which network it is.
-        network: with its weights.
-        side: S, a multiple of the architecture's step.
-        prepare: a name in `prepare.PREPARES`.
-    """
-
-    def __init__(self, architecture: Architecture, network: nn.Module, side: int, prepare: str) -> None:
-        super().__init__(side, prepare)
+    def __init__(self, architecture: Architecture, network: nn.Module) -> None:
+        super().__init__()
         self.architecture, self.network = architecture, network
-        self.taps = {PIXELS: (3, side, side), **architecture.taps(side)}
-        self.hashed(f"{architecture.family}-{_VERSION}", network)
-        self.requires_grad_(False)
-        self.eval()
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = {PIXELS: x} | self.architecture.maps(self.network, x)
-        return {tap: maps[tap] for tap in self.taps}
+    def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        maps = self.architecture.maps(self.network, x)
+        return {tap: maps[tap] for tap in maps if tap in wanted}
 
-    def train(self, mode: bool = True) -> HubEncoder:
+    def train(self, mode: bool = True) -> HubNetwork:
         """Stays in evaluation mode (DINOv3 shakes its positions in training); to tune it, `requires_grad_(True)`."""
         return super().train(False)
 
 
-@dataclass(frozen=True)
-class Model:
-    """One entry of the table of encoders: how to build it and where its weights are."""
+@final
+@dataclass(frozen=True, kw_only=True)
+class HubEncoder(EncoderEntry):
+    """A network of transformers as an encoder. Taps: those of its architecture."""
 
-    name: str
     architecture: Architecture
-    hub: HubModel
-    prepare: str
-    text: str = ""  # what it is, for `samadapt list encoders`
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", self.text)
+    @property
+    def version(self) -> str:  # type: ignore[override]
+        return f"{self.architecture.family}-1"
 
-    def __call__(
-        self,
-        checkpoint: str | Path | None = None,
-        side: int | None = None,
-        prepare: str | None = None,
-        seed: int = 0,
-    ) -> HubEncoder:
-        """Build the encoder; see `load_encoder`."""
-        own, step = self.architecture.side, self.architecture.step
-        examples = f" from {2 * step}, such as {own}"
-        side = fitting_side(f"encoder {self.name!r}", side or own, step, 2 * step, examples)
-        state = None
-        if checkpoint != RANDOM:
-            state = read_transformers(checkpoint, self.hub, self.architecture.model_types)
+    @property
+    def step(self) -> int:
+        return self.architecture.step
+
+    def taps(self, side: int) -> Taps:
+        return self.architecture.taps(side)
+
+    def network(self, side: int) -> HubNetwork:
+        return HubNetwork(self.architecture, self.architecture.network())
+
+    def read(self, path: Path) -> State:
+        return read_transformers(path, self.architecture.model_types)
+
+    def loaded(self, state: State, side: int, source: str) -> HubNetwork:
         network = self.architecture.network()
-        if state is not None:
-            _load(network, self.architecture, state, f"{checkpoint or self.hub.repo} for {self.name!r}")
-        return HubEncoder(self.architecture, network, side, prepare or self.prepare)
+        _load(network, self.architecture, state, source)
+        return HubNetwork(self.architecture, network)
+
+
+def hub_encoder(
+    name: str, architecture: Architecture, tiny: Architecture, hub: HubModel, text: str
+) -> HubEncoder:
+    """A line of the table, and its tiny variant."""
+
+    def entry(
+        name: str, architecture: Architecture, text: str = "", small: HubEncoder | None = None
+    ) -> HubEncoder:
+        return HubEncoder(
+            name=name, text=text, side=architecture.side, prepare="imagenet_stretched", published=hub,
+            architecture=architecture, tiny=small,
+        )  # fmt: skip
+
+    return entry(name, architecture, text, entry(f"tiny_{architecture.family}", tiny))
 
 
 def _load(network: nn.Module, architecture: Architecture, state: State, what: str) -> None:

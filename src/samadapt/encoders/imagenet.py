@@ -2,108 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from samadapt.backbones import Backbone, build_backbone, published_weights
+from samadapt.backbones import Backbone, build_backbone, fill_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fold_norms
-from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
-from samadapt.types import PIXELS, SamAdaptError
-from samadapt.weights import PublishedFile, demand_sha256
+from samadapt.encoders.entry import EncoderEntry
+from samadapt.types import Taps
+from samadapt.weights import State
 
-_VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 _COARSEST = 32
 
 
 @final
-class ImageNetEncoder(NetworkEncoder):
-    """A classification network without its classifier. Taps: the map at the end of each stride, `stride2` to `stride32`.
+class Stages(nn.Module):
+    """A classification network without its classifier; its batch normalisations are folded."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        fold_norms(backbone.eval())
+        self.stages = backbone.parts
+
+    def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """(B, 3, S, S) -> {tap: (B, C, h, w)} for the taps that are wanted."""
+        found: dict[str, Tensor] = {}
+        x = x.contiguous(memory_format=torch.channels_last)
+        for index, stage in enumerate(self.stages.values()):
+            if len(found) == len(wanted):
+                break
+            x = stage(x)
+            if (name := _tap(index)) in wanted:
+                found[name] = x
+        return found
+
+
+def _tap(index: int) -> str:
+    return f"stride{2 << index}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ImageNetEncoder(EncoderEntry):
+    """A backbone as an encoder. Taps: the map at the end of each stride, `stride2` to `stride32`.
 
     Args:
-        backbone: stages at strides 2, 4, 8, 16 and 32; its batch normalisations are folded.
-        side: S, a multiple of 32.
-        prepare: a name in `prepare.PREPARES`.
+        backbone: a key of `BACKBONES` whose stages lie at strides 2, 4, 8, 16 and 32.
+        channels: of its stages.
     """
 
-    def __init__(self, backbone: Backbone, side: int, prepare: str) -> None:
-        super().__init__(side, prepare)
-        fold_norms(backbone)
-        self.stages = backbone.parts
-        strides = [2 << i for i in range(len(backbone.stages))]
-        self.taps = {PIXELS: (3, side, side)} | {
-            f"stride{stride}": (channels, side // stride, side // stride)
-            for stride, channels in zip(strides, backbone.stages.values(), strict=True)
-        }
-        self._names = [tap for tap in self.taps if tap != PIXELS]
-        self.hashed(f"imagenet-{_VERSION}", self.stages)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        found, y = {PIXELS: x}, x.contiguous(memory_format=torch.channels_last)
-        for name, stage in zip(self._names, self.stages.values(), strict=True):
-            if len(found) == len(self.taps):
-                break
-            y = stage(y)
-            if name in self.taps:
-                found[name] = y
-        return found
-
-
-@dataclass(frozen=True)
-class Model:
-    """One entry of the table of encoders: which network, and what it is."""
-
     backbone: str
-    text: str
-    side: int = 256
+    channels: tuple[int, ...]
+    version = "imagenet-1"
+    cheap = True
 
     @property
-    def published(self) -> PublishedFile:
-        """The weights that it starts from unless told otherwise."""
-        found = published_weights(self.backbone)
-        assert found is not None
-        return found
+    def step(self) -> int:
+        return _COARSEST
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", self.text)
+    def taps(self, side: int) -> Taps:
+        return {
+            _tap(index): (channels, side // (2 << index), side // (2 << index))
+            for index, channels in enumerate(self.channels)
+        }
 
-    def __call__(
-        self,
-        checkpoint: str | Path | None = None,
-        side: int | None = None,
-        prepare: str | None = None,
-        seed: int = 0,
-    ) -> ImageNetEncoder:
-        """Build the encoder; see `load_encoder`."""
-        examples = f" from {2 * _COARSEST}, such as {self.side}"
-        side = fitting_side(self.backbone, side or self.side, _COARSEST, 2 * _COARSEST, examples)
-        weights = str(self.published.locate()) if checkpoint is None else self._given(str(checkpoint))
-        backbone = build_backbone(self.backbone, weights)
-        return ImageNetEncoder(backbone.eval(), side, prepare or "imagenet_lite")
+    def network(self, side: int) -> Stages:
+        return Stages(build_backbone(self.backbone))
 
-    def _given(self, checkpoint: str) -> str:
-        """A file that somebody named, or the word random."""
-        path = Path(checkpoint).expanduser()
-        if checkpoint != RANDOM and not path.exists():
-            raise SamAdaptError(
-                f"checkpoint {checkpoint!r} does not exist; give a file with weights of {self.backbone}, the word random, "
-                "or nothing for the published ones"
-            )
-        if path.name == self.published.file:  # another name, other weights
-            demand_sha256(path, self.published.sha256)
-        return checkpoint if checkpoint == RANDOM else str(path)
+    def loaded(self, state: State, side: int, source: str) -> Stages:
+        backbone = build_backbone(self.backbone)
+        fill_backbone(backbone, state, source)
+        return Stages(backbone)
 
 
-IMAGENET_MODELS: dict[str, Model] = {
-    "imagenet_lite0": Model(
-        "efficientnet_lite0",
-        "EfficientNet-Lite0 trained on ImageNet's classes, 3.4 M parameters, side 256, strides 2 to 32.",
-    ),
-    "imagenet_lite2": Model(
-        "efficientnet_lite2",
-        "EfficientNet-Lite2 trained on ImageNet's classes, 4.8 M parameters, side 256, strides 2 to 32.",
-    ),
-}
+def _entry(name: str, backbone: str, channels: tuple[int, ...], text: str) -> ImageNetEncoder:
+    return ImageNetEncoder(
+        name=name, text=text, prepare="imagenet_lite", published=published_weights(backbone), backbone=backbone,
+        channels=channels,
+    )  # fmt: skip
+
+
+IMAGENET_MODELS = (
+    _entry("imagenet_lite0", "efficientnet_lite0", (16, 24, 40, 112, 320),
+           "EfficientNet-Lite0 trained on ImageNet's classes, 3.4 M parameters, side 256, strides 2 to 32."),
+    _entry("imagenet_lite2", "efficientnet_lite2", (16, 24, 48, 120, 352),
+           "EfficientNet-Lite2 trained on ImageNet's classes, 4.8 M parameters, side 256, strides 2 to 32."),
+)  # fmt: skip

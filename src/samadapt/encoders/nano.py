@@ -6,8 +6,9 @@ weights travel with the package. How they were made: `pretraining/README.md`; wh
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
@@ -16,17 +17,14 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from samadapt.encoders.prepare import rgb
-from samadapt.transforms import resize_and_pad
-from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
-from samadapt.weights import read_safetensors
+from samadapt.encoders.entry import EncoderEntry
+from samadapt.types import SamAdaptError, Taps
+from samadapt.weights import OwnFile, State, read_weights
 
 WEIGHTS = Path(__file__).parent / "weights" / "sam_nano.safetensors"
 VERSION = 3  # of the architecture and of `prepare`; part of the fingerprint
-DEFAULT_SIDE = 256
 COARSEST = 32  # sides are multiples of this stride
 BACKBONE_KEY = "image_encoder"
-MEAN, STD = 114.0, 62.0  # of 0..255, one for the three channels: grey must stay grey
 
 NECK_WIDTH = 128
 #: The decoder trained with the network; the arguments of `heads.mask_decoder.PromptedDecoder`.
@@ -111,7 +109,7 @@ class NanoBackbone(nn.Module):
     def _smooth(channels: int) -> nn.Sequential:
         return nn.Sequential(_conv(channels, channels), _norm(channels))  # ends without an activation
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, wanted: Collection[str] = tuple(TAPS)) -> dict[str, Tensor]:
         c4 = self.stage4(self.stem(x))
         c8 = self.stage8(c4)
         c16 = self.stage16(c8)
@@ -120,67 +118,62 @@ class NanoBackbone(nn.Module):
         p16 = self.out16(self.side16(c16) + _twice(p32))
         p8 = self.out8(self.side8(c8) + _twice(F.relu(p16)))
         p4 = self.out4(self.side4(c4) + _twice(self.narrow(F.relu(p8))))
-        return {"stride4": p4, "neck": p8, "stride16": p16, "stride32": p32}
+        found = {"stride4": p4, "neck": p8, "stride16": p16, "stride32": p32}
+        return {tap: found[tap] for tap in found if tap in wanted}
 
 
 def _twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def normalise(image: Tensor) -> Tensor:
-    """0..255 -> the units in which the network was trained."""
-    return (image - MEAN) / STD
-
-
 @final
-class NanoEncoder(Encoder):
-    """The backbone with its preparation and the decoder weights that were trained behind it.
+@dataclass(frozen=True, kw_only=True)
+class SamNano(EncoderEntry):
+    """`sam_nano` as an encoder; its sides are multiples of its coarsest stride."""
 
-    Args:
-        side: S, a multiple of 32.
-        decoder: weights of `prompt_encoder` and `mask_decoder`, keys as in SAM's `.pth`.
-    """
-
-    def __init__(self, side: int = DEFAULT_SIDE, decoder: dict[str, Tensor] | None = None) -> None:
-        super().__init__()
-        if side < COARSEST or side % COARSEST:
-            raise SamAdaptError(
-                f"side {side} does not suit encoder 'sam_nano'; give a multiple of {COARSEST}, e.g. {DEFAULT_SIDE}"
-            )
-        self.side, self.units = side, ((MEAN, MEAN, MEAN), (STD, STD, STD))
-        self.taps = {PIXELS: (3, side, side)} | {
-            tap: (channels, side // stride, side // stride) for tap, (channels, stride) in TAPS.items()
-        }
-        # Convolutions of few channels on large maps are faster this way, on a CPU too.
-        self.image_encoder = NanoBackbone()
-        self.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._decoder = decoder or {}
-        self._hashed: tuple[int, str] | None = None
+    version = f"sam_nano-{VERSION}"
+    one_preparation = True
+    cheap = True
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """Of the weights as they are now, the side, the preparation and the type."""
-        changes = sum(value._version for value in self.image_encoder.state_dict(keep_vars=True).values())
-        if self._hashed is None or self._hashed[0] != changes:
-            self._hashed = (changes, _digest(self.image_encoder))
-        return f"sam_nano-{VERSION} {self._hashed[1]} side={self.side} prepare=nano float32"
+    def step(self) -> int:
+        return COARSEST
 
-    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
-        return resize_and_pad(normalise(rgb(image)), self.side)
+    @property
+    def least(self) -> int:
+        return COARSEST
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {PIXELS: x, **self.image_encoder(x)}
+    def taps(self, side: int) -> Taps:
+        return {tap: (channels, side // stride, side // stride) for tap, (channels, stride) in TAPS.items()}
 
-    def decoder_state(self) -> dict[str, Tensor]:
-        return dict(self._decoder)
+    def network(self, side: int) -> NanoBackbone:
+        # Convolutions of few channels on large maps are faster this way, on a CPU too.
+        return NanoBackbone().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def read(self, path: Path) -> State:
+        if path.is_dir():
+            raise SamAdaptError(
+                f"{path} is a folder; give a .safetensors file written by `python -m pretraining.export`"
+            )
+        state = read_weights(path)
+        if (found := _version(path)) != VERSION:
+            raise SamAdaptError(
+                f"{str(path)!r} was written for version {found} of sam_nano's architecture, this is version {VERSION}; "
+                "train it again (pretraining/README.md), or use the release of samadapt that wrote it"
+            )
+        return {name: value.float() for name, value in state.items()}
 
-def _digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    def loaded(self, state: State, side: int, source: str) -> NanoBackbone:
+        own = f"{BACKBONE_KEY}."
+        network = self.network(side)
+        try:
+            network.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
+        except RuntimeError as error:
+            raise SamAdaptError(
+                f"{source} does not hold weights of this sam_nano (version {VERSION}): {error}. "
+                "Export them again with `python -m pretraining.export`"
+            ) from error
+        return network
 
 
 def _version(path: Path) -> int | None:
@@ -188,50 +181,14 @@ def _version(path: Path) -> int | None:
     try:
         with safe_open(path, framework="pt") as file:
             told = json.loads((file.metadata() or {}).get("samadapt", "{}"))
-    except (
-        SafetensorError,
-        ValueError,
-    ):  # what reads the weights will say what is wrong, or the version is not told
+    except (SafetensorError, ValueError):  # the version is not told
         return None
     return told.get("version") if isinstance(told, dict) else None
 
 
-def build_sam_nano(
-    checkpoint: str | Path | None = None, side: int | None = None, seed: int = 0
-) -> NanoEncoder:
-    """Our own small encoder, side 256, trained on synthetic pictures; its weights come with the package.
-
-    Args:
-        checkpoint: None for the package's own; a file written by `python -m pretraining.export`; or "random".
-        side: S, a multiple of 32; None for the side that it is meant for.
-        seed: draws the weights when the checkpoint is "random".
-    """
-    if checkpoint == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return NanoEncoder(side or DEFAULT_SIDE)
-    path = Path(checkpoint) if checkpoint is not None else WEIGHTS
-    if not path.is_file():
-        raise SamAdaptError(
-            f"no weights of sam_nano at {str(path)!r}; give a .safetensors file written by "
-            '`python -m pretraining.export`, leave out the checkpoint for the package\'s own, or say "random"'
-        )
-    state = read_safetensors([path])
-    if (found := _version(path)) != VERSION:
-        raise SamAdaptError(
-            f"{str(path)!r} was written for version {found} of sam_nano's architecture, this is version {VERSION}; "
-            "train it again (pretraining/README.md), or use the release of samadapt that wrote it"
-        )
-    weights = {name: value.float() for name, value in state.items()}
-    own = f"{BACKBONE_KEY}."
-    backbone = {name.removeprefix(own): value for name, value in weights.items() if name.startswith(own)}
-    decoder = {name: value for name, value in weights.items() if not name.startswith(own)}
-    encoder = NanoEncoder(side or DEFAULT_SIDE, decoder)
-    try:
-        encoder.image_encoder.load_state_dict(backbone)
-    except RuntimeError as error:
-        raise SamAdaptError(
-            f"{str(path)!r} does not hold weights of this sam_nano (version {VERSION}): {error}. "
-            "Export them again with `python -m pretraining.export`"
-        ) from error
-    return encoder
+SAM_NANO = SamNano(
+    name="sam_nano",
+    text="Our own small encoder, side 256, trained on synthetic pictures; its weights come with the package.",
+    prepare="sam_nano",
+    published=OwnFile(WEIGHTS),
+)

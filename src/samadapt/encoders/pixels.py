@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from samadapt.encoders.prepare import find_prepare, units_of
-from samadapt.types import PIXELS, Encoder, Frame, SamAdaptError
+from samadapt.encoders.entry import EncoderEntry
+from samadapt.types import SamAdaptError, Taps
+from samadapt.weights import State
+
+
+class Nothing(nn.Module):
+    """A network without maps."""
+
+    def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        return {}
 
 
 @final
-class Pixels(Encoder):
-    """Gives the tap `pixels` and nothing else; has no weights.
+@dataclass(frozen=True, kw_only=True)
+class Pixels(EncoderEntry):
+    """Gives the tap `pixels` and nothing else; has no weights."""
 
-    Args:
-        side: S, in pixels.
-        prepare: a name in `prepare.PREPARES`.
-    """
+    version = "pixels-1"
 
-    def __init__(self, side: int = 256, prepare: str = "unit") -> None:
-        super().__init__()
-        if side < 28:  # MedMNIST's
-            raise SamAdaptError(f"side {side} is too small for encoder 'pixels'; give at least 28 pixels")
-        self.side, self._prepare, self.units = side, find_prepare(prepare), units_of(prepare)
-        self.taps = {PIXELS: (3, side, side)}
-        self.fingerprint = f"pixels-1 side={side} prepare={prepare} float32"
+    @property
+    def least(self) -> int:
+        return 28  # MedMNIST's pictures
 
-    def prepare(self, image: Tensor) -> tuple[Tensor, Frame]:
-        return self._prepare(image, self.side)
+    def taps(self, side: int) -> Taps:
+        return {}
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {PIXELS: x}
+    def network(self, side: int) -> Nothing:
+        return Nothing()
+
+    def loaded(self, state: State, side: int, source: str) -> Nothing:
+        raise SamAdaptError(f"encoder {self.name!r} has no weights; leave out the checkpoint {source}")
 
 
-def build_pixels(
-    checkpoint: str | None = None, side: int | None = None, prepare: str | None = None, seed: int = 0
-) -> Pixels:
-    """The image itself, side 256, no weights: for heads that learn from scratch (unet)."""
-    if checkpoint is not None:
-        raise SamAdaptError(f"encoder 'pixels' has no weights; leave out the checkpoint {checkpoint!r}")
-    return Pixels(side or 256, prepare or "unit")
+PIXELS_ENCODER = Pixels(
+    name="pixels",
+    text="The image itself, side 256, no weights: for heads that learn from scratch (unet).",
+    prepare="unit",
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.encoders.checkpoints import HubModel, original_key, read_checkpoint
-from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
-from samadapt.types import PIXELS, SamAdaptError
-from samadapt.weights import State
+from samadapt.encoders.checkpoints import original_key, read_sam
+from samadapt.encoders.entry import EncoderEntry
+from samadapt.types import SamAdaptError, Taps
+from samadapt.weights import HubModel, State
 
 if TYPE_CHECKING:
     from transformers.models.sam.modeling_sam import SamVisionModel
-
-_VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 
 
 @dataclass(frozen=True)
@@ -42,94 +40,57 @@ VIT_H = Architecture(1280, 32, 16, (7, 15, 23, 31))
 _KNOWN = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
 
 
-@dataclass(frozen=True)
-class Model:
-    """One entry of the table of encoders: how to build it and where its weights are."""
-
-    name: str
-    architecture: Architecture
-    hub: HubModel
-    prepare: str
-    text: str = ""  # what it is, for `samadapt list encoders`
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", self.text)
-
-    def __call__(
-        self,
-        checkpoint: str | Path | None = None,
-        side: int | None = None,
-        prepare: str | None = None,
-        seed: int = 0,
-    ) -> SamEncoder:
-        """Build the encoder; see `load_encoder`."""
-        own, patch = self.architecture.side, self.architecture.patch
-        examples = f", such as {own // 2} or {own}"
-        side = fitting_side(f"encoder {self.name!r}", side or own, patch, 2 * patch, examples)
-        prepare = prepare or self.prepare
-        if checkpoint == RANDOM:
-            return SamEncoder(_random(self.architecture, side), self.architecture, side, prepare)
-        state = read_checkpoint(checkpoint, self.hub)
-        vision = _vision(self.architecture, side, state, f"{checkpoint or self.hub.repo} for {self.name!r}")
-        decoder = {k: v for k, v in state.items() if k.split(".")[0] in ("prompt_encoder", "mask_decoder")}
-        return SamEncoder(vision, self.architecture, side, prepare, decoder)
-
-
 @final
-class SamEncoder(NetworkEncoder):
-    """A SAM ViT. Taps: `patch` (embedded patches with their positions), `block0`.. (outputs), `neck`.
+class SamViT(nn.Module):
+    """SAM's ViT. Maps: `patch` (embedded patches with their positions), `block0`.. (outputs), `neck`."""
 
-    Args:
-        vision: the network.
-        architecture: its widths.
-        side: S, for which its positions are made.
-        prepare: a name in `prepare.PREPARES`.
-        decoder: weights of SAM's prompt encoder and mask decoder that came with it.
-    """
-
-    def __init__(
-        self,
-        vision: SamVisionModel,
-        architecture: Architecture,
-        side: int,
-        prepare: str,
-        decoder: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        super().__init__(side, prepare)
+    def __init__(self, vision: SamVisionModel) -> None:
+        super().__init__()
         self.vision = vision.vision_encoder
-        self._decoder = dict(decoder or {})
-        self.hashed(f"sam-{_VERSION}", self.vision)
-        grid = self.side // architecture.patch
-        names = ["patch", *(f"block{i}" for i in range(architecture.depth))]
-        self.taps = {
-            PIXELS: (3, self.side, self.side),
-            **dict.fromkeys(names, (architecture.width, grid, grid)),
-            "neck": (architecture.neck, grid, grid),
-        }
-        self.requires_grad_(False)
-        self.eval()
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        found = {PIXELS: x}
+    def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        """(B, 3, S, S) -> {tap: (B, C, h, w)} for the taps that are wanted."""
+        found: dict[str, Tensor] = {}
         tokens = self.vision.patch_embed(x) + self.vision.pos_embed  # (B, h, w, C)
-        self._keep(found, "patch", tokens)
-        for i, block in enumerate(self.vision.layers):
-            tokens = block(tokens)
-            self._keep(found, f"block{i}", tokens)
-        if "neck" in self.taps:
+        names = ("patch", *(f"block{i}" for i in range(len(self.vision.layers))))
+        for name, block in zip(names, (None, *self.vision.layers), strict=True):
+            tokens = tokens if block is None else block(tokens)
+            if name in wanted:
+                found[name] = tokens.permute(0, 3, 1, 2)
+        if "neck" in wanted:
             found["neck"] = self.vision.neck(tokens)
         return found
 
-    def _keep(self, found: dict[str, Tensor], tap: str, tokens: Tensor) -> None:
-        if tap in self.taps:
-            found[tap] = tokens.permute(0, 3, 1, 2)
-
-    def decoder_state(self) -> dict[str, Tensor]:
-        return dict(self._decoder)
-
-    def train(self, mode: bool = True) -> SamEncoder:
+    def train(self, mode: bool = True) -> SamViT:
         """Stays in evaluation mode; to tune it, `requires_grad_(True)` is enough."""
         return super().train(False)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sam(EncoderEntry):
+    """A SAM ViT as an encoder."""
+
+    architecture: Architecture
+    version = "sam-1"
+
+    @property
+    def step(self) -> int:
+        return self.architecture.patch
+
+    def taps(self, side: int) -> Taps:
+        a, grid = self.architecture, side // self.architecture.patch
+        names = ["patch", *(f"block{i}" for i in range(a.depth))]
+        return {**dict.fromkeys(names, (a.width, grid, grid)), "neck": (a.neck, grid, grid)}
+
+    def network(self, side: int) -> SamViT:
+        return SamViT(_random(self.architecture, side))
+
+    def read(self, path: Path) -> State:
+        return read_sam(path)
+
+    def loaded(self, state: State, side: int, source: str) -> SamViT:
+        return SamViT(_vision(self.architecture, side, state, source))
 
 
 # ---------------------------------------------------------------- building
@@ -221,16 +182,22 @@ def _resize_positions(value: Tensor, shape: torch.Size) -> Tensor:
     return value
 
 
-SAM_MODELS: dict[str, Model] = {
-    model.name: model
-    for model in (
-        Model("sam_vit_b", VIT_B, HubModel("facebook/sam-vit-base", "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f"), "sam",
-              "SAM's ViT-B, 90 M parameters, side 1024 (facebook/sam-vit-base)."),
-        Model("sam_vit_l", VIT_L, HubModel("facebook/sam-vit-large", "70009d56dac23ebb3265377257158b1d6ed4c802"), "sam",
-              "SAM's ViT-L, 308 M parameters, side 1024 (facebook/sam-vit-large)."),
-        Model("sam_vit_h", VIT_H, HubModel("facebook/sam-vit-huge", "87aecf0df4ce6b30cd7de76e87673c49644bdf67"), "sam",
-              "SAM's ViT-H, 637 M parameters, side 1024 (facebook/sam-vit-huge)."),
-        Model("medsam_vit_b", VIT_B, HubModel("wanglab/medsam-vit-base", "de8488bca37bb1d4fb190f612c516126d739ce3b"), "medsam",
-              "MedSAM: SAM's ViT-B tuned on medical images, side 1024 (wanglab/medsam-vit-base)."),
-    )
-}  # fmt: skip
+def _sam(name: str, architecture: Architecture, hub: HubModel, text: str, prepare: str = "sam") -> Sam:
+    return Sam(
+        name=name, text=text, side=architecture.side, prepare=prepare, published=hub, architecture=architecture,
+        tiny=Sam(name=f"tiny_{prepare}", side=128, prepare=prepare, published=hub, architecture=_TINY),
+    )  # fmt: skip
+
+
+#: Four blocks, of which the second and the last attend globally.
+_TINY = Architecture(width=32, depth=4, heads=2, global_blocks=(1, 3), side=128, window=3, neck=32)
+SAM_MODELS = (
+    _sam("sam_vit_b", VIT_B, HubModel("facebook/sam-vit-base", "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f"),
+         "SAM's ViT-B, 90 M parameters, side 1024 (facebook/sam-vit-base)."),
+    _sam("sam_vit_l", VIT_L, HubModel("facebook/sam-vit-large", "70009d56dac23ebb3265377257158b1d6ed4c802"),
+         "SAM's ViT-L, 308 M parameters, side 1024 (facebook/sam-vit-large)."),
+    _sam("sam_vit_h", VIT_H, HubModel("facebook/sam-vit-huge", "87aecf0df4ce6b30cd7de76e87673c49644bdf67"),
+         "SAM's ViT-H, 637 M parameters, side 1024 (facebook/sam-vit-huge)."),
+    _sam("medsam_vit_b", VIT_B, HubModel("wanglab/medsam-vit-base", "de8488bca37bb1d4fb190f612c516126d739ce3b"),
+         "MedSAM: SAM's ViT-B tuned on medical images, side 1024 (wanglab/medsam-vit-base).", "medsam"),
+)  # fmt: skip

@@ -7,8 +7,8 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.checkpoints import HubModel
-from samadapt.encoders.hub import Architecture, Model
+from samadapt.encoders.hub import Architecture, hub_encoder
+from samadapt.weights import HubModel
 
 _STRIDES = {"stride4": 4, "stride8": 8, "neck": 16}  # of the pyramid's maps, the finest first
 _STAGES = 4  # of a Hiera; each one doubles the width and the number of heads
@@ -87,14 +87,14 @@ TINY = Sam2(96, 1, (1, 2, 7, 2), (5, 7, 9), background=7)
 SMALL = Sam2(96, 1, (1, 2, 11, 2), (7, 10, 13), background=7)
 BASE_PLUS = Sam2(112, 2, (2, 3, 16, 3), (12, 16, 20), background=14)
 
-SAM2_MODELS: dict[str, Model] = {
-    model.name: model
-    for model in (
-        Model("sam2_tiny", TINY, HubModel("facebook/sam2.1-hiera-tiny", "de431c4043854a71d8101e17995dfe596bf101a5"), "imagenet_stretched",
-              "SAM 2.1's Hiera-T, 27 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-tiny)."),
-        Model("sam2_small", SMALL, HubModel("facebook/sam2.1-hiera-small", "ee5bba1d82bb8749febdf90f45e84b687142ba03"), "imagenet_stretched",
-              "SAM 2.1's Hiera-S, 34 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-small)."),
-        Model("sam2_base_plus", BASE_PLUS, HubModel("facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290"), "imagenet_stretched",
-              "SAM 2.1's Hiera-B+, 69 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-base-plus)."),
-    )
-}  # fmt: skip
+#: Five blocks, of which the fourth attends globally; windows that do not divide the grid of side 64.
+_SMALLEST = Sam2(8, 1, (1, 1, 2, 1), (3,), background=7, windows=(8, 4, 6, 3), neck=16, side=128)
+
+SAM2_MODELS = (
+    hub_encoder("sam2_tiny", TINY, _SMALLEST, HubModel("facebook/sam2.1-hiera-tiny", "de431c4043854a71d8101e17995dfe596bf101a5"),
+                "SAM 2.1's Hiera-T, 27 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-tiny)."),
+    hub_encoder("sam2_small", SMALL, _SMALLEST, HubModel("facebook/sam2.1-hiera-small", "ee5bba1d82bb8749febdf90f45e84b687142ba03"),
+                "SAM 2.1's Hiera-S, 34 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-small)."),
+    hub_encoder("sam2_base_plus", BASE_PLUS, _SMALLEST, HubModel("facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290"),
+                "SAM 2.1's Hiera-B+, 69 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-base-plus)."),
+)  # fmt: skip

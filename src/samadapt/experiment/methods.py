@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from samadapt.datasets import Dataset, Split
-from samadapt.features import FeatureStore, Recipe
+from samadapt.features import FeatureStore, MapSpec
 from samadapt.learner import Learner, fit
 from samadapt.prediction import Classifier, Maps, Saliency, load_run
 from samadapt.training import TrainConfig
+from samadapt.tuning import TUNINGS
 from samadapt.types import Case, SamAdaptError
 
 
@@ -98,10 +99,7 @@ class Method(ABC):
 class Encode:
     """Maps that a method wants: of its training cases (views) or of the scored ones (view 0)."""
 
-    learner: Learner
-    seed: int
-    reads: Mapping[str, int]
-    recipe: Recipe
+    maps: MapSpec
     scored: bool
 
 
@@ -136,19 +134,19 @@ class TrainedMethod(Method):
     @property
     def frozen(self) -> bool:
         """Whether the encoder stays as it is, so that its maps can be stored."""
-        return self.train.get("tune", "none") == "none"
+        return TUNINGS[self.train.get("tune", TrainConfig.tune)].frozen
 
     def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
         if not self.frozen:
             return ()
-        _, head = self.learner.build(len(data.classes), seed)
+        head = self.learner.build(len(data.classes), seed).head
         if head.pixels_only:
             return ()
-        reads = dict(head.reads)
-        scored = (Encode(self.learner, seed, reads, Recipe(data.window), scored=True),)
+        maps = self.learner.maps(head.reads, data.window, seed)
+        scored = (Encode(maps.unaugmented, scored=True),)
         if not self.learner.views:  # its training draws a new view in every step
             return scored
-        return Encode(self.learner, seed, reads, self.learner.recipe(data.window), scored=False), *scored
+        return Encode(maps, scored=False), *scored
 
     def fit(self, job: Job) -> Fitted:
         config = self.config(job.config)
@@ -158,19 +156,21 @@ class TrainedMethod(Method):
 
 def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
     """A finished run folder as a method; a frozen encoder's maps come from the store."""
-    model = load_run(job.out, config.device)
+    model = load_run(job.out, config.device, maps_stored=True)
     check_finite(model.head)
-    stored = config.tune == "none" and not model.head.pixels_only
-    recipe = Recipe(job.data.window)
+    stored = TUNINGS[config.tune].frozen and not model.head.pixels_only
+    wanted = MapSpec(model.model.spec, model.head.reads, job.data.window)
 
     def maps(case: Case) -> Maps | None:
         if not stored:
             return None
-        job.store.encode([case], model.encoder, model.head.reads, recipe)  # nothing to do, as a rule
-        return job.store.read(case, model.encoder, model.head.reads, recipe)[0]
+        job.store.encode([case], wanted, model.model.device)  # nothing to do, as a rule
+        return job.store.read(case, wanted)[0]
 
     trained = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
-    trained += sum(p.numel() for p in model.encoder.parameters()) if config.tune == "all" else 0
+    if model.model.extractor is not None:
+        tensors = TUNINGS[config.tune].tensors(model.model.extractor).values()
+        trained += sum(x.numel() for x in tensors if isinstance(x, nn.Parameter))
     kept = stored and learner.views
     views = f"{learner.views} stored views of a slice" if kept else "new views in every step"
     notes = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,8 +46,8 @@ def _unet_pretrained(base: Learner) -> TrainedMethod:
 
 def _faithful(base: Learner) -> TrainedMethod:
     """The authors' preparation too, where the encoder has more ways than one."""
-    ways = inspect.signature(ENCODERS[base.encoder]).parameters if base.encoder in ENCODERS else {}
-    prepare = "autosam" if "prepare" in ways else base.prepare
+    fixed = base.encoder not in ENCODERS or ENCODERS[base.encoder].one_preparation
+    prepare = base.prepare if fixed else "autosam"
     return TrainedMethod(
         dataclasses.replace(base, head="autosam", options={"preset": "faithful"}, prepare=prepare)
     )

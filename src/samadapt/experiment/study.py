@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -105,12 +106,15 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     training = {i for cell in cells for i in (*cell.split.train, *cell.split.select)}
     trained = tuple(i for i in study.data.ids if i in training)
     wanted = _merged(study, cells, say)
-    for views in sorted({encode.recipe.views for encode in wanted if not encode.scored} - {1}):
+    for views in sorted({encode.maps.views for encode in wanted if not encode.scored} - {1}):
         _tell_few(study, cells, views, say)
     for encode in wanted:
-        encoder = encode.learner.load(encode.seed).only(encode.reads)  # of all heads that read it
         cases = study.data[cells[0].split.val if encode.scored else trained].cases
-        one = study.store.encode(cases, encoder.to(pick_device(device)), encode.reads, encode.recipe)
+        try:
+            one = study.store.encode(cases, encode.maps, pick_device(device))
+        except SamAdaptError as error:  # the cells that read these maps will fail with it, each recorded
+            say(f"encoder {encode.maps.encoder.name}: no maps could be stored: {error}")
+            continue
         for name in ("written", "bytes", "slices", "seconds"):
             setattr(report, name, getattr(report, name) + getattr(one, name))
     if report.written:
@@ -152,15 +156,15 @@ def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
 
 
 def _merge(merged: dict[object, Encode], encode: Encode) -> None:
-    x = encode.learner
-    place = (*x.source, encode.seed, encode.recipe, encode.scored)
+    maps = encode.maps
+    place = (maps.encoder, maps.window, maps.views, maps.augmentation, encode.scored)
     turn = 0  # two heads that want one tap at two pooling windows take two turns
     while (known := merged.get((place, turn))) is not None:
-        if all(known.reads.get(tap, window) == window for tap, window in encode.reads.items()):
+        if all(known.maps.taps.get(tap, window) == window for tap, window in maps.taps.items()):
             break
         turn += 1
-    reads = {**(known.reads if known else {}), **encode.reads}
-    merged[place, turn] = Encode(x, encode.seed, reads, encode.recipe, encode.scored)
+    reads = {**(known.maps.taps if known else {}), **maps.taps}
+    merged[place, turn] = Encode(dataclasses.replace(maps, reads=reads), encode.scored)
 
 
 def _prepare(study: Study, cells: list[Cell], say: Progress) -> None:

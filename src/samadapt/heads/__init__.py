@@ -65,6 +65,11 @@ def build_head(
     return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
 
 
+def starts_from_decoder(name: str) -> bool:
+    """Whether the head can start from the mask decoder that was trained behind its encoder."""
+    return name in HEADS and "pretrained" in inspect.signature(HEADS[name]).parameters
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that the head does not have."""
     known = set(inspect.signature(HEADS[name]).parameters) - {"taps", "n_classes", "pretrained", "units"}
@@ -73,4 +78,4 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         raise SamAdaptError(f"head {name!r} has no option {unknown}; it has {sorted(known)}")
 
 
-__all__ = ["HEADS", "build_head", "check_options"]
+__all__ = ["HEADS", "build_head", "check_options", "starts_from_decoder"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from samadapt.names import PRECISIONS, TUNINGS
+from samadapt.names import LOGS, PRECISIONS, TUNINGS
 from samadapt.runs import has_bf16, pick_device
 from samadapt.types import SamAdaptError
 
@@ -28,12 +28,17 @@ class TrainConfig:
     device: str = "auto"
     workers: int = 0
     check_every: int = 100  # steps between checkpoints and, with selection cases, scores
+    devices: int = 1  # processes that share every batch, each with a device of its own
+    log: tuple[str, ...] = ()  # loggers beside metrics.csv: "tensorboard", "mlflow"
 
     def __post_init__(self) -> None:
         for name, allowed in (("tune", TUNINGS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise SamAdaptError(f"{name} is {getattr(self, name)!r}; known: {', '.join(allowed)}")
-        for name in ("steps", "batch_size", "check_every", "lr", "encoder_lr"):
+        for name in self.log:
+            if name not in LOGS:
+                raise SamAdaptError(f"log is {name!r}; known: {', '.join(LOGS)}")
+        for name in ("steps", "batch_size", "check_every", "lr", "encoder_lr", "devices"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise SamAdaptError(f"{name} is {value}; expected a number above 0")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from samadapt.features import MapSpec
 from samadapt.transforms import seeded
-from samadapt.types import Encoder
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
@@ -20,16 +20,17 @@ class Examples(Protocol):
     """What training needs of `Pairs`."""
 
     data: Any
-    encoder: Encoder
-    live: Encoder | None
-    recipe: Any
+    maps: MapSpec
+    encoder_in_loop: bool
 
     @property
     def items(self) -> Sequence[tuple[str, int]]:
         """Case and slice of each item."""
 
     def __len__(self) -> int: ...
-    def batch(self, indices: Sequence[int], key: tuple[object, ...] | None = None) -> Batch: ...
+    def batch(
+        self, indices: Sequence[int], key: tuple[object, ...] | None = None, first: int = 0
+    ) -> Batch: ...
 
 
 class Stream(IterableDataset):
@@ -46,13 +47,13 @@ class Stream(IterableDataset):
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
-        world = torch.distributed.get_world_size() if distributed else 1
+        share = self.size // (torch.distributed.get_world_size() if distributed else 1)
         for step in range(self.start + first, self.steps, stride):
-            number = (step * world + rank) * self.size
-            indices = [self.draw(n) for n in range(number, number + self.size)]
-            yield self.pairs.batch(indices, key=(self.seed, number))
+            number, own = step * self.size, rank * share  # several processes together see the batch of one
+            indices = [self.item_at(number + n) for n in range(own, own + share)]
+            yield self.pairs.batch(indices, key=(self.seed, number), first=own)
 
-    def draw(self, number: int) -> int:
+    def item_at(self, number: int) -> int:
         """The item of the `number`-th draw: every item once in each round, in a new order; or balanced."""
         if self.balance:
             generator = seeded("balance", self.seed, number)

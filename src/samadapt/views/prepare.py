@@ -18,6 +18,7 @@ Prepare = Callable[[Tensor, int], tuple[Tensor, Frame]]
 # Of 0..255 RGB: `Sam.pixel_mean` and `pixel_std` of facebookresearch/segment-anything; they are ImageNet's.
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
+NANO_MEAN, NANO_STD = 114.0, 62.0  # of 0..255, in which `sam_nano` was trained
 AUTOSAM_SIDE = 224  # the authors' data set is squeezed to this before it is enlarged
 
 
@@ -93,6 +94,11 @@ def prepare_autosam(image: Tensor, side: int) -> tuple[Tensor, Frame]:
     return stretch(small, side)[0], Frame(frame.original_size, (side, side), side)
 
 
+def prepare_sam_nano(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+    """As `sam_nano` was trained: one mean and deviation for all channels (grey must stay grey), then zeros around."""
+    return resize_and_pad((rgb(image) - NANO_MEAN) / NANO_STD, side)
+
+
 PREPARES: dict[str, Prepare] = {
     "autosam": prepare_autosam,
     "imagenet_lite": prepare_imagenet_lite,
@@ -100,6 +106,7 @@ PREPARES: dict[str, Prepare] = {
     "lite_medsam": prepare_lite_medsam,
     "medsam": prepare_medsam,
     "sam": prepare_sam,
+    "sam_nano": prepare_sam_nano,
     "standardise": prepare_standardise,
     "unit": prepare_unit,
 }
@@ -110,6 +117,7 @@ UNITS: dict[str, Units] = {
     "imagenet_lite": ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
     "imagenet_stretched": (SAM_MEAN, SAM_STD),
     "sam": (SAM_MEAN, SAM_STD),
+    "sam_nano": ((NANO_MEAN,) * 3, (NANO_STD,) * 3),
     "standardise": (SAM_MEAN, SAM_STD),
 }
 

@@ -1,0 +1,172 @@
+"""EncoderSpec: an encoder named, not loaded. Extractor: its network, giving the maps that somebody reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from samadapt.encoders.entry import EncoderEntry, decoder_of
+from samadapt.encoders.table import ENCODERS
+from samadapt.transforms import pool_taps
+from samadapt.types import PIXELS, SamAdaptError, Taps, encoder_taps
+from samadapt.views import View
+from samadapt.views.prepare import find_prepare
+from samadapt.weights import RANDOM, State, identity, locate
+
+FLOAT32 = "float32"
+
+
+@final
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Everything that decides an encoder's maps, and no weights: cheap, hashable, JSON-able.
+
+    Args:
+        name: a key of `ENCODERS`.
+        checkpoint: a file, a folder of transformers, `OWNER/NAME@REVISION` of the hub, or the word "random" for untrained
+            weights; None for the encoder's own.
+        side: S in pixels; None is the encoder's own.
+        prepare: a name in `views.PREPARES`; None is the way that the weights were trained.
+        seed: draws the weights where the checkpoint is "random".
+        dtype: in which the maps are computed.
+
+    Example:
+        >>> EncoderSpec("pixels", side=64).taps
+        {'pixels': (3, 64, 64)}
+    """
+
+    name: str
+    checkpoint: str | None = None
+    side: int = None  # type: ignore[assignment]  # None only while it is made
+    prepare: str = None  # type: ignore[assignment]  # as above
+    seed: int = 0
+    dtype: str = FLOAT32
+
+    def __post_init__(self) -> None:
+        if self.name not in ENCODERS:
+            raise SamAdaptError(f"unknown encoder {self.name!r}; known: {', '.join(sorted(ENCODERS))}")
+        if self.entry.one_preparation and self.prepare not in (None, self.entry.prepare):
+            raise SamAdaptError(
+                f"encoder {self.name!r} has one way to prepare images; leave out prepare {self.prepare!r}"
+            )
+        if self.checkpoint is not None and self.entry.published is None:
+            raise SamAdaptError(
+                f"encoder {self.name!r} has no weights; leave out the checkpoint {str(self.checkpoint)!r}"
+            )
+        if self.dtype != FLOAT32:
+            raise SamAdaptError(f"dtype is {self.dtype!r}; encoders compute in {FLOAT32}")
+        fixed = {
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "side": self.entry.fitted_side(self.side),
+            "prepare": self.prepare or self.entry.prepare,
+            "seed": self.seed if self.checkpoint == RANDOM else 0,
+        }
+        for name, value in fixed.items():
+            object.__setattr__(self, name, value)
+        find_prepare(self.prepare)
+
+    @property
+    def entry(self) -> EncoderEntry:
+        """Its line of the table."""
+        return ENCODERS[self.name]
+
+    @property
+    def taps(self) -> Taps:
+        """Name -> (C, h, w); always has "pixels": (3, S, S)."""
+        return {PIXELS: (3, self.side, self.side), **self.entry.taps(self.side)}
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether its weights come from a training; False where they are drawn, or where it has none."""
+        return self.checkpoint != RANDOM and self.entry.published is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that changes the numbers. No network is built for it; a file is read once, for its hash."""
+        which = identity(self.checkpoint, self.entry.published, self._whose, self.seed)
+        return f"{self.entry.version} {which} side={self.side} prepare={self.prepare} {self.dtype}"
+
+    @property
+    def _whose(self) -> str:
+        return f"encoder {self.name!r}"
+
+    def view(self, window: str, augmentation: str = "none") -> View:
+        """How it sees slices."""
+        return View(window, self.prepare, self.side, augmentation)
+
+    def decoder_state(self) -> State:
+        """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`; empty without one."""
+        return decoder_of(self._state()) if self.pretrained else {}
+
+    def load(self, reads: Mapping[str, int] | None = None, device: str | torch.device = "cpu") -> Extractor:
+        """Its network with its weights, frozen.
+
+        Args:
+            reads: tap -> pooling window, as a head declares it; None for all taps as they are.
+        """
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the caller's random numbers go on as if nothing had been drawn
+            torch.manual_seed(self.seed)
+            if self.pretrained:
+                source = f"{self.checkpoint or self.entry.published.identity} for {self.name!r}"  # type: ignore[union-attr]
+                network = self.entry.loaded(self._state(), self.side, source)
+            else:
+                network = self.entry.network(self.side)
+        return Extractor(self, network, reads).requires_grad_(False).eval().to(device)
+
+    def _state(self) -> State:
+        return self.entry.read(locate(self.checkpoint, self.entry.published, self._whose))
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments that make it again."""
+        return dataclasses.asdict(self)
+
+
+@final
+class Extractor(nn.Module):
+    """An encoder's network and what is read of it: (B, 3, S, S) -> {tap: (B, C, h, w)}, pooled as the reader declared.
+
+    Args:
+        spec: whose network it is.
+        network: as `EncoderEntry.network` says.
+        reads: tap -> pooling window; None for all taps as they are. A map that nobody reads costs no memory.
+    """
+
+    def __init__(self, spec: EncoderSpec, network: nn.Module, reads: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        self.spec, self.network = spec, network
+        self.reads = encoder_taps(dict.fromkeys(spec.taps, 1) if reads is None else reads)
+        unknown = sorted(set(self.reads) - set(spec.taps))
+        if unknown:
+            raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(spec.taps)}")
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {PIXELS: x, **pool_taps(self.network(x, tuple(self.reads)), self.reads)}
+
+    @property
+    def taps(self) -> Taps:
+        """Name -> (C, h, w) of the maps that it can give."""
+        return self.spec.taps
+
+
+def load_encoder(
+    name: str,
+    checkpoint: str | None = None,
+    side: int | None = None,
+    device: str | torch.device = "cpu",
+    prepare: str | None = None,
+    seed: int = 0,
+) -> Extractor:
+    """An encoder with its weights, frozen, giving all its taps; the arguments are those of `EncoderSpec`.
+
+    Example:
+        >>> load_encoder("pixels", side=64).taps
+        {'pixels': (3, 64, 64)}
+    """
+    return EncoderSpec(name, checkpoint, side, prepare, seed).load(device=device)  # type: ignore[arg-type]

@@ -1,0 +1,129 @@
+"""The one step loop: optimiser steps on any module whose `forward` gives a loss, on Lightning Fabric.
+
+Training, SimCLR and the pre-training of `sam_nano` differ in their modules, batches and learning rates, not in this.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from samadapt.types import SamAdaptError
+
+
+@final
+class StepLoop:
+    """Optimiser steps on a module, one after the other.
+
+    Args:
+        objective: called as `objective(*inputs)`, gives the loss (a scalar) of a batch.
+        optimizer: makes the optimiser of parameters; its groups keep the learning rates that they are made with.
+        device: "cpu", "cuda" or "mps".
+        bf16: whether the forward pass computes in bfloat16 where that is safe (`torch.autocast`).
+        devices: processes, each with a device of its own and a share of every batch.
+        clip: the largest norm of the gradients of a step; None leaves them.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        device: str = "cpu",
+        bf16: bool = False,
+        devices: int = 1,
+        clip: float | None = 1.0,
+    ) -> None:
+        self.fabric, self.bf16 = launch(device, devices), bf16
+        raw = optimizer(objective)
+        self._rates = [group["lr"] for group in raw.param_groups]
+        self.objective, self.optimizer = self.fabric.setup(objective, raw)
+        self.clip, self.step = clip, 0
+
+    def update(self, *inputs: Any, rates: Sequence[float] | float = 1.0) -> Tensor:
+        """One step; the loss before it.
+
+        Args:
+            rates: by which the groups' learning rates are multiplied in this step, one for all or one for each.
+        """
+        factors = [rates] * len(self._rates) if isinstance(rates, int | float) else rates
+        for group, rate, factor in zip(self.optimizer.param_groups, self._rates, factors, strict=True):
+            group["lr"] = rate * factor
+        inputs = self.fabric.to_device(inputs)
+        # Not Fabric's own "bf16-mixed": it rounds what goes in, and with it the targets.
+        with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            loss = self.objective(*inputs)
+        if not torch.isfinite(loss):
+            raise SamAdaptError(
+                f"the loss is {loss.item()} at step {self.step}; lower the learning rate (now {self._rates[0]}), or "
+                "compute in float32 (--precision 32)"
+            )
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.clip is not None:
+            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(trained, self.clip)
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.fabric.is_global_zero)
+
+    def mean(self, value: Tensor) -> float:
+        """Over the processes."""
+        return float(self.fabric.all_reduce(value, reduce_op="mean"))  # type: ignore[arg-type]
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the module's tensors."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The opposite of `state`."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def launch(device: str = "cpu", devices: int = 1) -> Any:
+    """Fabric, its processes started: all but the first run the same command again from its beginning."""
+    from lightning.fabric import Fabric  # here: it takes a second
+
+    with quiet():
+        fabric = Fabric(
+            accelerator="gpu" if device == "cuda" else device,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+        )
+        fabric.launch()
+    return fabric
+
+
+def warm_cosine(step: int, steps: int, warmup: float) -> float:
+    """Of a learning rate: up in a line over a share of the steps, then down a cosine to a hundredth."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's notices help nobody here; its errors still come through."""
+    logger = logging.getLogger("lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=".*(isinstance|LeafSpec).*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,82 @@
+"""View: the only road from a slice of a case to the pixels that an encoder sees, and the label that lies on them.
+
+Window, augmentation and preparation, in this order; the way back is `transforms.to_original` with the `Frame`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from samadapt.transforms import Window, apply_window, build_augmentation, seeded
+from samadapt.types import Case, Frame, Units
+from samadapt.views.prepare import find_prepare, units_of
+
+
+@dataclass(frozen=True)
+class View:
+    """How slices are seen: what is fitted to a case by `of`, and what is the same for all.
+
+    Args:
+        window: of the intensities, as `transforms.Window` reads it; fitted to each case as a whole.
+        prepare: a name in `prepare.PREPARES`.
+        side: S, of the encoder's square.
+        augmentation: a name in `transforms.AUGMENTATIONS`; drawn where a key is given.
+    """
+
+    window: str
+    prepare: str
+    side: int
+    augmentation: str = "none"
+
+    def __post_init__(self) -> None:
+        Window.parse(self.window)
+        build_augmentation(self.augmentation)
+        find_prepare(self.prepare)
+
+    def of(self, case: Case) -> CaseView:
+        """The slices of one case, its window fitted."""
+        return CaseView(self, case)
+
+    def preprocess(self, slice_: Tensor) -> tuple[Tensor, Frame]:
+        """A slice (C, H, W) in 0..255, C 1 or 3 -> ((3, S, S) float32, where the slice lies in it)."""
+        return find_prepare(self.prepare)(slice_, self.side)
+
+    @property
+    def units(self) -> Units:
+        """Of the pixels: pixels * deviations + means is in 0..255."""
+        return units_of(self.prepare)
+
+
+@final
+class CaseView:
+    """One case as a view sees it."""
+
+    def __init__(self, view: View, case: Case) -> None:
+        self.view, self.case = view, case
+        self._limits = Window.parse(view.window).fit(case.image)  # (C, 2)
+        self._augmentation = build_augmentation(view.augmentation)
+
+    def windowed(self, index: int) -> Tensor:
+        """A slice (C, H, W) in 0..255, as people look at it."""
+        return apply_window(self.case.image[:, index], self._limits)
+
+    def __call__(
+        self, index: int, key: tuple[object, ...] | None = None
+    ) -> tuple[Tensor, Frame, Tensor | None]:
+        """(pixels (3, S, S), frame, label (H, W) or None where the case has no label map) of one slice.
+
+        Args:
+            key: draws the augmentation, the same for the same key; None leaves the slice as it is.
+        """
+        slice_, case = self.windowed(index), self.case
+        label = case.label[index] if case.label is not None and case.label.dim() == 3 else None
+        if key is not None and self._augmentation is not None:
+            slice_, label = self._augmentation(slice_, label, seeded("view", *key), self.view.side)
+        pixels, frame = self.view.preprocess(slice_)
+        return pixels, frame, label
+
+
+__all__ = ["CaseView", "View"]
