@@ -17,3 +17,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data is not beside the project (../shared/data)")
     return folder.resolve()
+
+
+@pytest.fixture
+def tiny_encoder(monkeypatch):
+    """Puts the encoder of `fakes.py` into the table, under the name `tiny`."""
+    from fakes import TinyEncoder, prepare_tiny
+    from samadapt.encoders import ENCODERS
+    from samadapt.views.prepare import PREPARES, UNITS
+
+    monkeypatch.setitem(ENCODERS, "tiny", TinyEncoder())
+    monkeypatch.setitem(PREPARES, "tiny", prepare_tiny)
+    monkeypatch.setitem(UNITS, "tiny", ((127.5,) * 3, (255.0,) * 3))
+    return ENCODERS["tiny"]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samadapt.adapted import AdaptedModel
+from samadapt.encoders import EncoderEntry, EncoderSpec
+from samadapt.features import MapSpec
 from samadapt.opening import Opening
 from samadapt.transforms import resize_and_pad
-from samadapt.types import LABEL_GRID, Case, Encoder, Head
+from samadapt.types import LABEL_GRID, Case, Head
+from samadapt.weights import Published, State
 
 
 def disc_case(number: int, depth: int = 3, size: tuple[int, int] = (40, 32)) -> Case:
@@ -77,33 +81,83 @@ def two_class_archive(path: Path) -> Path:
     return path
 
 
-class TinyEncoder(Encoder):
-    """One strided convolution on a square of 64 pixels."""
+class TinyNetwork(nn.Module):
+    """One strided convolution; counts how often it is built and how often it runs."""
 
-    def __init__(self, seed: int = 0, side: int = 64) -> None:
+    built: ClassVar[int] = 0
+    calls: ClassVar[int] = 0
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.side = side
-        self.taps = {"pixels": (3, side, side), "neck": (8, side // 4, side // 4)}
-        self.spec = {"name": "tiny", "seed": seed, "side": side}
         self.conv = nn.Conv2d(3, 8, 4, stride=4, bias=False)
         with torch.no_grad():
-            self.conv.weight.copy_(
-                torch.randn(self.conv.weight.shape, generator=torch.Generator().manual_seed(seed))
-            )
-        self.requires_grad_(False)
-        self.calls = 0
+            self.conv.weight.copy_(torch.randn(self.conv.weight.shape, generator=generator))
+        TinyNetwork.built += 1
+
+    def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
+        TinyNetwork.calls += 1
+        return {tap: self.conv(x) for tap in wanted}
+
+
+@dataclass(frozen=True)
+class Nowhere:
+    """Published weights that need no file."""
+
+    identity: str = "fixed"
+
+    def find(self) -> Path:
+        return Path(__file__)
+
+    def locate(self, option: str = "") -> Path:
+        return Path(__file__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyEncoder(EncoderEntry):
+    """One convolution on a square of 64 pixels; its own weights are drawn from a seed, so that no file is needed."""
+
+    name: str = "tiny"
+    side: int = 64
+    prepare: str = "tiny"
+    published: Published | None = Nowhere()
+    kind: type[TinyNetwork] = TinyNetwork
+    decoder: Mapping[str, Tensor] = field(default_factory=dict)
+    version = "tiny-1"
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        weights = self.conv.weight.detach().numpy().tobytes()
-        return hashlib.sha256(weights + str(self.side).encode()).hexdigest()
+    def least(self) -> int:
+        return 8
 
-    def prepare(self, image: Tensor):
-        return resize_and_pad((image / 255.0 - 0.5).expand(3, -1, -1), self.side)
+    def taps(self, side: int) -> dict[str, tuple[int, int, int]]:
+        return {"neck": (8, side // 4, side // 4)}
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        self.calls += 1
-        return {"pixels": x, "neck": self.conv(x)}
+    def network(self, side: int) -> TinyNetwork:
+        return self.kind()
+
+    def read(self, path: Path) -> State:
+        return dict(self.decoder)
+
+    def loaded(self, state: State, side: int, source: str) -> TinyNetwork:
+        return self.kind(torch.Generator().manual_seed(0))
+
+
+def prepare_tiny(image: Tensor, side: int):
+    """0..255 -> -0.5..0.5."""
+    return resize_and_pad((image / 255.0 - 0.5).expand(3, -1, -1), side)
+
+
+def tiny(seed: int | None = None, side: int = 64, name: str = "tiny") -> EncoderSpec:
+    """The tiny encoder; a seed draws other weights. The test uses the fixture `tiny_encoder`."""
+    return EncoderSpec(name, None if seed is None else "random", side, seed=seed or 0)
+
+
+def maps_of(encoder: EncoderSpec, reads: Mapping[str, int], **options: Any) -> MapSpec:
+    return MapSpec(encoder, reads, **options)
+
+
+def tiny_model(head: Head, **options: Any) -> AdaptedModel:
+    """A head on the tiny encoder."""
+    return AdaptedModel(tiny(**options), head)
 
 
 class TinyHead(Head):

@@ -12,13 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from fakes import TinyEncoder
+from fakes import TinyEncoder, tiny
 from samadapt import encoders
 from samadapt.baselines import nnunet, zero_shot
 from samadapt.baselines.nnunet import NnUNetConfig
 from samadapt.baselines.zero_shot import ZeroShot, box_prompts, load_decoder, point_prompts
 from samadapt.datasets import Dataset, open_dataset
-from samadapt.encoders.prepare import prepare_unit
 from samadapt.experiment import Grid, build_methods, make_study, run_experiment
 from samadapt.experiment import baselines as methods_module
 from samadapt.experiment.baselines import NnUNetMethod, ZeroShotMethod
@@ -139,36 +138,37 @@ def test_an_object_at_the_border_is_not_deepest_at_the_border():
 # ---------------------------------------------------------------- SAM's own decoder
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompting(TinyEncoder):
-    """TinyEncoder with the weights of a decoder behind its neck."""
+    """The tiny encoder with the weights of a decoder behind its neck."""
 
-    def __init__(self, decoder=None):
-        super().__init__()
-        self.decoder = decoder or {}
-        self.spec = {"name": "tiny", "checkpoint": None}
-
-    def decoder_state(self):
-        return dict(self.decoder)
+    def taps(self, side):
+        return {"neck": (16, 16, 16)}
 
 
 @pytest.fixture
-def sam():
+def sam(tiny_encoder, monkeypatch):
+    """A function that puts a decoder's weights behind the tiny encoder; and these weights."""
     torch.manual_seed(0)
     state = PromptedDecoder(16, (16, 16), 64, num_heads=8, mlp_dim=24, depth=1).state_dict()
-    encoder = Prompting({**state, "prompt_encoder.of_another_kind": torch.zeros(1)})
-    encoder.taps = {"pixels": (3, 64, 64), "neck": (16, 16, 16)}
-    return encoder, state
+    more = {**state, "prompt_encoder.of_another_kind": torch.zeros(1)}
+
+    def behind(weights=more):
+        monkeypatch.setitem(encoders.ENCODERS, "tiny", Prompting(decoder=weights))
+        return tiny()
+
+    return behind, state
 
 
 def test_the_decoder_is_the_encoders_own(sam):
-    encoder, state = sam
-    decoder = load_decoder(encoder)
+    behind, state = sam
+    decoder = load_decoder(behind())
     assert all(torch.equal(value, state[key]) for key, value in decoder.state_dict().items())
     assert not any(p.requires_grad for p in decoder.parameters())
 
 
 def test_answers_are_those_of_sams_forward(sam):
-    decoder = load_decoder(sam[0])
+    decoder = load_decoder(sam[0]())
     neck = torch.randn(1, 16, 16, 16)
     label = np.zeros((64, 64), np.uint8)
     label[5:20, 30:50], label[40:50, 40:50], label[40:50, 5:9] = 1, 3, 3
@@ -191,9 +191,9 @@ def test_answers_are_those_of_sams_forward(sam):
 
 def test_encoders_that_cannot_be_prompted_are_told(sam):
     with pytest.raises(SamAdaptError, match="encoder 'tiny' brings no prompt encoder"):
-        load_decoder(Prompting())
-    encoder, state = sam
-    encoder.decoder = {k: v for k, v in state.items() if "iou_token" not in k}
+        load_decoder(tiny())
+    behind, state = sam
+    encoder = behind({k: v for k, v in state.items() if "iou_token" not in k})
     with pytest.raises(SamAdaptError, match=r"lacks 1 weights, such as 'mask_decoder.iou_token.weight'"):
         load_decoder(encoder)
     case = Case("a", torch.zeros(1, 1, 8, 8), None, None, None, "a")
@@ -201,21 +201,27 @@ def test_encoders_that_cannot_be_prompted_are_told(sam):
         ZeroShot(nn.Identity(), 2, 64).predict(case, np.zeros((1, 16, 16, 16)), Frame((8, 8), (8, 8), 8))
 
 
+class Mirror(nn.Module):
+    """Its map is what it sees, so that a decoder can be perfect."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, wanted):
+        return {"neck": x}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Seeing(TinyEncoder):
-    """Its neck is what it sees, so that a decoder can be perfect."""
+    name: str = "seeing"
+    prepare: str = "unit"
 
-    def __init__(self, seed=0):
-        super().__init__(seed)
-        self.taps = {"pixels": (3, 64, 64), "neck": (3, 64, 64)}
-        self.spec = {"name": "seeing"}
+    def taps(self, side):
+        return {"neck": (3, 64, 64)}
 
-    fingerprint = "seeing"
-
-    def prepare(self, image):
-        return prepare_unit(image, 64)
-
-    def forward(self, x):
-        return {"pixels": x, "neck": x}
+    def loaded(self, state, side, source):
+        return Mirror()
 
 
 class Perfect(nn.Module):
@@ -240,11 +246,7 @@ class Perfect(nn.Module):
 
 @pytest.fixture
 def seeing(monkeypatch):
-    def build(checkpoint=None, side=None, prepare=None, seed=0):
-        return Seeing()
-
-    monkeypatch.setattr(Seeing, "fingerprint", property(lambda self: "seeing", lambda self, value: None))
-    monkeypatch.setitem(encoders.ENCODERS, "seeing", build)
+    monkeypatch.setitem(encoders.ENCODERS, "seeing", Seeing())
     monkeypatch.setattr(methods_module, "load_decoder", lambda encoder: Perfect())
 
 

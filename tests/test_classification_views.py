@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from fakes import TinyEncoder
-from samadapt.features import FeatureStore, Pairs, Recipe
+from fakes import tiny
+from samadapt.features import FeatureStore, MapSpec, Pairs
 from samadapt.heads import build_head
 from samadapt.transforms import pool_taps
 from samadapt.types import Case
+
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
 
 
 class Pictures:
@@ -34,19 +36,19 @@ class Pictures:
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_gates_come_from_the_view_of_the_pixels(tmp_path, stored):
-    data, encoder = Pictures(), TinyEncoder()
+    data, encoder = Pictures(), tiny()
     head = build_head("slca", encoder.taps, 2, small_input=True)
     store = FeatureStore(tmp_path)
-    views = 4
+    maps, network = MapSpec(encoder, head.reads, "none", 4, "default"), encoder.load()
     if stored:
-        store.encode(data.cases, encoder, head.reads, Recipe("none", views, "default"))
-    pairs = Pairs(data, encoder, head.reads, store if stored else None, views, "default")
+        store.encode(data.cases, maps)
+    pairs = Pairs(data, maps, store if stored else None)
     seen = []
     for step in range(12):
         features, target = pairs.batch([0, 1, 2, 3], key=(step,))
         assert target.tolist() == [0, 1, 0, 1]
         if stored:  # what is on disk is what these very pixels give
-            again = pool_taps(encoder(features["pixels"]), head.reads)
+            again = pool_taps(network(features["pixels"]), head.reads)
             assert set(features) == set(again)
             for tap in again:
                 torch.testing.assert_close(features[tap], again[tap], atol=2e-3, rtol=2e-3)
@@ -54,5 +56,5 @@ def test_gates_come_from_the_view_of_the_pixels(tmp_path, stored):
             assert set(features) == {"pixels"} and pairs.live is encoder
         seen.append(features["pixels"][0])
     distinct = len({x.numpy().tobytes() for x in seen})
-    assert distinct == (views if stored else 12)  # a store has as many views as were made, no more
-    torch.testing.assert_close(pairs[0][0]["pixels"], encoder.prepare(data.cases[0].image[:, 0])[0])
+    assert distinct == (maps.views if stored else 12)  # a store has as many views as were made, no more
+    torch.testing.assert_close(pairs[0][0]["pixels"], encoder.view("none").preprocess(data.cases[0].image[:, 0])[0])

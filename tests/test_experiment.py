@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fakes import TinyEncoder
-from samadapt import encoders, experiment
+from fakes import TinyNetwork
+from samadapt import experiment
 from samadapt.datasets import open_dataset
 from samadapt.experiment import (
     Grid,
@@ -75,19 +75,9 @@ def data(folder):
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    """An encoder of one convolution in the table, and how often it was run."""
-    made = []
-
-    def build(checkpoint=None, side=None, prepare=None, seed=0):
-        encoder = TinyEncoder(seed if checkpoint == "random" else 0)
-        made.append(encoder)
-        return encoder
-
-    fixed = property(TinyEncoder.fingerprint.fget, lambda self, value: None)
-    monkeypatch.setattr(TinyEncoder, "fingerprint", fixed)
-    monkeypatch.setitem(encoders.ENCODERS, "tiny", build)
-    return made
+def tiny(tiny_encoder):
+    """An encoder of one convolution in the table."""
+    return tiny_encoder
 
 
 def study(data, out, learners, labels=(1,), seeds=(0,), config=CONFIG, jobs=1, **options):
@@ -139,15 +129,18 @@ def read_scores_of(out, learner):
 
 
 def test_the_encoder_runs_once_over_each_image_and_view(data, tmp_path, tiny):
+    before, built = TinyNetwork.calls, TinyNetwork.built
     study(data, tmp_path / "a", {"probe": PROBE}, (1, 2), (0, 1))
-    calls = sum(encoder.calls for encoder in tiny)
+    calls = TinyNetwork.calls - before
+    assert TinyNetwork.built == built + 2  # once for the views of training cases, once for the scored cases
     trained = {i for n in (1, 2) for s in (0, 1) for i in data.split(n, s).train}
     passes = [(i, 2) for i in trained] + [(i, 1) for i in data.split(1).val]  # two views of training cases
     assert calls == sum(-(-views * data[i].image.shape[1] // 4) for i, views in passes)  # batches of four
     encoded = json.loads((tmp_path / "a/encoding.json").read_text())  # all of it before the first cell
     assert encoded["slices"] == sum(views * data[i].image.shape[1] for i, views in passes)
+    built = TinyNetwork.built
     study(data, tmp_path / "b", {"probe": PROBE}, (1, 2), (0, 1))
-    assert sum(encoder.calls for encoder in tiny) == calls  # the store is reused by another study
+    assert TinyNetwork.built == built  # a study whose maps are stored loads no network
 
 
 def test_no_stored_views_means_a_new_one_in_every_step(data, tmp_path, tiny):
@@ -290,7 +283,7 @@ def test_weights_that_changed_under_their_name_are_refused(data, tmp_path):
         @property
         def starts_from(self):
             return SimpleNamespace(
-                source=("here",), fingerprint=lambda: self.weights, overlaps=lambda data, cases: []
+                spec=lambda: SimpleNamespace(fingerprint=self.weights), overlaps=lambda data, cases: []
             )
 
     learner = Moved()
@@ -302,23 +295,17 @@ def test_weights_that_changed_under_their_name_are_refused(data, tmp_path):
         study(data, tmp_path / "s", {"truth": learner}, (1,))
 
 
-def test_an_encoder_of_several_learners_is_loaded_once_for_its_fingerprint(monkeypatch):
-    asked = []
-    monkeypatch.setattr(Learner, "fingerprint", lambda self: asked.append(self.source) or "f")
-    base = Learner("cnn", "sam_nano", side=64)
+def test_a_study_notes_the_weights_that_its_learners_start_from(tiny):
+    base, built = Learner("cnn", "tiny"), TinyNetwork.built
     methods = {
         "a": TrainedMethod(base),
-        "b": TrainedMethod(dataclasses.replace(base, head="linear")),
+        "b": TrainedMethod(dataclasses.replace(base, head="linear", side=32)),
+        "drawn": TrainedMethod(dataclasses.replace(base, checkpoint="random")),
         "c": Constant(),
     }
-    assert grid_module._fingerprints(methods) == {"a": "f", "b": "f"} and asked == [base.source]
-
-
-def test_a_learner_knows_the_weights_it_starts_from():
-    learner = Learner("fused", "sam_nano", side=64)
-    assert learner.fingerprint() == learner.build(2)[0].fingerprint
-    assert dataclasses.replace(learner, side=96).fingerprint() != learner.fingerprint()
-    assert dataclasses.replace(learner, checkpoint="random").fingerprint() is None
+    found = grid_module._fingerprints(methods)
+    assert found == {"a": base.spec().fingerprint, "b": methods["b"].learner.spec().fingerprint}
+    assert found["a"] != found["b"] and TinyNetwork.built == built
 
 
 def test_another_data_set_or_version_is_refused(data, tmp_path, monkeypatch):

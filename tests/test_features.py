@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fakes import TinyEncoder, disc_case, fake_data
-from samadapt.features import FeatureStore, Pairs, Recipe
+from fakes import TinyNetwork, disc_case, fake_data, tiny
+from samadapt.features import FeatureStore, MapSpec, Pairs
 from samadapt.types import LABEL_GRID, SamAdaptError
 
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
 READS = {"neck": 1, "pixels": 1}
 
 
@@ -16,164 +17,163 @@ def snapshot(root):
 
 
 def test_encoding_twice_writes_nothing_the_second_time(tmp_path):
-    store, encoder = FeatureStore(tmp_path), TinyEncoder()
+    store, encoder = FeatureStore(tmp_path), tiny()
     cases = [disc_case(1), disc_case(2)]
-    first = store.encode(cases, encoder, READS)
+    first = store.encode(cases, MapSpec(encoder, READS))
     assert (first.cases, first.written, first.slices) == (2, 2, 6)
-    before, calls = snapshot(tmp_path), encoder.calls
-    second = store.encode(cases, encoder, READS)
+    before, built = snapshot(tmp_path), TinyNetwork.built
+    second = store.encode(cases, MapSpec(encoder, READS))
     assert (second.cases, second.written, second.bytes) == (2, 0, 0)
     assert snapshot(tmp_path) == before
-    assert encoder.calls == calls
+    assert TinyNetwork.built == built  # nothing was missing, so no network was needed
 
 
 def test_stored_maps_are_the_encoder_s_own(tmp_path):
-    store, encoder, data = FeatureStore(tmp_path), TinyEncoder(), fake_data(1)
-    store.encode([data.case("p1_a")], encoder, READS)
-    stored = Pairs(data, encoder, {"neck": 1}, store)
-    live = Pairs(data, encoder, {"neck": 1})
-    assert stored.live is None
-    assert live.live is encoder
+    store, encoder, data = FeatureStore(tmp_path), tiny(), fake_data(1)
+    store.encode([data.case("p1_a")], MapSpec(encoder, READS))
+    stored, network = Pairs(data, MapSpec(encoder, {"neck": 1}), store), encoder.load()
+    live = Pairs(data, MapSpec(encoder, {"neck": 1}))
+    assert not stored.encoder_in_loop and live.encoder_in_loop
     for index in range(3):
         features, target = stored[index]
         pixels, same_target = live[index]
-        expected = encoder(pixels["pixels"][None])["neck"][0]
+        expected = network(pixels["pixels"][None])["neck"][0]
         assert torch.allclose(features["neck"], expected, rtol=1e-3, atol=1e-3)
         assert torch.equal(target, same_target)
 
 
 @pytest.mark.parametrize("change", ["voxel", "weight", "side", "window", "views", "pooling"])
 def test_whatever_changes_the_numbers_is_a_miss(tmp_path, change):
-    store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
-    reads, recipe = {"neck": 1}, Recipe()
-    store.encode([case], encoder, reads, recipe)
+    store, encoder, case = FeatureStore(tmp_path), tiny(), disc_case(1)
+    reads, recipe = {"neck": 1}, {}
+    store.encode([case], MapSpec(encoder, reads, **recipe))
     if change == "voxel":
         case.image[0, 1, 5, 5] += 1
     elif change == "weight":
-        encoder = TinyEncoder(seed=1)
+        encoder = tiny(seed=1)
     elif change == "side":
-        encoder = TinyEncoder(side=32)
+        encoder = tiny(side=32)
     elif change == "window":
-        recipe = Recipe("0,50")
+        recipe = {"window": "0,50"}
     elif change == "views":
-        recipe = Recipe(views=3, augmentation="default")
+        recipe = {"views": 3, "augmentation": "default"}
     else:
         reads = {"neck": 4}
     with pytest.raises(SamAdaptError, match="no stored maps"):
-        store.read(case, encoder, reads, recipe)
-    assert store.encode([case], encoder, reads, recipe).written == 1
-    maps, frame = store.read(case, encoder, reads, recipe)
-    assert maps["neck"].shape[:2] == (recipe.views, 3)
+        store.read(case, MapSpec(encoder, reads, **recipe))
+    assert store.encode([case], MapSpec(encoder, reads, **recipe)).written == 1
+    maps, frame = store.read(case, MapSpec(encoder, reads, **recipe))
+    assert maps["neck"].shape[:2] == (recipe.get("views", 1), 3)
     assert frame.original_size == (40, 32)
 
 
 def test_two_data_sets_with_a_case_of_the_same_name_share_a_store(tmp_path):
-    store, encoder, ours, theirs = FeatureStore(tmp_path), TinyEncoder(), disc_case(1), disc_case(1)
+    store, encoder, ours, theirs = FeatureStore(tmp_path), tiny(), disc_case(1), disc_case(1)
     theirs.image[0, 0, 0, 0] += 1
-    assert store.encode([ours], encoder, READS).written == 1
-    held, _ = store.read(ours, encoder, READS)
+    assert store.encode([ours], MapSpec(encoder, READS)).written == 1
+    held, _ = store.read(ours, MapSpec(encoder, READS))
     before = np.array(held["neck"])
-    assert store.encode([theirs], encoder, READS).written == 1
-    assert store.encode([ours, theirs], encoder, READS).written == 0
-    assert np.array_equal(store.read(ours, encoder, READS)[0]["neck"], before)
-    assert not np.array_equal(store.read(theirs, encoder, READS)[0]["neck"], before)
+    assert store.encode([theirs], MapSpec(encoder, READS)).written == 1
+    assert store.encode([ours, theirs], MapSpec(encoder, READS)).written == 0
+    assert np.array_equal(store.read(ours, MapSpec(encoder, READS))[0]["neck"], before)
+    assert not np.array_equal(store.read(theirs, MapSpec(encoder, READS))[0]["neck"], before)
 
 
 def test_a_note_about_another_image_is_worth_nothing(tmp_path):
-    store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
-    store.encode([case], encoder, {"neck": 1})
+    store, encoder, case = FeatureStore(tmp_path), tiny(), disc_case(1)
+    store.encode([case], MapSpec(encoder, {"neck": 1}))
     path = next(tmp_path.rglob("frame.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_sha256": "0" * 64}))
-    store.encode([case], encoder, {"neck": 4})
+    store.encode([case], MapSpec(encoder, {"neck": 4}))
     with pytest.raises(SamAdaptError, match="no stored maps"):
-        store.read(case, encoder, {"neck": 1})
-    store.read(case, encoder, {"neck": 4})
+        store.read(case, MapSpec(encoder, {"neck": 1}))
+    store.read(case, MapSpec(encoder, {"neck": 4}))
 
 
 def test_a_killed_encode_leaves_nothing_that_is_read(tmp_path):
-    store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
+    store, encoder, case = FeatureStore(tmp_path), tiny(), disc_case(1)
 
     def die(report):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.encode([case], encoder, READS, batch_size=1, progress=die)
+        store.encode([case], MapSpec(encoder, READS), batch_size=1, progress=die)
     with pytest.raises(SamAdaptError, match="no stored maps"):
-        store.read(case, encoder, READS)
-    assert store.encode([case], encoder, READS).written == 1
+        store.read(case, MapSpec(encoder, READS))
+    assert store.encode([case], MapSpec(encoder, READS)).written == 1
 
 
 def test_a_truncated_map_is_a_miss(tmp_path):
-    store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
-    store.encode([case], encoder, READS)
+    store, encoder, case = FeatureStore(tmp_path), tiny(), disc_case(1)
+    store.encode([case], MapSpec(encoder, READS))
     path = next(tmp_path.rglob("neck@1.npy"))
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(SamAdaptError, match="no stored maps"):
-        store.read(case, encoder, READS)
-    assert store.encode([case], encoder, READS).written == 1
-    store.read(case, encoder, READS)
+        store.read(case, MapSpec(encoder, READS))
+    assert store.encode([case], MapSpec(encoder, READS)).written == 1
+    store.read(case, MapSpec(encoder, READS))
 
 
 def test_a_full_disk_is_said_and_keeps_finished_cases(tmp_path, monkeypatch):
-    store, encoder = FeatureStore(tmp_path), TinyEncoder()
-    store.encode([disc_case(1)], encoder, READS)
+    store, encoder = FeatureStore(tmp_path), tiny()
+    store.encode([disc_case(1)], MapSpec(encoder, READS))
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("samadapt.features.os.fsync", full)
-    with pytest.raises(SamAdaptError, match=r"No space left.*rerun"):
-        store.encode([disc_case(1), disc_case(2)], encoder, READS)
-    monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.tmp"))
-    store.read(disc_case(1), encoder, READS)
+    with monkeypatch.context() as patch:
+        patch.setattr("samadapt.features.os.fsync", full)
+        with pytest.raises(SamAdaptError, match=r"No space left.*rerun"):
+            store.encode([disc_case(1), disc_case(2)], MapSpec(encoder, READS))
+    assert not [path for path in tmp_path.rglob(".*")]
+    store.read(disc_case(1), MapSpec(encoder, READS))
 
 
 def test_views_are_seeded_and_view_zero_is_the_image(tmp_path):
-    recipe = Recipe(views=3, augmentation="default")
-    encoder, case = TinyEncoder(), disc_case(1)
+    recipe = {"views": 3, "augmentation": "default"}
+    encoder, case = tiny(), disc_case(1)
     maps = []
     for name in ("a", "b"):
         store = FeatureStore(tmp_path / name)
-        store.encode([case], encoder, {"neck": 1}, recipe)
-        maps.append(np.asarray(store.read(case, encoder, {"neck": 1}, recipe)[0]["neck"]))
+        store.encode([case], MapSpec(encoder, {"neck": 1}, **recipe))
+        maps.append(np.asarray(store.read(case, MapSpec(encoder, {"neck": 1}, **recipe))[0]["neck"]))
     assert np.array_equal(*maps)
     plain = FeatureStore(tmp_path / "c")
-    plain.encode([case], encoder, {"neck": 1})
-    assert np.array_equal(plain.read(case, encoder, {"neck": 1})[0]["neck"][0], maps[0][0])
+    plain.encode([case], MapSpec(encoder, {"neck": 1}))
+    assert np.array_equal(plain.read(case, MapSpec(encoder, {"neck": 1}))[0]["neck"][0], maps[0][0])
     assert not np.array_equal(maps[0][0], maps[0][1])
 
 
 def test_stored_views_and_their_pixels_and_labels_belong_together(tmp_path):
-    recipe = Recipe(views=4, augmentation="default")
-    store, encoder, data = FeatureStore(tmp_path), TinyEncoder(), fake_data(1)
-    store.encode([data.case("p1_a")], encoder, READS, recipe)
-    pairs = Pairs(data, encoder, READS, store, views=4, augmentation="default")
-    seen = set()
+    recipe = {"views": 4, "augmentation": "default"}
+    store, encoder, data = FeatureStore(tmp_path), tiny(), fake_data(1)
+    store.encode([data.case("p1_a")], MapSpec(encoder, READS, **recipe))
+    pairs = Pairs(data, MapSpec(encoder, READS, **recipe), store)
+    seen, network = set(), encoder.load()
     for key in range(12):
         features, target = pairs.item(1, (key,))
-        expected = encoder(features["pixels"][None])["neck"][0]
+        expected = network(features["pixels"][None])["neck"][0]
         assert torch.allclose(features["neck"], expected, rtol=1e-3, atol=1e-3)
         seen.add(int((target == 1).sum()))
     assert 2 <= len(seen) <= 4
 
 
 def test_unknown_tap_and_broken_note(tmp_path):
-    store, encoder, case = FeatureStore(tmp_path), TinyEncoder(), disc_case(1)
+    store, encoder, case = FeatureStore(tmp_path), tiny(), disc_case(1)
     with pytest.raises(SamAdaptError, match="block7"):
-        store.encode([case], encoder, {"block7": 1})
-    store.encode([case], encoder, READS)
+        store.encode([case], MapSpec(encoder, {"block7": 1}))
+    store.encode([case], MapSpec(encoder, READS))
     note = next(tmp_path.rglob("frame.json"))
     assert json.loads(note.read_text())["frame"]["side"] == 64
     note.write_text("{")
-    assert store.encode([case], encoder, READS).written == 1
+    assert store.encode([case], MapSpec(encoder, READS)).written == 1
 
 
 def test_pairs_targets_and_batches():
-    data, encoder = fake_data(1, 2), TinyEncoder()
-    pairs = Pairs(data, encoder, {"pixels": 1}, augmentation="default")
+    data, encoder = fake_data(1, 2), tiny()
+    pairs = Pairs(data, MapSpec(encoder, {"pixels": 1}, augmentation="default"))
     assert len(pairs) == 6
-    assert pairs.live is None
+    assert not pairs.encoder_in_loop
     features, target = pairs.batch([0, 5], key=(0, 0))
     assert features["pixels"].shape == (2, 3, 64, 64)
     assert target.shape == (2, 2, LABEL_GRID, LABEL_GRID)
@@ -187,12 +187,12 @@ def test_pairs_targets_and_batches():
     assert len(data.loads) == 2  # each case was read once
 
 
-def test_recipes_and_empty_data_are_refused():
+def test_maps_that_cannot_be_and_empty_data_are_refused():
     with pytest.raises(SamAdaptError, match="views is 0"):
-        Recipe(views=0)
+        MapSpec(tiny(), READS, views=0)
     with pytest.raises(SamAdaptError, match="same image"):
-        Recipe(views=2)
+        MapSpec(tiny(), READS, views=2)
     with pytest.raises(SamAdaptError, match="augmentation 'wild'"):
-        Recipe(augmentation="wild")
+        MapSpec(tiny(), READS, augmentation="wild")
     with pytest.raises(SamAdaptError, match="no cases"):
-        Pairs(fake_data(), TinyEncoder(), {"neck": 1})
+        Pairs(fake_data(), MapSpec(tiny(), {"neck": 1}))

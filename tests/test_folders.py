@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fakes import TinyEncoder
+from fakes import tiny_model
 from samadapt import folders
 from samadapt.datasets import open_dataset, open_like
 from samadapt.evaluation import Evaluation, evaluate_folder, write_evaluation
@@ -22,6 +22,7 @@ from samadapt.types import SamAdaptError, SamAdaptWarning
 from test_prediction import BrightHead, MeanHead
 
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
 
 
 def picture(path: Path, depth: type = np.uint8, size: int = 24) -> np.ndarray:
@@ -63,9 +64,9 @@ def a_run(tmp_path, monkeypatch):
         (run / "head.safetensors").write_bytes(b"weights")
         (run / "split.json").write_text(json.dumps(split))
         if opening.task == "segmentation":
-            model = Segmenter(TinyEncoder(side=64), BrightHead(), opening)
+            model = Segmenter(tiny_model(BrightHead(), side=64), opening)
         else:
-            model = Classifier(TinyEncoder(), MeanHead(), opening)
+            model = Classifier(tiny_model(MeanHead()), opening)
         monkeypatch.setattr(folders, "load_run", lambda *_: model)
         return run
 
@@ -396,7 +397,7 @@ def test_a_case_from_its_channel_files_whatever_they_are_called(tmp_path):
     opening = Opening("segmentation", ("background", "block"), channel_names=("T1", "T2", "FLAIR"))
     for name in ("t1", "t2", "flair"):
         volume(tmp_path / f"{name}.nii.gz")
-    model = Segmenter(TinyEncoder(side=64), BrightHead(), opening)
+    model = Segmenter(tiny_model(BrightHead(), side=64), opening)
     case = model.case([tmp_path / f"{name}.nii.gz" for name in ("t1", "t2", "flair")])
     assert case.id == "t1" and case.image.shape[0] == 3
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from fakes import TinyEncoder
+from fakes import tiny_model
 from samadapt import io
 from samadapt.datasets import open_dataset
 from samadapt.evaluation import evaluate_folder
@@ -25,6 +25,7 @@ from samadapt.training import TrainConfig
 from samadapt.types import Head, SamAdaptError, SamAdaptWarning
 
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
 #: Right or left, anterior or posterior, superior or inferior, in any order: all ways in which a file can store a volume.
 CODES = [
     "".join(sign[axis] for axis, sign in zip(order, signs, strict=True))
@@ -62,7 +63,7 @@ def turned(image: nib.Nifti1Image, code: str) -> nib.Nifti1Image:
 def test_predicting_and_turning_can_be_exchanged(tmp_path: Path, affine: np.ndarray) -> None:
     """predict(turn(scan)) = turn(predict(scan)), voxel for voxel, for all 48 orientations."""
     assert len(set(CODES)) == 48
-    model = Segmenter(TinyEncoder(side=64), Lopsided(), RAS)
+    model = Segmenter(tiny_model(Lopsided(), side=64), RAS)
     scan = nib.Nifti1Image(RNG.normal(size=(12, 10, 7)).astype(np.float32), affine)
     answers = {}
     for code in CODES:
@@ -90,7 +91,7 @@ def test_the_test_would_see_a_scan_that_is_not_turned(tmp_path: Path) -> None:
         nib.save(turned(scan, code), tmp_path / f"{code}.nii")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SamAdaptWarning)
-            model = Segmenter(TinyEncoder(side=64), Lopsided(), as_stored)
+            model = Segmenter(tiny_model(Lopsided(), side=64), as_stored)
             found.append(model.predict(tmp_path / f"{code}.nii"))
     assert not np.array_equal(found[0], found[1][:, :, ::-1])
 

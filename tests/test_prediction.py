@@ -3,15 +3,16 @@ import numpy as np
 import pytest
 import torch
 
-from fakes import TinyEncoder, TinyHead, disc_case, fake_data
+from fakes import TinyHead, TinyNetwork, disc_case, fake_data, tiny, tiny_model
 from samadapt import prediction
-from samadapt.features import FeatureStore, Pairs
+from samadapt.features import FeatureStore, MapSpec, Pairs
 from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
-from samadapt.prediction import Classifier, Segmenter, build_model, load_run, score_labels
+from samadapt.prediction import Classifier, Segmenter, build_predictor, load_run, score_labels
 from samadapt.training import TrainConfig, train
 from samadapt.types import Head, SamAdaptError
 
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
 DISCS = Opening("segmentation", ("background", "disc"))
 BRIGHTNESS = Opening("classification", ("dark", "bright"), window="none")
 
@@ -26,7 +27,7 @@ class BrightHead(Head):
         self.reads, self.spec = {"pixels": 1}, {"name": "bright", "n_classes": 2}
 
     def forward(self, features):
-        bright = features["pixels"].mean(1)  # TinyEncoder: 0..255 -> -0.5..0.5
+        bright = features["pixels"].mean(1)  # the tiny encoder: 0..255 -> -0.5..0.5
         return torch.stack([-bright, bright], dim=1)
 
     def loss(self, features, target):
@@ -55,7 +56,7 @@ def counted(monkeypatch, head):
 
 
 def segmenter(head=None, **options):
-    return Segmenter(TinyEncoder(side=128), head or BrightHead(), DISCS, **options)
+    return Segmenter(tiny_model(head or BrightHead(), side=128), DISCS, **options)
 
 
 @pytest.fixture
@@ -93,14 +94,14 @@ def test_batches_change_nothing(oblique_scan):
 
 
 def test_from_the_store_as_from_the_image(tmp_path):
-    encoder, case = TinyEncoder(), disc_case(1, depth=5)
+    wanted, case = MapSpec(tiny(), {"neck": 1}), disc_case(1, depth=5)
     store = FeatureStore(tmp_path)
-    store.encode([case], encoder, {"neck": 1})
-    model = Segmenter(encoder, TinyHead().eval(), DISCS)
-    maps, _ = store.read(case, encoder, {"neck": 1})
-    calls = encoder.calls
+    store.encode([case], wanted)
+    model = Segmenter(tiny_model(TinyHead().eval()), DISCS)
+    maps, _ = store.read(case, wanted)
+    built = TinyNetwork.built
     stored = model.predict(case, maps)
-    assert encoder.calls == calls
+    assert TinyNetwork.built == built and model.model.extractor is None
     assert (stored == model.predict(case)).mean() > 0.999
 
 
@@ -112,7 +113,7 @@ def test_full_size_logits_exist_for_one_batch_of_slices_at_a_time(monkeypatch):
 
 
 def test_a_classifier_averages_the_slices():
-    model = Classifier(TinyEncoder(), MeanHead(), BRIGHTNESS)
+    model = Classifier(tiny_model(MeanHead()), BRIGHTNESS)
     dark, bright = disc_case(1), disc_case(2)
     dark.image[:] = 10
     bright.image[:] = 250
@@ -127,7 +128,7 @@ def test_a_classifier_averages_the_slices():
 
 def test_pictures_pass_the_network_together(monkeypatch):
     """One by one, small pictures take several times as long; the answers are the same, and each its own."""
-    model = Classifier(TinyEncoder(), MeanHead(), BRIGHTNESS)
+    model = Classifier(tiny_model(MeanHead()), BRIGHTNESS)
     cases = [disc_case(n, depth=1 + n % 3) for n in range(12)]
     for n, case in enumerate(cases):
         case.image[:] = 20 * n
@@ -150,7 +151,7 @@ class LookingHead(MeanHead, SaliencyHead):
 
 
 def test_a_classifier_shows_the_slice_that_speaks_most_for_its_answer():
-    model = Classifier(TinyEncoder(), LookingHead(), BRIGHTNESS)
+    model = Classifier(tiny_model(LookingHead()), BRIGHTNESS)
     case = disc_case(1, depth=6)
     case.image[:], case.image[0, 4] = 200, 250
     case.image[0, 4, :20] = 240
@@ -167,23 +168,23 @@ def test_a_classifier_shows_the_slice_that_speaks_most_for_its_answer():
 
 
 def test_looking_from_the_store_as_from_the_image(tmp_path):
-    encoder, case = TinyEncoder(), disc_case(1, depth=5)
+    wanted, case = MapSpec(tiny(), {"neck": 1}), disc_case(1, depth=5)
     head = LookingHead()
     head.reads = {"pixels": 1, "neck": 1}
-    head.where = lambda features, target: {"seen": features["neck"].mean(1)}
+    head.saliency = lambda features, target: {"seen": features["neck"].mean(1)}
     store = FeatureStore(tmp_path)
-    store.encode([case], encoder, {"neck": 1})
-    model = Classifier(encoder, head, Opening("classification", ("dark", "bright")))
+    store.encode([case], wanted)
+    model = Classifier(tiny_model(head), Opening("classification", ("dark", "bright")))
     slices = model.predict_slices(case)
-    maps, _ = store.read(case, encoder, {"neck": 1})
-    calls = encoder.calls
+    maps, _ = store.read(case, wanted)
+    calls = TinyNetwork.calls
     stored = model.saliency_maps(case, slices, maps)
-    assert encoder.calls == calls
+    assert TinyNetwork.calls == calls
     assert np.allclose(stored.maps["seen"], model.saliency_maps(case, slices).maps["seen"], atol=1e-2)
 
 
 def test_a_head_without_maps_says_so():
-    model = Classifier(TinyEncoder(), MeanHead(), Opening("classification", ("dark", "bright")))
+    model = Classifier(tiny_model(MeanHead()), Opening("classification", ("dark", "bright")))
     case = disc_case(1)
     assert not model.has_saliency
     with pytest.raises(SamAdaptError, match="'bright' cannot say where it looked"):
@@ -192,42 +193,37 @@ def test_a_head_without_maps_says_so():
 
 @pytest.fixture
 def known(monkeypatch):
-    """`load_run` finds the small stand-ins under their names."""
-
-    def encoder(name, seed, side, checkpoint=None):
-        return TinyEncoder(seed if checkpoint is None else int(checkpoint), side)
-
-    monkeypatch.setattr(prediction, "load_encoder", encoder)
+    """`load_run` finds the small head under its name."""
     monkeypatch.setattr(prediction, "build_head", lambda taps, name, n_classes: TinyHead(n_classes=n_classes))
 
 
 def trained(tmp_path, **options):
-    pairs = Pairs(fake_data(1), TinyEncoder(), {"neck": 1})
+    pairs = Pairs(fake_data(1), MapSpec(tiny(), {"neck": 1}))
     config = TrainConfig(**{"steps": 5, "batch_size": 2, "device": "cpu", **options})
-    head = TinyHead()
-    return head, pairs, train(head, pairs, config=config, out=tmp_path / "run")
+    model = tiny_model(TinyHead())
+    return model, pairs, train(model, pairs, config=config, out=tmp_path / "run")
 
 
 def test_a_run_folder_can_be_moved_and_loaded(tmp_path, known):
-    head, pairs, run = trained(tmp_path)
+    direct, pairs, run = trained(tmp_path)
     moved = run.rename(tmp_path / "elsewhere")
     model = load_run(moved, device="cpu")
     assert isinstance(model, Segmenter)
-    direct = build_model(pairs.encoder, head, pairs.data.opening)
+    direct = build_predictor(direct, pairs.data.opening)
     assert np.array_equal(model.predict(disc_case(4)), direct.predict(disc_case(4)))
 
 
 def test_a_tuned_encoder_comes_back(tmp_path, known):
-    _, pairs, run = trained(tmp_path, tune="all", encoder_lr=0.1)
-    model = load_run(run, device="cpu")
-    assert torch.equal(model.encoder.conv.weight, pairs.encoder.conv.weight)
-    assert not torch.equal(model.encoder.conv.weight, TinyEncoder().conv.weight)
+    trained_model, _, run = trained(tmp_path, tune="all", encoder_lr=0.1)
+    weight = load_run(run, device="cpu").model.extractor.network.conv.weight
+    assert torch.equal(weight, trained_model.extractor.network.conv.weight)
+    assert not torch.equal(weight, tiny().load().network.conv.weight)
 
 
 def test_other_encoder_weights_are_refused(tmp_path, known):
     _, _, run = trained(tmp_path)
     with pytest.raises(SamAdaptError, match=r"fingerprint .* expected"):
-        load_run(run, device="cpu", checkpoint="3")
+        load_run(run, device="cpu", checkpoint="random")
 
 
 def test_unfinished_and_damaged_runs_are_refused(tmp_path, known):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from samadapt import simclr
+from samadapt.adapted import AdaptedModel
 from samadapt.datasets import open_dataset
-from samadapt.encoders import load_encoder
+from samadapt.encoders import EncoderSpec
 from samadapt.experiment import Grid, TrainedMethod, build_methods, make_study, run_experiment
 from samadapt.experiment.baselines import SimclrMethod, unlabelled
 from samadapt.features import FeatureStore
@@ -21,6 +22,7 @@ from samadapt.simclr import SimclrConfig
 from samadapt.training import TrainConfig
 from samadapt.transforms import build_augmentation, seeded
 from samadapt.types import Case, SamAdaptError
+from samadapt.views import View
 
 CONFIG = TrainConfig(steps=2, batch_size=2, check_every=2, device="cpu", precision="32")
 RECIPE = SimclrConfig(steps=4, batch_size=3, projection=8, check_every=2)
@@ -41,7 +43,7 @@ def data(folder):
 
 @pytest.fixture
 def encoder():
-    return load_encoder("pixels", side=32)
+    return EncoderSpec("pixels", side=32)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def slices():
 
 def unet(encoder, seed=0):
     torch.manual_seed(seed)
-    return build_head("unet", encoder.taps, 2, width=2)
+    return AdaptedModel(encoder, build_head("unet", encoder.taps, 2, width=2))
 
 
 def study(data, out, learners, labels=(1,), seeds=(0,), jobs=1):
@@ -111,23 +113,24 @@ def test_a_round_shows_every_slice_once_and_no_batch_shows_one_twice():
 def test_slices_are_windowed_thinned_and_shrunk():
     image = torch.arange(8.0)[None, :, None, None] * torch.ones(1, 8, 64, 32)
     case = Case("a", image, None, None, None, "a")
-    slices = simclr.gather_slices([case], "0,7", side=16, most_per_case=4)
+    slices = simclr.gather_slices([case], View("0,7", "unit", 16), most_per_case=4)
     assert [s.shape for s in slices] == [(1, 16, 8)] * 4 and slices[0].dtype == torch.uint8
     assert [int(s[0, 0, 0]) for s in slices] == [round(255 * n / 7) for n in (0, 2, 4, 6)]
-    assert len(simclr.gather_slices([case], "0,7", side=16, most_per_case=99)) == 8
+    assert len(simclr.gather_slices([case], View("0,7", "unit", 16), most_per_case=99)) == 8
 
 
 def test_pretraining_moves_the_contracting_path_alone(encoder, slices, tmp_path):
-    head = unet(encoder)
+    model = unet(encoder)
+    head = model.head
     before = {k: v.clone() for k, v in head.state_dict().items()}
-    cost = simclr.pretrain(head, encoder, slices, RECIPE, tmp_path)
+    cost = simclr.pretrain(model, slices, RECIPE, tmp_path)
     moved = {k for k, v in head.state_dict().items() if not torch.equal(v, before[k])}
     path = {k for k in before if k.split(".")[1] in simclr.CONTRACTING}
     assert moved and moved <= path
     assert {k.split(".")[1] for k in moved} == set(simclr.CONTRACTING)
     assert cost["steps"] == 4 and cost["batch_size"] == 3 and cost["wall_s"] > 0
     assert cost["parameters"] == sum(before[k].numel() for k in path)
-    fresh = unet(encoder, seed=9)
+    fresh = unet(encoder, seed=9).head
     simclr.load_contracting(fresh, tmp_path)
     assert all(torch.equal(fresh.state_dict()[k], head.state_dict()[k]) for k in path)
     assert any(not torch.equal(fresh.state_dict()[k], head.state_dict()[k]) for k in set(before) - path)
@@ -143,37 +146,37 @@ def test_the_loss_falls(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(simclr, "two_views", noisy)  # the real ones take a hundred times as long
     recipe = SimclrConfig(steps=40, batch_size=5, lr=1e-2, projection=8)
-    cost = simclr.pretrain(unet(encoder), encoder, stripes, recipe, tmp_path)
+    cost = simclr.pretrain(unet(encoder), stripes, recipe, tmp_path)
     assert cost["loss_last"] < cost["loss_first"] - 0.15, cost
 
 
 def test_a_killed_pretraining_goes_on_and_ends_the_same(encoder, slices, tmp_path, monkeypatch):
-    simclr.pretrain(unet(encoder), encoder, slices, RECIPE, tmp_path / "a")
-    original, ran = simclr._step, []
+    simclr.pretrain(unet(encoder), slices, RECIPE, tmp_path / "a")
+    original, ran = simclr.StepLoop.update, []
 
-    def dies(*arguments):
+    def dies(*arguments, **options):
         ran.append(1)
         if len(ran) == 4:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    monkeypatch.setattr(simclr, "_step", dies)
+    monkeypatch.setattr(simclr.StepLoop, "update", dies)
     with pytest.raises(KeyboardInterrupt):
-        simclr.pretrain(unet(encoder), encoder, slices, RECIPE, tmp_path / "b")
+        simclr.pretrain(unet(encoder), slices, RECIPE, tmp_path / "b")
     assert not simclr.is_finished(tmp_path / "b")
-    simclr.pretrain(unet(encoder), encoder, slices, RECIPE, tmp_path / "b")
+    simclr.pretrain(unet(encoder), slices, RECIPE, tmp_path / "b")
     assert len(ran) == 6  # three before the kill, the fourth died; steps three and four after it
     one, two = ((tmp_path / name / "contracting.safetensors").read_bytes() for name in "ab")
     assert one == two
-    monkeypatch.setattr(simclr, "_step", None)
-    assert simclr.pretrain(unet(encoder), encoder, slices, RECIPE, tmp_path / "b")["steps"] == 4
+    monkeypatch.setattr(simclr.StepLoop, "update", None)
+    assert simclr.pretrain(unet(encoder), slices, RECIPE, tmp_path / "b")["steps"] == 4
 
 
 def test_what_cannot_be_pretrained_is_told(encoder, slices, tmp_path):
     with pytest.raises(SamAdaptError, match="head 'unet', not of 'linear'"):
         simclr.contracting_path(build_head("linear", {"neck": (8, 4, 4)}, 2))
     with pytest.raises(SamAdaptError, match="given 1 slices"):
-        simclr.pretrain(unet(encoder), encoder, slices[:1], RECIPE, tmp_path)
+        simclr.pretrain(unet(encoder), slices[:1], RECIPE, tmp_path)
     with pytest.raises(SamAdaptError, match="two equal views"):
         SimclrConfig(augment="none")
     with pytest.raises(SamAdaptError, match="steps is 0"):

@@ -7,18 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fakes import TinyEncoder, TinyHead, fake_data
-from samadapt.features import FeatureStore, Pairs
-from samadapt.training import TrainConfig, loop, train
+from fakes import TinyEncoder, TinyHead, TinyNetwork, fake_data, tiny, tiny_model
+from samadapt.encoders import ENCODERS
+from samadapt.features import FeatureStore, MapSpec, Pairs
+from samadapt.training import TrainConfig, averager, loop, train
 from samadapt.training.stream import Stream
 from samadapt.types import SamAdaptError
 
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
 CONFIG = TrainConfig(steps=24, batch_size=2, check_every=6, device="cpu")
 
 
 def pairs(*numbers, encoder=None, **options):
     return Pairs(
-        fake_data(*numbers), encoder or TinyEncoder(), {"neck": 1}, augmentation="default", **options
+        fake_data(*numbers), MapSpec(encoder or tiny(), {"neck": 1}, augmentation="default"), **options
     )
 
 
@@ -33,19 +35,19 @@ class Killed(BaseException):
 
 def killed_at(step, monkeypatch):
     """Make the loop die at a step, as `kill -9` would: nothing gets a chance to tidy up."""
-    original = loop._Learner.training_step
+    original = loop.StepLoop.update
 
-    def dying(self, batch, batch_idx):
-        if self.global_step == step:
+    def dying(self, *inputs, **options):
+        if self.step == step:
             raise Killed
-        return original(self, batch, batch_idx)
+        return original(self, *inputs, **options)
 
-    monkeypatch.setattr(loop._Learner, "training_step", dying)
+    monkeypatch.setattr(loop.StepLoop, "update", dying)
 
 
 def test_a_run_learns_and_explains_itself(tmp_path):
     out = train(
-        TinyHead(),
+        tiny_model(TinyHead()),
         pairs(1, 2),
         config=TrainConfig(steps=60, batch_size=4, lr=0.01, device="cpu"),
         out=tmp_path / "run",
@@ -65,33 +67,33 @@ def test_a_run_learns_and_explains_itself(tmp_path):
 @pytest.mark.parametrize("step", [3, 6, 14])
 def test_killed_and_rerun_ends_as_if_undisturbed(tmp_path, monkeypatch, step):
     """`step` 3 dies before the first checkpoint, 6 right after it, 14 between two."""
-    whole = train(TinyHead(), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "whole")
+    whole = train(tiny_model(TinyHead()), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         killed_at(step, patch)
         with pytest.raises(Killed):
-            train(TinyHead(), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "cut")
+            train(tiny_model(TinyHead()), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "cut")
     assert not (tmp_path / "cut" / "head.safetensors").exists()
-    cut = train(TinyHead(), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "cut")
+    cut = train(tiny_model(TinyHead()), pairs(1, 2), select=pairs(3), config=CONFIG, out=tmp_path / "cut")
     expected, found = load_file(whole / "head.safetensors"), load_file(cut / "head.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert (whole / "metrics.csv").read_text() == (cut / "metrics.csv").read_text()
 
 
 def test_rerunning_a_finished_run_does_nothing(tmp_path):
-    out = train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+    out = train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    train(TinyHead(), pairs(1), config=CONFIG, out=out)
+    train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=out)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
 def test_another_configuration_needs_overwrite(tmp_path):
-    out = train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+    out = train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=tmp_path / "run")
     other = TrainConfig(**{**CONFIG.__dict__, "lr": 0.5})
     with pytest.raises(SamAdaptError, match=r"train\.lr: 0\.001 there, 0\.5 now"):
-        train(TinyHead(), pairs(1), config=other, out=out)
+        train(tiny_model(TinyHead()), pairs(1), config=other, out=out)
     with pytest.raises(SamAdaptError, match="data"):
-        train(TinyHead(), pairs(1, 2), config=CONFIG, out=out)
-    train(TinyHead(), pairs(1), config=other, out=out, overwrite=True)
+        train(tiny_model(TinyHead()), pairs(1, 2), config=CONFIG, out=out)
+    train(tiny_model(TinyHead()), pairs(1), config=other, out=out, overwrite=True)
     assert json.loads((out / "config.json").read_text())["train"]["lr"] == 0.5
 
 
@@ -99,61 +101,69 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(SamAdaptError, match="not a run folder"):
-            train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path, overwrite=overwrite)
+            train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=tmp_path, overwrite=overwrite)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_frozen_encoder_stays_and_a_tuned_one_moves(tmp_path):
-    encoder = TinyEncoder()
-    before = encoder.conv.weight.clone()
-    train(TinyHead(), pairs(1, encoder=encoder), config=CONFIG, out=tmp_path / "frozen")
-    assert torch.equal(encoder.conv.weight, before)
+    model = tiny_model(TinyHead())
+    before = model.load().network.conv.weight.clone()
+    train(model, pairs(1), config=CONFIG, out=tmp_path / "frozen")
+    assert torch.equal(model.extractor.network.conv.weight, before)
     assert not (tmp_path / "frozen" / "encoder.safetensors").exists()
     tuned = TrainConfig(**{**CONFIG.__dict__, "tune": "all"})
-    train(TinyHead(), pairs(1, encoder=encoder), config=tuned, out=tmp_path / "tuned")
-    assert not torch.equal(encoder.conv.weight, before)
+    train(model, pairs(1), config=tuned, out=tmp_path / "tuned")
+    assert not torch.equal(model.extractor.network.conv.weight, before)
     saved = load_file(tmp_path / "tuned" / "encoder.safetensors")
-    assert torch.equal(saved["conv.weight"], encoder.conv.weight)
+    assert torch.equal(saved["conv.weight"], model.extractor.network.conv.weight)
 
 
-class Normed(TinyEncoder):
+class Normed(TinyNetwork):
     """With batch statistics."""
 
-    def __init__(self):
-        super().__init__()
-        self.norm = torch.nn.BatchNorm2d(8).requires_grad_(False)
-        self.eval()
+    def __init__(self, generator=None):
+        super().__init__(generator)
+        self.norm = torch.nn.BatchNorm2d(8)
 
-    def forward(self, x):
-        maps = super().forward(x)
-        return maps | {"neck": self.norm(maps["neck"])}
+    def forward(self, x, wanted):
+        return {tap: self.norm(y) for tap, y in super().forward(x, wanted).items()}
 
 
 @pytest.mark.parametrize(
-    ("tune", "checkpoint", "stay"),
-    [("none", None, True), ("none", "random", True), ("all", None, True), ("all", "random", False)],
+    ("tune", "seed", "stay"),
+    [("none", None, True), ("none", 0, True), ("all", None, True), ("all", 0, False)],
 )
-def test_batch_statistics_move_only_where_the_encoder_starts_from_nothing(tmp_path, tune, checkpoint, stay):
-    encoder = Normed()
-    encoder.spec = {**encoder.spec, "checkpoint": checkpoint}
+def test_batch_statistics_move_only_where_the_encoder_starts_from_nothing(
+    tmp_path, monkeypatch, tune, seed, stay
+):
+    monkeypatch.setitem(ENCODERS, "tiny", TinyEncoder(kind=Normed))
+    model = tiny_model(TinyHead(), seed=seed)
     config = TrainConfig(**{**CONFIG.__dict__, "tune": tune})
-    train(TinyHead(), pairs(1, encoder=encoder), config=config, out=tmp_path / "run")
-    assert bool(encoder.norm.num_batches_tracked == 0) == stay
+    train(model, pairs(1, encoder=model.spec), config=config, out=tmp_path / "run")
+    assert bool(model.extractor.network.norm.num_batches_tracked == 0) == stay
 
 
 def test_tuning_refuses_stored_maps(tmp_path):
-    store, encoder, data = FeatureStore(tmp_path / "store"), TinyEncoder(), fake_data(1)
-    store.encode([data.case("p1_a")], encoder, {"neck": 1})
-    stored = Pairs(data, encoder, {"neck": 1}, store)
+    store, maps, data = FeatureStore(tmp_path / "store"), MapSpec(tiny(), {"neck": 1}), fake_data(1)
+    store.encode([data.case("p1_a")], maps)
+    stored = Pairs(data, maps, store)
     with pytest.raises(SamAdaptError, match="store"):
-        train(TinyHead(), stored, config=TrainConfig(tune="all", device="cpu"), out=tmp_path / "run")
-    train(TinyHead(), stored, config=CONFIG, out=tmp_path / "run")
+        train(
+            tiny_model(TinyHead()), stored, config=TrainConfig(tune="all", device="cpu"), out=tmp_path / "run"
+        )
+    model, built = tiny_model(TinyHead()), TinyNetwork.built
+    train(model, stored, config=CONFIG, out=tmp_path / "run")
+    assert model.extractor is None and TinyNetwork.built == built  # stored maps need no network
 
 
 def test_without_selection_the_kept_weights_are_the_average(tmp_path):
     plain = TrainConfig(**{**CONFIG.__dict__, "ema": 0.0})
-    a = load_file(train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "a") / "head.safetensors")
-    b = load_file(train(TinyHead(), pairs(1), config=plain, out=tmp_path / "b") / "head.safetensors")
+    a = load_file(
+        train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=tmp_path / "a") / "head.safetensors"
+    )
+    b = load_file(
+        train(tiny_model(TinyHead()), pairs(1), config=plain, out=tmp_path / "b") / "head.safetensors"
+    )
     assert not torch.equal(a["net.1.weight"], b["net.1.weight"])
 
 
@@ -161,12 +171,12 @@ def test_selection_keeps_the_best_step(tmp_path, monkeypatch):
     values = iter([0.2, 0.9, 0.4, 0.3])
     kept = []
 
-    def score(self, module, select):
+    def score(self, select):
         kept.append({k: v.clone() for k, v in self.average.items()})
         return next(values)
 
-    monkeypatch.setattr(loop._Averager, "_score", score)
-    out = train(TinyHead(), pairs(1), select=pairs(2), config=CONFIG, out=tmp_path / "run")
+    monkeypatch.setattr(averager.Averager, "_score", score)
+    out = train(tiny_model(TinyHead()), pairs(1), select=pairs(2), config=CONFIG, out=tmp_path / "run")
     saved = load_file(out / "head.safetensors")
     assert torch.equal(saved["net.1.weight"], kept[1]["head.net.1.weight"])
     column = [r["selection"] for r in read_metrics(out) if r["selection"]]
@@ -176,16 +186,16 @@ def test_selection_keeps_the_best_step(tmp_path, monkeypatch):
 def test_a_diverging_loss_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(TinyHead, "loss", lambda self, f, t: self(f).sum() * float("nan"))
     with pytest.raises(SamAdaptError, match="loss is nan at step 0"):
-        train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+        train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=tmp_path / "run")
 
 
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
-    def full(self, path):
+    def full(state, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lightning.Trainer.save_checkpoint", full)
+    monkeypatch.setattr("samadapt.training.loop.torch.save", full)
     with pytest.raises(SamAdaptError, match=r"No space left.*resumes"):
-        train(TinyHead(), pairs(1), config=CONFIG, out=tmp_path / "run")
+        train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +209,7 @@ def test_bad_settings_are_refused(options):
 
 def test_unknown_device_is_refused(tmp_path):
     with pytest.raises(SamAdaptError, match="unknown device 'tpu'"):
-        train(TinyHead(), pairs(1), config=TrainConfig(device="tpu"), out=tmp_path / "run")
+        train(tiny_model(TinyHead()), pairs(1), config=TrainConfig(device="tpu"), out=tmp_path / "run")
 
 
 def test_balance_draws_the_classes_equally_often():
@@ -214,7 +224,7 @@ def test_balance_draws_the_classes_equally_often():
 
     def share(balance):
         stream = Stream(Rare(), 50, 8, 0, balance)
-        return sum(stream.draw(n) == 9 for n in range(400)) / 400
+        return sum(stream.item_at(n) == 9 for n in range(400)) / 400
 
     assert share(False) == 0.1
     assert 0.4 < share(True) < 0.6
@@ -228,14 +238,14 @@ def test_balance_of_several_labels_draws_the_rare_answers_of_each():
         data=SimpleNamespace(label=lambda case_id: labels[int(case_id)]),
     )
     stream = Stream(pairs, 50, 8, 0, balance=True)
-    drawn = torch.stack([labels[stream.draw(n)] for n in range(600)])
+    drawn = torch.stack([labels[stream.item_at(n)] for n in range(600)])
     rare = (1 + 0.1) / (1 + 0.1 + 19 / 19 + 19 * 0.1)  # of the sum of the weights, halved on both sides
     assert drawn[:, 0].mean() == pytest.approx(rare, abs=0.06) and rare > 5 / 20
 
 
 def test_balance_is_not_for_segmentation(tmp_path):
     with pytest.raises(SamAdaptError, match="a segmentation's cases have none"):
-        train(TinyHead(), pairs(1), config=TrainConfig(balance=True), out=tmp_path / "run")
+        train(tiny_model(TinyHead()), pairs(1), config=TrainConfig(balance=True), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -253,7 +263,7 @@ def test_what_is_pretrained_moves_at_the_small_learning_rate(tmp_path):
         config = TrainConfig(
             steps=1, lr=0.1, encoder_lr=1e-6, weight_decay=0.0, warmup=0.0, ema=0.0, device="cpu"
         )
-        train(head, pairs(1), config=config, out=tmp_path / kind.__name__)
+        train(tiny_model(head), pairs(1), config=config, out=tmp_path / kind.__name__)
         moved[kind] = (next(head.parameters()).detach() - before).abs().max()
     assert moved[TinyHead] > 0.05 and moved[HalfPretrained] < 1e-5
 
@@ -265,6 +275,6 @@ class Eager(TinyHead):
 @pytest.mark.parametrize(("asked", "used"), [(None, 0.05), (0.2, 0.2)])
 def test_a_head_has_a_learning_rate_of_its_own(tmp_path, asked, used):
     config = TrainConfig(steps=1, warmup=0.0, lr=asked, device="cpu")
-    out = train(Eager(), pairs(1), config=config, out=tmp_path / "run")
+    out = train(tiny_model(Eager()), pairs(1), config=config, out=tmp_path / "run")
     assert json.loads((out / "config.json").read_text())["train"]["lr"] == used
     assert float(read_metrics(out)[-1]["lr"]) == pytest.approx(used)
