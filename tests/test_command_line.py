@@ -47,4 +47,4 @@ def test_every_option_is_explained_in_a_sentence(verb):
 
 
 if __name__ == "__main__":
-    SNAPSHOT.write_text(json.dumps(command_line(), indent=1) + "\n")
+    SNAPSHOT.write_text(json.dumps(command_line(), indent=1, sort_keys=True) + "\n")
