@@ -209,6 +209,25 @@ def test_experiment_and_report(phantom, tmp_path):
     assert "<html" in Path(page).read_text()
 
 
+def test_what_is_typed_goes_before_the_file_of_a_study(phantom, tmp_path, monkeypatch):
+    """And what is not typed leaves the file's word, where it has one."""
+    configs = []
+
+    def run(data, grid, config, *rest):
+        configs.append((grid.seeds, config.steps, config.lr, config.device))
+        raise SamAdaptError("seen")
+
+    monkeypatch.setattr("samadapt.experiment.run_experiment", run)
+    (tmp_path / "g.toml").write_text(
+        'learners = ["unet"]\nseeds = 2\n[train]\nsteps = 5\nlr = 0.5\ndevice = "cpu"\n'
+    )
+    words = ("experiment", phantom, "--out", tmp_path / "e", "--grid", tmp_path / "g.toml")
+    for typed in ((), ("--steps", "7", "--seeds", "4,5", "--device", "auto")):
+        with pytest.raises(SamAdaptError, match="seen"):
+            type_(*words, "--store", tmp_path / "f", *typed)
+    assert configs == [((0, 1), 5, 0.5, "cpu"), ((4, 5), 7, 0.5, "auto")]
+
+
 def test_a_quiet_study_still_says_why_cells_failed(phantom, tmp_path):
     words = [
         "experiment",
