@@ -99,7 +99,7 @@ class Control(Classifier):
 def test_another_control(archive, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKBONES, "tiny", tiny)
     monkeypatch.setitem(HEADS, "doubling", Control)
-    monkeypatch.setitem(names.CHOICES, "head", ("doubling",))
+    monkeypatch.setitem(names.HEADS, "doubling", "classification")
     run, out = tmp_path / "run", tmp_path / "predictions"
     type_("train", archive, "--head", "doubling", "--set", "backbone=tiny", "--out", run, *FAST)
     type_("predict", run, archive, "--out", out, "--device", "cpu", "-q")

@@ -53,8 +53,10 @@ def test_gates_come_from_the_view_of_the_pixels(tmp_path, stored):
             for tap in again:
                 torch.testing.assert_close(features[tap], again[tap], atol=2e-3, rtol=2e-3)
         else:  # the learner sends these pixels through the encoder: one view by construction
-            assert set(features) == {"pixels"} and pairs.live is encoder
+            assert set(features) == {"pixels"} and pairs.encoder_in_loop
         seen.append(features["pixels"][0])
     distinct = len({x.numpy().tobytes() for x in seen})
     assert distinct == (maps.views if stored else 12)  # a store has as many views as were made, no more
-    torch.testing.assert_close(pairs[0][0]["pixels"], encoder.view("none").preprocess(data.cases[0].image[:, 0])[0])
+    torch.testing.assert_close(
+        pairs[0][0]["pixels"], encoder.view("none").preprocess(data.cases[0].image[:, 0])[0]
+    )

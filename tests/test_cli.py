@@ -22,7 +22,6 @@ from samadapt.encoders import ENCODERS
 from samadapt.heads import HEADS
 from samadapt.phantom import make_phantom, make_photo_phantom
 from samadapt.runs import pick_device
-from samadapt.training import loop
 from samadapt.transforms import AUGMENTATIONS
 from samadapt.types import SamAdaptError
 
@@ -59,7 +58,7 @@ def test_version():
 
 
 def test_train_says_that_bfloat16_is_emulated(phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "has_bf16", lambda device: False)
+    monkeypatch.setattr("samadapt.training.config.has_bf16", lambda device: False)
     words = ("train", phantom, "--labels", "1", *UNET, *FAST[:-1], "--precision")
     assert "bf16 is slower here than 32" in type_(*words, "bf16", "--out", tmp_path / "a")
     assert "bf16" not in type_(*words, "auto", "--out", tmp_path / "b")
@@ -210,6 +209,25 @@ def test_experiment_and_report(phantom, tmp_path):
     assert "<html" in Path(page).read_text()
 
 
+def test_what_is_typed_goes_before_the_file_of_a_study(phantom, tmp_path, monkeypatch):
+    """And what is not typed leaves the file's word, where it has one."""
+    configs = []
+
+    def run(data, grid, config, *rest):
+        configs.append((grid.seeds, config.steps, config.lr, config.device))
+        raise SamAdaptError("seen")
+
+    monkeypatch.setattr("samadapt.experiment.run_experiment", run)
+    (tmp_path / "g.toml").write_text(
+        'learners = ["unet"]\nseeds = 2\n[train]\nsteps = 5\nlr = 0.5\ndevice = "cpu"\n'
+    )
+    words = ("experiment", phantom, "--out", tmp_path / "e", "--grid", tmp_path / "g.toml")
+    for typed in ((), ("--steps", "7", "--seeds", "4,5", "--device", "auto")):
+        with pytest.raises(SamAdaptError, match="seen"):
+            type_(*words, "--store", tmp_path / "f", *typed)
+    assert configs == [((0, 1), 5, 0.5, "cpu"), ((4, 5), 7, 0.5, "auto")]
+
+
 def test_a_quiet_study_still_says_why_cells_failed(phantom, tmp_path):
     words = [
         "experiment",
@@ -295,7 +313,11 @@ def test_learners_that_are_added_to_a_study_read_its_encoder(phantom, tmp_path, 
             r"--encoder is 'vitb'; known: .*\(did you mean sam_vit_b\?\)",
         ),
         (["--head", "autosam", "--encoder", "pixels"], r"reads \['neck'\].*gives \['pixels'\]"),
-        (["--set", "colour=red"], "no option"),
+        (["--set", "colour=red"], "head 'unet' has no option 'colour'; it has width, loss"),
+        (["--set", "widht=8"], r"no option 'widht'.*\(did you mean width\?\)"),
+        (["--set", "width=wide"], "--set width is 'wide'; expected a whole number"),
+        (["--set", "width=2.5"], "--set width is '2.5'; expected a whole number"),
+        (["--ema", "1"], "--ema is 1.0; expected a number from 0 to below 1"),
         (["--set", "width"], "NAME=VALUE"),
         (["--augment", "wild"], "--augment is 'wild'; known: default, mirror, none"),
         (["--labels", "nan"], "--labels is 'nan'"),
@@ -303,16 +325,16 @@ def test_learners_that_are_added_to_a_study_read_its_encoder(phantom, tmp_path, 
         (["--labels", "1.5"], "labels is 1.5; expected"),
         (["--val-labels", "0.5"], "--val-labels is '0.5'; expected a whole number, or official"),
         (["--val-labels", "-1"], "val_labels is -1"),
-        (["--batch-size", "0"], "--batch-size is 0; expected a number from 1 on"),
-        (["--lr", "nan"], "lr is nan; expected a number above 0"),
-        (["--encoder-lr", "-1"], "encoder_lr is -1.0"),
+        (["--batch-size", "0"], "--batch-size is 0; expected a whole number from 1 on"),
+        (["--lr", "nan"], "--lr is nan; expected a number above 0"),
+        (["--encoder-lr", "-1"], "--encoder-lr is -1.0"),
         (["--seed", "-1"], "--seed is -1"),
-        (["--seed", str(2**40)], "seed 1099511627776 from 0 to"),
+        (["--seed", str(2**40)], "--seed is 1099511627776; expected a whole number from 0 to"),
         (["--workers", "-1"], "--workers is -1"),
         (["--fold", "99"], "fold is 99"),
         (["--side", "0"], "--side is 0"),
         (["--views", "-1"], "--views is -1"),
-        (["--slice-axis", "5"], "--slice-axis is 5; expected 0, 1 or 2"),
+        (["--slice-axis", "5"], "--slice-axis is 5; expected a whole number from 0 to 2"),
         (["--channels", "x"], "no channel 'x'"),
         (["--task", "detection"], "--task is 'detection'; known: classification, segmentation"),
         (["--precision", "16"], "--precision is '16'"),
@@ -338,6 +360,8 @@ def test_list(capsys):
     assert "autosam" in type_("list", "heads")
     assert "sam_vit_h" in type_("list", "encoders")
     assert "hd95_mm" in type_("list", "metrics")
+    assert "depth (a whole number)" in type_("list", "heads")
+    assert "train.steps" in type_("list", "settings") and "unet.width" in type_("list", "settings")
     with pytest.raises(SamAdaptError, match="nothing to list under 'weights'"):
         type_("list", "weights")
 
@@ -381,11 +405,7 @@ def test_help_is_quick_and_loads_nothing_heavy():
 
 
 def test_the_names_known_before_anything_is_loaded_are_those_of_the_tables():
-    heads = {name: head.task for name, head in HEADS.items()}
-    assert {name for name, task in heads.items() if task == "segmentation"} == set(names.SEGMENTATION_HEADS)
-    assert {name for name, task in heads.items() if task == "classification"} == set(
-        names.CLASSIFICATION_HEADS
-    )
+    assert {name: head.task for name, head in HEADS.items()} == names.HEADS
     assert set(ENCODERS) == set(names.ENCODERS) and set(BACKBONES) == set(names.BACKBONES)
     assert set(AUGMENTATIONS) == set(names.AUGMENTATIONS)
     for device in set(names.DEVICES) - {

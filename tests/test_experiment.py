@@ -34,7 +34,7 @@ from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.phantom import make_phantom
-from samadapt.training import TrainConfig, loop
+from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
 ROOT = Path(__file__).parents[1]
@@ -173,7 +173,7 @@ def test_few_stored_pictures_are_said_aloud(data, tmp_path, tiny, views, told):
     ("precision", "fast", "told"), [("bf16", False, True), ("bf16", True, False), ("32", False, False)]
 )
 def test_emulated_bfloat16_is_said_aloud(data, tmp_path, monkeypatch, precision, fast, told):
-    monkeypatch.setattr(loop, "has_bf16", lambda device: fast)
+    monkeypatch.setattr("samadapt.training.config.has_bf16", lambda device: fast)
     config = dataclasses.replace(CONFIG, precision=precision)
     _, lines = study(data, tmp_path / "e", {"unet": SMALL_UNET}, config=config)
     assert any("bf16 is slower here than 32" in line for line in lines) == told
@@ -461,7 +461,10 @@ def test_benchmarks_do_not_depend_on_the_weights_that_are_here(path):
         ({"learners": ["cnn"], "encoder": {"name": "x"}}, "encoder has no setting 'name'"),
         ({"learners": ["a"], "learner": {"a": {"heads": "cnn"}}}, "learner.a has no setting 'heads'"),
         ({"learners": "cnn"}, "learners is 'cnn'; expected a list"),
-        ({"learners": ["cnn"], "labels": ["few"]}, "labels holds 'few'"),
+        (
+            {"learners": ["cnn"], "labels": ["few"]},
+            r"labels is \['few'\]; expected a list of numbers, or all",
+        ),
     ],
 )
 def test_unknown_settings_are_errors(settings, words):

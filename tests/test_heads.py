@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from samadapt.encoders.prepare import units_of
 
 from fixtures.known import known_weights
-from samadapt.encoders.prepare import units_of
 from samadapt.heads import HEADS, build_head
 from samadapt.heads.fused import FeatureJitter, choose_reads
 from samadapt.heads.mask_decoder import PromptedDecoder
@@ -157,12 +157,12 @@ def test_it_says_what_it_misses(name):
     ("arguments", "message"),
     [
         ({"name": "cnnn"}, "unknown head 'cnnn'; known: .*autosam, .*cnn"),
-        ({"name": "cnn", "deep": 3}, r"no option \['deep'\]; it has \['depth'"),
-        ({"name": "cnn", "preset": "best"}, "no preset 'best'; give one of fixed, faithful"),
+        ({"name": "cnn", "deep": 3}, r"no option 'deep'; it has preset, depth, .*did you mean depth"),
+        ({"name": "cnn", "preset": "best"}, "preset is 'best'; expected one of fixed, faithful"),
         ({"name": "cnn", "depth": 9}, "depth 9"),
         ({"name": "cnn", "n_classes": 1}, "at least 2 classes"),
         ({"name": "linear", "loss": "mse"}, "no loss 'mse'"),
-        ({"name": "autosam", "class_mode": "all"}, "no class_mode 'all'; give one of batched, joint"),
+        ({"name": "autosam", "class_mode": "all"}, "class_mode is 'all'; expected one of batched, joint"),
         ({"name": "autosam", "transformer": [5, 64, 2]}, "5 attention heads"),
         ({"name": "unet", "width": 0}, "width of 0"),
         ({"name": "fused", "width": 9}, "width of 9"),

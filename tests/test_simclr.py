@@ -181,7 +181,7 @@ def test_what_cannot_be_pretrained_is_told(encoder, slices, tmp_path):
         SimclrConfig(augment="none")
     with pytest.raises(SamAdaptError, match="steps is 0"):
         SimclrConfig(steps=0)
-    with pytest.raises(SamAdaptError, match="at least 2"):
+    with pytest.raises(SamAdaptError, match="batch_size is 1; expected a whole number from 2 on"):
         SimclrConfig(batch_size=1)
 
 

@@ -281,7 +281,7 @@ def test_only_the_chosen_stages_are_gated():
         ({"shuffle": True, "source": "own"}, "cannot shuffle"),
         ({"image_size": 4}, "image_size is 4"),
         ({"class_weights": [1, 2]}, "cannot weigh 3 classes"),
-        ({"windows": 4}, r"no option \['windows'\]"),
+        ({"windows": 4}, "no option 'windows'"),
     ],
 )
 def test_what_is_wrong_is_said(options, message):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +17,7 @@ from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head, starts_from_decoder
 from samadapt.overlap import Overlap, of_own_weights, overlaps_of
 from samadapt.runs import pick_device
+from samadapt.settings import LearnerSettings
 from samadapt.training import TrainConfig, train
 from samadapt.tuning import TUNINGS
 from samadapt.types import Head, SamAdaptError, SamAdaptWarning
@@ -29,22 +28,14 @@ Progress = Callable[[EncodeReport], None]
 
 
 @dataclass(frozen=True)
-class Learner:
-    """What a few-label study compares. Two learners with equal fields are the same learner."""
+class Learner(LearnerSettings):
+    """What a few-label study compares. Two learners with equal fields are the same learner.
 
-    head: str = "fused"
-    encoder: str = (
-        ""  # "": what the head would rather read, of what is on this machine; see `default_encoder`
-    )
-    checkpoint: str | None = None  # a file, a folder, or "random"
-    side: int | None = None
-    prepare: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the head: preset, class_mode, depth, ...
-    #: Stored views of each training slice; 0, or without a store: a new one in every step; None: see `default_views`.
-    views: int | None = None
-    augment: str = "default"
+    Where no encoder is named, see `default_encoder`; where no number of views is given, see `default_views`.
+    """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.encoder and self.checkpoint is not None:
             raise SamAdaptError(
                 f"checkpoint {self.checkpoint!r} is given and no encoder; say which network it is for (--encoder; "
@@ -132,22 +123,6 @@ def default_note(encoder: str, *heads: str) -> str:
     if encoder == wanted or missing is None:
         return start + (f"; it suits {' and '.join(heads)}, which read the same" if len(heads) > 1 else "")
     return f"{start} and the weights of {wanted} are not on this machine; to use it, {missing.how()}"
-
-
-def parse_options(assignments: Sequence[str]) -> dict[str, Any]:
-    """["preset=faithful", "depth=4"] -> {"preset": "faithful", "depth": 4}; values as JSON where they are."""
-    options: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not (name and equals):
-            raise SamAdaptError(
-                f"option {assignment!r} is not understood; expected NAME=VALUE, e.g. preset=faithful"
-            )
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options
 
 
 def encode(

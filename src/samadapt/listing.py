@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 
 from samadapt.encoders import ENCODERS
-from samadapt.heads import HEADS
+from samadapt.heads import HEADS, options_of
 from samadapt.metrics import METRICS
+from samadapt.options import Declared, near, show
 from samadapt.overlap import PUBLIC_DATA, training_of
+from samadapt.settings import TABLES
 from samadapt.types import SamAdaptError
 
 
@@ -16,7 +18,7 @@ def _first_line(thing: object) -> str:
 
 
 def _encoders() -> list[tuple[str, str]]:
-    return [(name, f"{entry.text}\n{_trained_on(name)}") for name, entry in ENCODERS.items()]
+    return [(name, f"{entry.text}\n{_trained_on(name)}") for name, entry in sorted(ENCODERS.items())]
 
 
 def _trained_on(encoder: str) -> str:
@@ -32,26 +34,49 @@ def _trained_on(encoder: str) -> str:
 
 
 def _heads() -> list[tuple[str, str]]:
-    hidden = ("taps", "n_classes", "pretrained", "units")
-    rows = []
-    for name, head in HEADS.items():
-        options = [o for o in inspect.signature(head).parameters if o not in hidden]
-        rows.append((name, f"{_first_line(head)} Options: {', '.join(options)}."))
-    return rows
+    return [
+        (name, f"{_first_line(head)}\nOptions (--set): {', '.join(map(_option, options_of(head).values()))}.")
+        for name, head in sorted(HEADS.items())
+    ]
+
+
+def _option(found: Declared) -> str:
+    """ "depth (a whole number)", "width (a whole number; default 64)"."""
+    return f"{found.name} ({_values(found)})"
+
+
+def _values(found: Declared) -> str:
+    default = show(found.default)
+    return f"{found.expected}{f'; default {default}' if default else ''}"
+
+
+def _settings() -> list[tuple[str, str]]:
+    """What a study's file can hold, table by table."""
+    return [
+        (f"{table}.{name}" if table else name, _explained(found))
+        for table, options in {**TABLES, "unet": options_of(HEADS["unet"])}.items()
+        for name, found in options.items()
+    ]
+
+
+def _explained(found: Declared) -> str:
+    """What an option is for, which values it takes, and its default."""
+    values = _values(found)
+    return f"{found.option.help} {values[0].upper()}{values[1:]}.".strip()
 
 
 def _metrics() -> list[tuple[str, str]]:
-    return [(name, metric.text) for name, metric in METRICS.items()]
+    return [(name, metric.text) for name, metric in sorted(METRICS.items())]
 
 
-TABLES = {"encoders": _encoders, "heads": _heads, "metrics": _metrics}
+LISTS = {"encoders": _encoders, "heads": _heads, "metrics": _metrics, "settings": _settings}
 
 
 def describe(what: str) -> str:
-    """The table `what` ("encoders", "heads" or "metrics") as aligned text."""
-    if what not in TABLES:
-        raise SamAdaptError(f"nothing to list under {what!r}; known: {', '.join(TABLES)}")
-    rows = sorted(TABLES[what]())
+    """The list `what`, a key of `LISTS`, as aligned text."""
+    if what not in LISTS:
+        raise SamAdaptError(f"nothing to list under {what!r}; known: {', '.join(LISTS)}{near(what, LISTS)}")
+    rows = LISTS[what]()
     width = max(len(name) for name, _ in rows)
     return "\n".join(
         f"{name:<{width}}  {text}".replace("\n", "\n" + " " * (width + 2)) for name, text in rows

@@ -5,14 +5,13 @@ The tables themselves stand where the things are; tests/test_cli.py holds these 
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Collection
-
-from samadapt.records import SamAdaptError
-
-SEGMENTATION_HEADS = ("autosam", "cnn", "fused", "linear", "probe", "unet", "unet_pretrained")
-CLASSIFICATION_HEADS = ("attentive_probe", "cbam", "linear_probe", "plain", "se", "slca")
+#: Head -> its task.
+HEADS = {
+    **dict.fromkeys(
+        ("autosam", "cnn", "fused", "linear", "probe", "unet", "unet_pretrained"), "segmentation"
+    ),
+    **dict.fromkeys(("attentive_probe", "cbam", "linear_probe", "plain", "se", "slca"), "classification"),
+}
 ENCODERS = (
     "dinov3_vitb16",
     "dinov3_vits16",
@@ -48,37 +47,3 @@ TUNINGS = ("none", "all")
 LOGS = ("mlflow", "tensorboard")
 TASKS = ("segmentation", "classification")
 SUBSETS = ("train", "select", "val", "test", "all")
-
-CHOICES: dict[str, Collection[str]] = {
-    "head": (*SEGMENTATION_HEADS, *CLASSIFICATION_HEADS),
-    "encoder": ENCODERS,
-    "backbone": BACKBONES,
-    "augment": AUGMENTATIONS,
-    "device": DEVICES,
-    "precision": PRECISIONS,
-    "tune": TUNINGS,
-    "task": TASKS,
-    "subset": SUBSETS,
-}
-
-
-def demand_known(**chosen: str | None) -> None:
-    """Refuse what is not among `CHOICES`; None is what was not given."""
-    for option, value in chosen.items():
-        known = CHOICES[option]
-        if value is None or value in known:
-            continue
-        near = difflib.get_close_matches(value, known, n=1)
-        raise SamAdaptError(
-            f"--{option} is {value!r}; known: {', '.join(sorted(known))}"
-            + (f" (did you mean {near[0]}?)" if near else "")
-        )
-
-
-def demand_numbers(least: float, **given: float | None) -> None:
-    """Refuse numbers below `least`, and what is not a finite number; None is what was not given."""
-    for option, value in given.items():
-        if value is not None and not least <= value < math.inf:
-            raise SamAdaptError(
-                f"--{option.replace('_', '-')} is {value}; expected a number from {least:g} on"
-            )

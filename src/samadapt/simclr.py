@@ -15,7 +15,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -27,6 +26,7 @@ from samadapt.adapted import AdaptedModel
 from samadapt.files import replacing, write_json
 from samadapt.heads.unet import UNet
 from samadapt.runs import load_state, save_state
+from samadapt.settings import SimclrConfig
 from samadapt.training.steps import StepLoop
 from samadapt.transforms import build_augmentation, fit_longest, resize, seeded
 from samadapt.types import PIXELS, Case, Head, SamAdaptError
@@ -34,28 +34,6 @@ from samadapt.views import View
 
 #: The modules of MONAI's BasicUNet before its bottleneck's end, in the order in which an image passes them.
 CONTRACTING = ("conv_0", "down_1", "down_2", "down_3", "down_4")
-
-
-@dataclass(frozen=True)
-class SimclrConfig:
-    """How long and on what. A batch holds different slices, so none is a negative of itself."""
-
-    steps: int = 300
-    batch_size: int = 16  # slices, each in two views
-    lr: float = 3e-4
-    temperature: float = 0.5
-    projection: int = 128  # width of the space in which views are compared
-    augment: str = "default"  # a name in `transforms.AUGMENTATIONS`
-    check_every: int = 25  # steps between checkpoints
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr", "temperature", "projection", "check_every"):
-            if getattr(self, name) <= 0:
-                raise SamAdaptError(f"simclr's {name} is {getattr(self, name)}; it must be above 0")
-        if self.batch_size < 2:
-            raise SamAdaptError("simclr's batch_size is 1; expected at least 2: a slice is told from others")
-        if build_augmentation(self.augment) is None:
-            raise SamAdaptError("simclr's augment is 'none': two equal views teach nothing; give 'default'")
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.5) -> Tensor:

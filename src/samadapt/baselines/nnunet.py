@@ -28,17 +28,11 @@ import torch
 from samadapt import io
 from samadapt.datasets import Dataset, Split
 from samadapt.files import write_json
+from samadapt.settings import CONFIGURATIONS, NnUNetConfig
 from samadapt.types import IGNORED, Case, SamAdaptError
 
 COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict")
-#: Epochs -> nnU-Net's trainer class of that length: the length of a training is the choice of a class there.
-TRAINERS = {
-    1: "nnUNetTrainer_1epoch",
-    **{n: f"nnUNetTrainer_{n}epochs" for n in (5, 10, 20, 50, 100, 250)},
-    1000: "nnUNetTrainer",
-}
 STEPS_PER_EPOCH = 250
-CONFIGURATIONS = ("2d", "3d_fullres")
 #: What nnU-Net's checkpoints hold beside tensors and plain Python values.
 _NUMPY: list[Any] = [
     np.float64(0).__reduce__()[0],
@@ -48,33 +42,6 @@ _NUMPY: list[Any] = [
 _ID, _NAME, _PLANS = "1", "Dataset001_cell", "nnUNetPlans"
 #: What nnU-Net itself gives pictures along the axis that they do not have.
 _NO_DEPTH_MM = 999.0
-
-
-@dataclass(frozen=True)
-class NnUNetConfig:
-    """Where nnU-Net is, and how long it may train."""
-
-    bin: str | None = None  # the folder of its commands, e.g. nnunet-env/bin; None: on the PATH
-    budget: int = 20  # epochs at most, of 250 steps each
-    configuration: str = "3d_fullres"  # or "2d"; where nnU-Net plans no 3d_fullres (pictures), 2d
-
-    def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise SamAdaptError(f"nnunet's budget is {self.budget} epochs; expected at least 1")
-        if self.configuration not in CONFIGURATIONS:
-            raise SamAdaptError(
-                f"nnunet's configuration is {self.configuration!r}; known: {', '.join(CONFIGURATIONS)}"
-            )
-
-    @property
-    def epochs(self) -> int:
-        """Of the longest training that nnU-Net has within the budget."""
-        return max(epochs for epochs in TRAINERS if epochs <= self.budget)
-
-    @property
-    def trainer(self) -> str:
-        """Its class."""
-        return TRAINERS[self.epochs]
 
 
 def find_commands(folder: str | None) -> dict[str, Path]:

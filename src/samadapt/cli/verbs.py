@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from samadapt import __version__, names
 from samadapt.cli.options import (
-    Augment,
-    Channels,
-    Checkpoint,
     Data,
     Device,
-    EncoderName,
-    Group,
-    Head,
-    LabelColumn,
-    OpenOptions,
-    Options,
     Out,
     Overwrite,
-    Prepare,
     Quiet,
-    Seed,
-    Side,
-    SliceAxis,
     Store,
-    Task,
-    Views,
-    Window,
     check_device,
     choice_note,
     live_note,
     make_learner,
-    merge,
-    number,
+    open_data,
 )
+from samadapt.cli.parameters import Given, Of, from_options
 from samadapt.cli.terminal import (
     encode_line,
     never_fail_to_print,
@@ -48,7 +33,16 @@ from samadapt.cli.terminal import (
     say_warnings_once,
     split_summary,
 )
+from samadapt.options import Option
 from samadapt.records import SamAdaptError
+from samadapt.settings import (
+    LearnerSettings,
+    NnUNetConfig,
+    OpenOptions,
+    SplitOptions,
+    StudySettings,
+    TrainConfig,
+)
 
 app = typer.Typer(
     help="Adapt Segment Anything to medical images: frozen encoder, light prompt-free heads, few labels.",
@@ -68,7 +62,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _before(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it, and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and stop.")
     ] = False,
 ) -> None:
     # Threads that wait sleep instead of spinning; read when torch is loaded. Two spinning threads beside another
@@ -77,111 +71,67 @@ def _before(
 
 
 @app.command()
+@from_options
 def encode(
     data: Data,
-    encoder: EncoderName = None,
-    head: Head = "fused",
+    *,
+    settings: LearnerSettings,
     store: Store = Path("features"),
-    checkpoint: Checkpoint = None,
-    side: Side = None,
-    prepare: Prepare = None,
-    options: Options = None,
-    views: Views = None,
-    augment: Augment = "default",
-    slice_axis: SliceAxis = None,
-    group: Group = None,
-    task: Task = None,
-    label_column: LabelColumn = None,
-    window: Window = None,
-    channels: Channels = None,
-    device: Device = "auto",
+    opening: OpenOptions,
+    device: Device,
     quiet: Quiet = False,
 ) -> None:
     """Run the frozen encoder once and store the maps that a head reads."""
-    names.demand_known(device=device)
-    opening = OpenOptions(task, slice_axis, group, channels, label_column, window, head)
-    chosen = make_learner(head, encoder, checkpoint, side, prepare, options, views, augment)
+    chosen = make_learner(settings)
     check_device(device)
     from samadapt import learner
     from samadapt.features import FeatureStore
     from samadapt.files import demand_writable
 
     demand_writable(store, "--store")
-    opened = opening.open(data)
+    opened = open_data(data, opening, settings.head)
     total = len(opened)
-    say(choice_note(encoder, chosen), quiet)
+    say(choice_note(settings.encoder, chosen), quiet)
     say(live_note(chosen), quiet)
     report = learner.encode(chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet))
     say(report.summary(store), quiet)
 
 
 @app.command()
+@from_options
 def train(
     data: Data,
     out: Out,
-    head: Head = "fused",
-    encoder: EncoderName = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Labelled patients to use (5), or a share (0.25); else all.")
-    ] = None,
-    select: Annotated[int, typer.Option(help="Of these, patients set aside to choose the best step.")] = 0,
-    val_labels: Annotated[
-        str | None, typer.Option(help="Further labelled patients for that (more labels!), or: official.")
-    ] = None,
-    fold: Annotated[int, typer.Option(help="Fold of splits_final.json.")] = 0,
-    seed: Seed = 0,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Slices in a step.")] = 8,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the head; else its own.")] = None,
+    *,
+    settings: LearnerSettings,
     backbone: Annotated[
-        str | None, typer.Option(help="Network of a classification head: resnet18, ...")
+        str | None,
+        Option("Network of a classification head, such as resnet18.", names=names.BACKBONES),
     ] = None,
-    balance: Annotated[bool, typer.Option(help="Classification: draw the classes equally often.")] = False,
-    tune: Annotated[str, typer.Option(help="The encoder: none (frozen) or all (trained too).")] = "none",
-    encoder_lr: Annotated[float, typer.Option(help="Learning rate of what is pretrained and tuned.")] = 1e-4,
-    precision: Annotated[str, typer.Option(help="auto, 32 or bf16.")] = "auto",
-    workers: Annotated[int, typer.Option(help="Processes that load batches.")] = 0,
+    budget: SplitOptions,
+    config: TrainConfig,
+    opening: OpenOptions,
     store: Store = Path("features"),
-    live: Annotated[
-        bool, typer.Option("--live", help="Run the encoder in every step; store nothing.")
-    ] = False,
-    checkpoint: Checkpoint = None,
-    side: Side = None,
-    prepare: Prepare = None,
-    options: Options = None,
-    views: Views = None,
-    augment: Augment = "default",
-    slice_axis: SliceAxis = None,
-    group: Group = None,
-    task: Task = None,
-    label_column: LabelColumn = None,
-    window: Window = None,
-    channels: Channels = None,
-    device: Device = "auto",
+    live: Annotated[bool, Option("Run the encoder in every step and store nothing.", flag="--live")] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a head on few labelled patients. Rerunning the same command resumes."""
-    names.demand_known(tune=tune, precision=precision, backbone=backbone, device=device)
-    names.demand_numbers(0, fold=fold, select=select, workers=workers, seed=seed)
-    names.demand_numbers(1, steps=steps, batch_size=batch_size)
-    budget = number(labels, "labels")
-    selection = number(val_labels, "val-labels", "official", whole=True)
-    opening = OpenOptions(task, slice_axis, group, channels, label_column, window, head)
-    options = [*(options or []), *([f"backbone={backbone}"] if backbone else [])]
-    chosen = make_learner(head, encoder, checkpoint, side, prepare, options, views, augment)
-    check_device(device)
+    given = {"backbone": backbone} if backbone else {}
+    chosen = make_learner(dataclasses.replace(settings, options={**settings.options, **given}))
+    check_device(config.device)
     from samadapt.features import FeatureStore
     from samadapt.learner import fit
-    from samadapt.training import TrainConfig, precision_note
+    from samadapt.training import precision_note
 
-    config = TrainConfig(
-        steps=steps, batch_size=batch_size, lr=lr, tune=tune, encoder_lr=encoder_lr, precision=precision,
-        balance=balance, seed=seed, device=device, workers=workers,
-    )  # fmt: skip
-    opened = opening.open(data)
-    split = opened.split(budget, seed, select, selection, fold)
-    for text in (split_summary(opened, split, chosen), choice_note(encoder, chosen), precision_note(config)):
+    opened = open_data(data, opening, settings.head)
+    split = opened.split(budget.labels, config.seed, budget.select, budget.val_labels, budget.fold)
+    notes = (
+        split_summary(opened, split, chosen),
+        choice_note(settings.encoder, chosen),
+        precision_note(config),
+    )
+    for text in notes:
         say(text, quiet)
     maps = None if live else FeatureStore(store)
     run = fit(chosen, opened, split, config, out, maps, overwrite, encode_line(len(split.train), quiet))
@@ -189,24 +139,27 @@ def train(
 
 
 @app.command()
+@from_options
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder of `samadapt train`.")],
     inputs: Annotated[Path, typer.Argument(help="A scan, a folder of scans, or a data set.")],
     out: Out,
-    subset: Annotated[str | None, typer.Option(help="Of a data set: train, val, test or all.")] = None,
+    *,
+    subset: Annotated[
+        str | None, Option("Part of a data set: train, val, test or all.", names=names.SUBSETS)
+    ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also write class probabilities (.npy).")
+        bool, Option("Also write class probabilities (.npy).", flag="--probabilities")
     ] = False,
     attention: Annotated[
-        bool, typer.Option("--attention", help="Of a classifier: also draw where it looked (.png).")
+        bool, Option("Also draw where a classifier looked (.png).", flag="--attention")
     ] = False,
-    checkpoint: Checkpoint = None,
-    device: Device = "auto",
+    checkpoint: Annotated[str | None, Of(LearnerSettings)],
+    device: Device,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment (or classify) scans; label maps come in the source's own geometry."""
-    names.demand_known(subset=subset)
     check_device(device)
     from samadapt.folders import predict_folder
 
@@ -226,7 +179,8 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of `samadapt predict`.")],
     truth: Annotated[Path, typer.Argument(help="The data set, or a folder of label files.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The table; scores.csv in the folder of predictions.")
+        Path | None,
+        typer.Option("--out", "-o", help="File of the scores; else scores.csv in the folder of predictions."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is not these predictions' table.")
@@ -246,10 +200,12 @@ def evaluate(
 
 
 @app.command()
+@from_options
 def demo(
+    *,
     out: Out = Path("demo"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each training.")] = 200,
-    seed: Seed = 0,
+    steps: Annotated[int, Of(TrainConfig)] = 200,
+    seed: Annotated[int, Of(TrainConfig)],
     overwrite: Overwrite = False,
 ) -> None:
     """Phantom data, two labelled patients, a head and a U-Net, scores and pictures: no network needed."""
@@ -259,22 +215,21 @@ def demo(
 
 
 @app.command()
+@from_options
 def check(
     data: Data,
-    slice_axis: SliceAxis = None,
-    group: Group = None,
-    task: Task = None,
-    label_column: LabelColumn = None,
-    channels: Channels = None,
+    opening: Annotated[
+        dict[str, Any], Given(OpenOptions, ("slice_axis", "group", "task", "label_column", "channels"))
+    ],
     encoder: Annotated[
-        str | None, typer.Option(help="Also say what the training of this encoder has seen of the data.")
+        str | None,
+        Option("Also say what the training of this encoder has seen of the data.", names=names.ENCODERS),
     ] = None,
 ) -> None:
-    """Look for the mistakes that waste a week: pairs, labels, geometry, duplicates, leaks, constant slices."""
-    names.demand_known(encoder=encoder)
+    """Check pairing, labels, geometry, duplicates, leakage between parts, and constant slices."""
     from samadapt import check as doctor
 
-    opened = OpenOptions(task, slice_axis, group, channels, label_column, None).open(data)
+    opened = open_data(data, OpenOptions(**opening))
     findings = doctor.check(opened, encoder=encoder)
     print(doctor.summary(findings, len(opened)))
     if any(finding.level == "error" for finding in findings):
@@ -282,64 +237,45 @@ def check(
 
 
 @app.command()
+@from_options
 def experiment(
     data: Data,
     out: Out,
-    grid: Annotated[str | None, typer.Option(help="A TOML file or a preset that holds the study.")] = None,
-    heads: Annotated[str | None, typer.Option(help="Learners on the encoder: linear,cnn,autosam.")] = None,
-    baselines: Annotated[
-        str | None, typer.Option(help="Learners beside them: unet,simclr,zero_shot.")
-    ] = None,
-    encoder: Annotated[str | None, typer.Option(help="See `samadapt list encoders`.")] = None,
-    checkpoint: Checkpoint = None,
-    side: Side = None,
-    labels: Annotated[str | None, typer.Option(help="Labelled patients: 1,2,5,all, or shares.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each training.")] = None,
-    jobs: Annotated[int, typer.Option(help="Cells side by side.")] = 1,
-    budget: Annotated[int | None, typer.Option(help="nnunet: epochs at most.")] = None,
-    nnunet_bin: Annotated[
-        str | None, typer.Option(help="nnunet: folder of its commands, if not on the PATH.")
-    ] = None,
+    *,
+    grid: Annotated[str | None, Option("A TOML file or a preset that holds the study.")] = None,
+    heads: Annotated[tuple[str, ...], Option("Heads on the encoder: linear,cnn,autosam.")] = (),
+    baselines: Annotated[tuple[str, ...], Option("Methods beside them: unet,simclr,zero_shot.")] = (),
+    study: Annotated[dict[str, Any], Given(StudySettings, ("labels", "seeds"))],
+    shared: Annotated[dict[str, Any], Given(LearnerSettings, ("encoder", "checkpoint", "side"))],
+    common: Annotated[dict[str, Any], Given(TrainConfig, ("steps", "device"))],
+    nnunet: Annotated[dict[str, Any], Given(NnUNetConfig, ("budget", "bin"))],
+    opening: OpenOptions,
+    jobs: Annotated[int, Option("Cells to run side by side.", least=1)] = 1,
     store: Store = Path("features"),
-    slice_axis: SliceAxis = None,
-    group: Group = None,
-    task: Task = None,
-    label_column: LabelColumn = None,
-    window: Window = None,
-    channels: Channels = None,
-    device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compare learners at several label counts and seeds. Rerunning the same command resumes."""
-    names.demand_known(encoder=encoder)
-    names.demand_numbers(1, side=side, seeds=seeds, steps=steps, jobs=jobs, budget=budget)
-    opening = OpenOptions(task, slice_axis, group, channels, label_column, window)
-    check_device(device)
-    from samadapt import experiment as study
+    """Compare methods at several label counts and seeds. Rerunning the same command resumes."""
+    check_device(common.get("device", TrainConfig.device))
+    from samadapt import experiment as studies
     from samadapt.features import FeatureStore
     from samadapt.files import demand_writable
 
     for folder, option in ((out, "--out"), (store, "--store")):
         demand_writable(folder, option)
-    opened = opening.open(data)
-    settings = study.read_settings(grid) if grid else {}
-    learners = [name for text in (heads, baselines) if text for name in text.split(",")]
-    counts = None if labels is None else [number(n, "labels", "all") for n in labels.split(",")]
-    merge(settings, {"learners": learners or None, "labels": counts, "seeds": seeds})
-    shared = settings.setdefault("encoder", {})
-    merge(shared, {"encoder": encoder, "checkpoint": checkpoint, "side": side})
-    unnamed = not shared.get("encoder")
-    if unnamed and (begun := study.encoder_of(out)):
-        shared["encoder"] = begun
-    merge(settings.setdefault("train", {}), {"steps": steps, "device": device})
-    merge(settings.setdefault("nnunet", {}), {"budget": budget, "bin": nnunet_bin})
-    chosen, config = study.make_study(settings, opened.task)
+    settings = studies.read_settings(grid) if grid else {}
+    opened = open_data(data, opening)
+    typed = {"encoder": shared, "train": common, "nnunet": nnunet}
+    settings |= study | ({"learners": [*heads, *baselines]} if heads or baselines else {})
+    settings |= {table: settings.get(table, {}) | given for table, given in typed.items()}
+    unnamed = not settings["encoder"].get("encoder")
+    if unnamed and (begun := studies.encoder_of(out)):
+        settings["encoder"]["encoder"] = begun
+    chosen, config = studies.make_study(settings, opened.task)
     if unnamed:
-        say(study.encoder_note(settings, chosen), quiet)
+        say(studies.encoder_note(settings, chosen), quiet)
     progress = None if quiet else print
-    outcome = study.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
-    print(study.results_table(out))
+    outcome = studies.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
+    print(studies.results_table(out))
     for cell, message in outcome.failed.items() if quiet else ():  # else it was said when it happened
         print(f"samadapt: {cell}: {message}", file=sys.stderr)
     if outcome.failed:
@@ -349,8 +285,10 @@ def experiment(
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="The --out of `samadapt experiment`.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; the study's by default.")] = None,
-    against: Annotated[str | None, typer.Option(help="A learner to compare all others with too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the report; the study's by default.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="A method to compare all others with too.")] = None,
 ) -> None:
     """One HTML page, a tidy table and the curves of a study, from its scores alone."""
     from samadapt.report import write_report
@@ -359,8 +297,10 @@ def report(
 
 
 @app.command("list")
-def list_names(what: Annotated[str, typer.Argument(help="encoders, heads or metrics.")]) -> None:
-    """What there is to choose from."""
+def list_names(
+    what: Annotated[str, typer.Argument(help="What to list: encoders, heads, metrics or settings.")],
+) -> None:
+    """List what there is to choose from: encoders, heads, metrics, and the settings of a study's file."""
     from samadapt.listing import describe
 
     print(describe(what))

@@ -117,7 +117,8 @@ def _cell(
 
 def _numbers(config: TrainConfig) -> dict[str, Any]:
     """What of the configuration changes the numbers, the seed apart."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("device", "workers", "seed")}
+    left_out = {"device", "workers", "seed", "log"} | ({"devices"} if config.devices == 1 else set())
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
 
 
 # ---------------------------------------------------------------- experiment.json

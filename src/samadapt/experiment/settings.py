@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from samadapt.baselines.nnunet import NnUNetConfig
 from samadapt.experiment.grid import Grid
 from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.experiment.registry import BaselineOptions, build_methods, reading_heads
-from samadapt.heads import HEADS
+from samadapt.heads import HEADS, check_options, options_of
 from samadapt.learner import Learner, default_encoder, default_note
-from samadapt.simclr import SimclrConfig
-from samadapt.training import TrainConfig
+from samadapt.options import Declarations, Declared, Option, declared, read_table, without
+from samadapt.settings import (
+    TABLES,
+    LearnerSettings,
+    NnUNetConfig,
+    SimclrConfig,
+    StudySettings,
+    TrainConfig,
+)
 from samadapt.types import PIXELS, SamAdaptError
 
 _PRESETS = Path(__file__).parent / "presets"
-_GRID = ("labels", "seeds", "select", "fold", "stacked", "threads")
-_TABLES = ("encoder", "train", "learner", "unet", "simclr", "nnunet")
+_TABLES: dict[str, Declarations] = {**TABLES, "unet": options_of(HEADS["unet"])}
+_TOP = _TABLES.pop("")
+#: What a learner of one's own may train otherwise.
+_OWN_TRAINING = without(_TABLES["train"], "device", "workers")
 
 
 def preset_names() -> list[str]:
@@ -30,99 +37,86 @@ def preset_names() -> list[str]:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """A TOML file, or a preset by its name."""
+    """A TOML file, or a preset by its name; unknown settings and wrong values are errors."""
     path = _PRESETS / f"{path}.toml" if str(path) in preset_names() else Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SamAdaptError(
             f"{path} cannot be read ({error}); give a TOML file or one of {', '.join(preset_names())}"
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise SamAdaptError(f"{path} is not TOML: {error}; see docs/studies.md for an example") from error
+    _read(settings)
+    return settings
 
 
 def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfig]:
-    """The grid and the common training configuration; an unknown key is an error.
+    """The grid and the common training configuration; unknown keys and wrong values are errors.
 
     Args:
-        settings: `learners` (names), `labels`, `seeds` (a number, or a list), `select`, `fold`, `stacked`, `threads`;
-            tables: `encoder` (fields of `Learner` for all), `train` (fields of `TrainConfig`), `unet` (options of
-            the head, e.g. width), `simclr` and `nnunet` (fields of `SimclrConfig` and `NnUNetConfig`), and `learner.<name>`, a learner of one's own: fields of `Learner`, and a table `train` of what differs.
+        settings: the fields of `StudySettings`, `select` and `fold`; tables as in `samadapt.settings.TABLES`, and
+            `unet` (options of that head); and tables `learner.<name>`, a learner of one's own: fields of `Learner`, and
+            a table `train` of what differs.
 
     Example:
         >>> grid, config = make_study({"learners": ["cnn"], "labels": [1, 2], "seeds": 2}, "segmentation")
         >>> grid.seeds
         (0, 1)
     """
-    _demand_known("the study", settings, ("learners", *_GRID, *_TABLES))
-    own = settings.get("learner", {})
-    names = _list(settings, "learners", list(own))
-    shared = _fields("encoder", settings, Learner)
+    top, tables, own = _read(settings)
+    study = StudySettings(**{name: value for name, value in top.items() if name in declared(StudySettings)})
+    names, shared = study.learners or tuple(own), tables["encoder"]
     if not shared.get("encoder") and not shared.get("checkpoint"):
         # One for all, so that heads are compared on the same maps.
         shared["encoder"] = default_encoder(*reading_heads(names, own))
     base = Learner(**shared)
-    labels = tuple(None if n == "all" else n for n in _list(settings, "labels", [1, 2, 5]))
-    wrong = [n for n in labels if n is not None and (isinstance(n, bool) or not isinstance(n, int | float))]
-    if wrong:
-        raise SamAdaptError(f'labels holds {wrong[0]!r}; expected numbers of patients, shares, or "all"')
-    seeds = settings.get("seeds", 3)
-    options = {key: settings[key] for key in ("select", "fold", "stacked", "threads") if key in settings}
-    unet = settings.get("unet", {})
-    _demand_known("unet", unet, [*inspect.signature(HEADS["unet"]).parameters][2:])  # taps, n_classes
+    check_options(base.head, base.options)
     baselines = BaselineOptions(
-        unet,
-        SimclrConfig(**_fields("simclr", settings, SimclrConfig)),
-        NnUNetConfig(**_fields("nnunet", settings, NnUNetConfig)),
+        tables["unet"], SimclrConfig(**tables["simclr"]), NnUNetConfig(**tables["nnunet"])
     )
     methods = build_methods([n for n in names if n not in own], task, base, baselines)
-    views = shared.get("views")
-    made = {n: _own(n, own[n], base, views) if n in own else methods[n] for n in names}
-    options["encoder"] = base.encoder
-    grid = Grid(made, labels, tuple(range(seeds) if isinstance(seeds, int) else seeds), **options)
-    return grid, TrainConfig(**_fields("train", settings, TrainConfig, without=("seed",)))
+    made = {n: _own(own[n], base, shared.get("views")) if n in own else methods[n] for n in names}
+    grid = Grid(
+        made,
+        tuple(None if n == "all" else n for n in study.labels),
+        tuple(range(study.seeds)) if isinstance(study.seeds, int) else study.seeds,
+        encoder=base.encoder,
+        **{name: top[name] for name in ("select", "fold", "stacked", "threads") if name in top},
+    )
+    return grid, TrainConfig(**tables["train"])
+
+
+def _read(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict], dict[str, dict]]:
+    """What stands above the tables, the tables, and the learners of the user's own; all of it checked."""
+    known = _TOP | {name: Declared(name, Mapping[str, Any], {}) for name in (*_TABLES, "learner")}
+    given = read_table("the study", settings, known, prefix="")
+    top = {name: value for name, value in given.items() if name in _TOP}
+    tables = {name: read_table(name, given.get(name, {}), found) for name, found in _TABLES.items()}
+    return top, tables, {n: _read_own(f"learner.{n}", table) for n, table in given.get("learner", {}).items()}
+
+
+def _read_own(where: str, table: Any) -> dict[str, Any]:
+    training = Declared("train", Mapping[str, Any], {}, Option("What its training does otherwise."))
+    own = read_table(where, table, {**declared(LearnerSettings), "train": training})
+    if "train" in own:
+        own["train"] = read_table(f"{where}.train", own["train"], _OWN_TRAINING)
+    return own
 
 
 def encoder_note(settings: Mapping[str, Any], grid: Grid) -> str | None:
     """Which encoder a study reads that names none, and why; None where no learner reads one."""
     own = settings.get("learner", {})
-    heads = reading_heads(_list(settings, "learners", list(own)), own)
+    heads = reading_heads(settings.get("learners", list(own)), own)
     return default_note(grid.encoder, *heads) if heads else None
 
 
-def _own(name: str, table: Mapping[str, Any], base: Learner, views: int | None) -> Method:
+def _own(table: Mapping[str, Any], base: Learner, views: int | None) -> Method:
     """A learner of the user's own, like `base` but for what its table says; without `views` its encoder's default."""
-    where = f"learner.{name}"
-    fields = [field.name for field in dataclasses.fields(Learner)]
-    _demand_known(where, table, [*fields, "train"])
-    head = HEADS.get(table.get("head", base.head))
-    if head is not None and head.encoders == (PIXELS,):  # the study's encoder is not for it
+    head = HEADS[table.get("head", base.head)]
+    if head.encoders == (PIXELS,):  # the study's encoder is not for it
         base = dataclasses.replace(base, encoder=PIXELS, checkpoint=None, prepare=None)
     changed = {"views": views} | {key: value for key, value in table.items() if key != "train"}
     learner = dataclasses.replace(base, **changed)
-    return TrainedMethod(learner, _fields("train", table, TrainConfig, without=("seed", "device", "workers")))
-
-
-def _fields(key: str, table: Mapping[str, Any], kind: type, without: Sequence[str] = ()) -> dict[str, Any]:
-    """A table whose keys are fields of a dataclass."""
-    known = [field.name for field in dataclasses.fields(kind) if field.name not in without]
-    _demand_known(key, table.get(key, {}), known)
-    return dict(table.get(key, {}))
-
-
-def _demand_known(where: str, table: Any, known: Sequence[str]) -> None:
-    if not isinstance(table, Mapping):
-        raise SamAdaptError(f"{where} is {table!r}; expected a table with keys of {', '.join(known)}")
-    unknown = sorted(set(table) - set(known))
-    if unknown:
-        raise SamAdaptError(f"{where} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-
-
-def _list(settings: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
-    value = settings.get(key, default)
-    if not isinstance(value, list | tuple):
-        raise SamAdaptError(
-            f"{key} is {value!r}; expected a list, e.g. {key} = {default or ['cnn', 'unet']!r}"
-        )
-    return list(value)
+    check_options(learner.head, learner.options)
+    return TrainedMethod(learner, table.get("train", {}))

@@ -13,6 +13,7 @@ from samadapt.heads.classification import CLASSIFIERS
 from samadapt.heads.cnn import CNN
 from samadapt.heads.fused import Fused
 from samadapt.heads.linear import Linear, Probe
+from samadapt.heads.options import check_values, options_of, read_values
 from samadapt.heads.unet import UNet
 from samadapt.heads.unet_pretrained import UNetPretrained
 from samadapt.types import Head, SamAdaptError, Units
@@ -71,11 +72,15 @@ def starts_from_decoder(name: str) -> bool:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the head does not have."""
-    known = set(inspect.signature(HEADS[name]).parameters) - {"taps", "n_classes", "pretrained", "units"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise SamAdaptError(f"head {name!r} has no option {unknown}; it has {sorted(known)}")
+    """Refuse options that the head does not have, and values of another type."""
+    check_values(name, HEADS[name], options)
 
 
-__all__ = ["HEADS", "build_head", "check_options", "starts_from_decoder"]
+def read_options(name: str, typed: Mapping[str, str]) -> dict[str, Any]:
+    """The head's options that were typed as text, each as its type; what is wrong with them is an error."""
+    options = read_values(name, HEADS[name], typed)
+    check_options(name, options)
+    return options
+
+
+__all__ = ["HEADS", "build_head", "check_options", "options_of", "read_options", "starts_from_decoder"]

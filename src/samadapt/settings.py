@@ -1,0 +1,234 @@
+"""What a user can set, one dataclass for each thing. No torch: the command line derives its options from these.
+
+Which numbers they lead to stands where they are used; the names that a name is chosen from stand in `names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from samadapt import names
+from samadapt.options import Declarations, check, declared, option, without
+from samadapt.records import SamAdaptError
+
+#: Epochs -> nnU-Net's trainer class of that length: the length of a training is the choice of a class there.
+TRAINERS = {
+    1: "nnUNetTrainer_1epoch",
+    **{n: f"nnUNetTrainer_{n}epochs" for n in (5, 10, 20, 50, 100, 250)},
+    1000: "nnUNetTrainer",
+}
+CONFIGURATIONS = ("2d", "3d_fullres")  # of nnU-Net
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a data set is opened."""
+
+    slice_axis: int | None = option(
+        None, "Axis of the file to slice along; else the one of the largest spacing.", least=0, most=2
+    )
+    group: str | None = option(
+        None, "How to tell the patient of a case: a regular expression with one group, or a CSV file."
+    )
+    task: str | None = option(
+        None,
+        "Task, where a data set has labels for both: segmentation or classification.",
+        choices=names.TASKS,
+    )
+    label_column: str | None = option(
+        None, "Column of the table of labels; several (a,b) are one number for each class."
+    )
+    window: str | None = option(
+        None, "Intensities that are mapped to the full range: percentile, ct, none, or LOW,HIGH."
+    )
+    channels: tuple[int | str, ...] | None = option(None, "Image channels to use: 0 or 0,1,2.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """An encoder, a head, and how the images are seen."""
+
+    head: str = option("fused", "Head to train; see `samadapt list heads`.", names=names.HEADS)
+    encoder: str = option(
+        "",
+        "Encoder to read; see `samadapt list encoders`. Else the one that suits the head and has its weights here.",
+        names=names.ENCODERS,
+    )
+    checkpoint: str | None = option(
+        None, 'The encoder\'s weights: a .pth file, a Hugging Face folder, or "random".'
+    )
+    side: int | None = option(None, "Side of the encoder's square input, in pixels.", least=1)
+    prepare: str | None = option(None, "Intensity and geometry preparation, if not the encoder's own.")
+    options: Mapping[str, Any] = option(
+        dict, "Options of the head; on the command line each as --set preset=faithful.", flag="--set"
+    )
+    views: int | None = option(
+        None,
+        "Stored views of each training slice, or 0: a new one in every step. Else 0 for encoders that are cheap to run "
+        "(imagenet_lite0, imagenet_lite2, sam_nano), and 6.",
+        least=0,
+    )
+    augment: str = option(
+        "default", "Augmentation: none, default, or mirror (which also flips).", names=names.AUGMENTATIONS
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Whose labels train, and whose choose the best step."""
+
+    labels: int | float | None = option(
+        None, "Labelled patients to use (5), or a share of them (0.25); else all."
+    )
+    select: int = option(
+        0, "How many of the labelled patients are set aside to choose the best step.", least=0
+    )
+    val_labels: int | Literal["official"] | None = option(
+        None, "Further labelled patients to choose the best step with (more labels!), or: official."
+    )
+    fold: int = option(0, "Fold of splits_final.json.", least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast. Steps, not epochs: one labelled volume gets as many updates as ten."""
+
+    steps: int = option(1000, "Optimiser steps of a training.", least=1)
+    batch_size: int = option(8, "Slices in a step.", least=1)
+    lr: float | None = option(None, "Learning rate of the head; else the head's own.", above=0)
+    weight_decay: float = option(1e-2, "Weight decay of the optimiser.", least=0)
+    warmup: float = option(
+        0.05,
+        "Share of the steps in which the learning rate rises; then it falls as a cosine.",
+        least=0,
+        most=1,
+    )
+    ema: float = option(
+        0.99,
+        "Decay of the averaged weights, which are the ones kept; 0 keeps the last ones.",
+        least=0,
+        below=1,
+    )
+    tune: str = option(
+        "none", "What becomes of the encoder: none (frozen) or all (trained too).", choices=names.TUNINGS
+    )
+    encoder_lr: float = option(
+        1e-4,
+        "Learning rate of what is pretrained: a tuned encoder, a classifier's own pretrained network.",
+        above=0,
+    )
+    balance: bool = option(
+        False, "Classification: draw the classes, or the answers to each label, equally often."
+    )
+    seed: int = option(
+        0, "Draws the labelled patients, the head's start and the batches.", least=0, most=2**32 - 1
+    )
+    precision: str = option(
+        "auto",
+        "Precision: 32, bf16, or auto (bf16 where the device is fast at it).",
+        choices=names.PRECISIONS,
+    )
+    device: str = option("auto", "Device to compute on: auto, cpu, cuda or mps.", names=names.DEVICES)
+    workers: int = option(0, "Processes that load batches.", least=0)
+    check_every: int = option(
+        100, "Steps between checkpoints and, where there is selection, its scores.", least=1
+    )
+    devices: int = option(
+        1, "Processes that share every batch, each with a device of its own (GPUs; or CPU cores).", least=1
+    )
+    log: tuple[str, ...] = option(
+        (), "Where the losses go beside metrics.csv: tensorboard, mlflow.", choices=names.LOGS
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """What a study compares: methods at several numbers of labels, with several seeds."""
+
+    learners: tuple[str, ...] = option((), "Methods by name: heads, baselines, and learners of one's own.")
+    labels: tuple[int | float | Literal["all"], ...] = option(
+        (1, 2, 5), "Numbers of labelled patients: 1,2,5,all, or shares."
+    )
+    seeds: int | tuple[int, ...] = option(3, "How many seeds, or a list of seeds.", least=1)
+    stacked: bool = option(False, "Whether the Dice is of all scans of a patient as one.")
+    threads: int | None = option(
+        None, "Threads of a cell, which change the last digits of its numbers; else cores / jobs.", least=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class SimclrConfig:
+    """How long SimCLR pre-trains, and on what. A batch holds different slices, so none is a negative of itself."""
+
+    steps: int = option(300, "Optimiser steps of the pre-training.", least=1)
+    batch_size: int = option(
+        16, "Slices in a step, each in two views; at least 2, for a slice is told from others.", least=2
+    )
+    lr: float = option(3e-4, "Learning rate.", above=0)
+    temperature: float = option(0.5, "Temperature of the contrastive loss.", above=0)
+    projection: int = option(128, "Width of the space in which views are compared.", least=1)
+    augment: str = option("default", "Augmentation that makes the views.", names=names.AUGMENTATIONS)
+    check_every: int = option(25, "Steps between checkpoints.", least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.augment == "none":
+            raise SamAdaptError("augment is 'none'; two equal views teach nothing: give 'default'")
+
+
+@dataclass(frozen=True)
+class NnUNetConfig:
+    """Where nnU-Net is, and how long it may train."""
+
+    bin: str | None = option(
+        None, "Folder of nnU-Net's commands, if they are not on the PATH.", flag="--nnunet-bin"
+    )
+    budget: int = option(20, "Most epochs of nnU-Net, of 250 steps each.", least=1)
+    configuration: str = option(
+        "3d_fullres",
+        "Configuration of nnU-Net; where it plans no 3d_fullres, as for pictures, it is 2d.",
+        choices=CONFIGURATIONS,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def epochs(self) -> int:
+        """Of the longest training that nnU-Net has within the budget."""
+        return max(epochs for epochs in TRAINERS if epochs <= self.budget)
+
+    @property
+    def trainer(self) -> str:
+        """Its class."""
+        return TRAINERS[self.epochs]
+
+
+#: The tables of a study's file and the settings in each; what stands above the tables has no name.
+TABLES: dict[str, Declarations] = {
+    "": {
+        **declared(StudySettings),
+        **{name: declared(SplitOptions)[name] for name in ("select", "fold")},
+    },
+    "encoder": declared(LearnerSettings),
+    "train": without(declared(TrainConfig), "seed"),
+    "simclr": declared(SimclrConfig),
+    "nnunet": declared(NnUNetConfig),
+}
