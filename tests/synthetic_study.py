@@ -28,6 +28,9 @@ SPECS = {
     "own": {"kind": "trained", "head": "slca", "encoder": "sam_nano", "options": {"source": "own"}},
 }
 
+ROLES = dict.fromkeys(["unet", "simclr", "nnunet", "scratch", "plain"], "baseline")
+ROLES |= dict.fromkeys(["random", "shuffled", "own"], "control") | {"zero_shot": "oracle"}
+
 
 def make_study(
     folder: Path,
@@ -131,7 +134,7 @@ def _note(folder, quality, cases, task, classes, labels, seeds, score):
         "learners": {
             name: {
                 "spec": SPECS.get(name, {"kind": "trained", "head": name, "encoder": "sam_nano"}),
-                "uses_truth": name == "zero_shot", "learns": name != "zero_shot",
+                "role": ROLES.get(name, "contender"), "learns": name != "zero_shot",
             }
             for name in quality
         },

@@ -12,7 +12,7 @@ from samadapt.report import read_study, write_report
 from samadapt.report.comparisons import all_means, compare_all
 from samadapt.report.reading import Cell, Learner, Level, Study
 from samadapt.report.verdict import Verdict, judge
-from synthetic_study import SPECS, fail, make_study
+from synthetic_study import ROLES, fail, make_study
 
 #: (learner, seed) -> "failed" or "pending"
 Missing = dict[tuple[str, int], str]
@@ -45,11 +45,7 @@ def simulated(
                 )
             )
     note = {"data": {"task": "segmentation", "name": "s"}, "protocol": {"stacked": True}}
-    specs = {
-        n: {"spec": SPECS.get(n, {"kind": "trained", "head": n, "encoder": "sam_nano"}), "learns": True}
-        for n in quality
-    }
-    learners = {name: Learner.of(name, spec) for name, spec in specs.items()}
+    learners = {n: Learner.of(n, {"role": ROLES.get(n, "contender"), "learns": True}) for n in quality}
     return Study(Path("nowhere"), note, learners, tuple(cells), (Level(2, 2),), cases, ("LV",), cases)
 
 

@@ -37,6 +37,7 @@ class SimclrMethod(Method):
 
     trained: TrainedMethod
     recipe: simclr.SimclrConfig = field(default_factory=simclr.SimclrConfig)
+    role = "baseline"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class ZeroShotMethod(Method):
     learner: Learner
     prompt: str = "box"
     learns = False
-    uses_truth = True
+    role = "oracle"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -147,6 +148,7 @@ class NnUNetMethod(Method):
     """nnU-Net v2 on the cell's labelled cases."""
 
     config: NnUNetConfig = field(default_factory=NnUNetConfig)
+    role = "baseline"
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         "learner": cell.learner,
         "labels": cell.labels,
         "seed": cell.seed,
-        "uses_truth": cell.method.uses_truth,
+        "role": cell.method.role,
         "parameters": fitted.parameters,
         "training": training,
         "prediction": prediction | timed.spent,  # without loading and scoring

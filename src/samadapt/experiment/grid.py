@@ -173,7 +173,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
             "select": grid.select, "fold": grid.fold, "stacked": grid.stacked, **_numbers(config),
         },
         "learners": {
-            name: {"spec": method.spec, "uses_truth": method.uses_truth, "learns": method.learns}
+            name: {"spec": method.spec, "role": method.role, "learns": method.learns}
             for name, method in grid.methods.items()
         },
         "encoder": grid.encoder,
@@ -231,7 +231,11 @@ def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     pairs += [(key, before["protocol"].get(key), value) for key, value in now["protocol"].items()]
     pairs += [("threads", before.get("threads"), now["threads"])]
     shared = set(before["learners"]) & set(now["learners"])
-    pairs += [(f"learner {n!r}", before["learners"][n], now["learners"][n]) for n in sorted(shared)]
+    for name in sorted(shared):
+        old, new = before["learners"][name], now["learners"][name]
+        # A folder from before roles were written is given them.
+        keys = ("spec", "learns", "role") if "role" in old else ("spec", "learns")
+        pairs += [(f"{key} of learner {name!r}", old.get(key), new[key]) for key in keys]
     told = shared & set(before.get("encoders", {})) & set(now["encoders"])
     pairs += [(f"encoder of {n!r}", before["encoders"][n], now["encoders"][n]) for n in sorted(told)]
     for what, old, new in pairs:

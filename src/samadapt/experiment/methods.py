@@ -15,10 +15,12 @@ from torch import nn
 
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, Recipe
+from samadapt.heads import HEADS
 from samadapt.learner import Learner, fit
 from samadapt.prediction import Classifier, Maps, Saliency, load_run
+from samadapt.records import Role
 from samadapt.training import TrainConfig
-from samadapt.types import Case, SamAdaptError
+from samadapt.types import PIXELS, Case, Head, SamAdaptError
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ Answers = Callable[[Iterable[Case]], Iterator[tuple[Case, np.ndarray]]]
 
 
 def one_by_one(predict: Callable[[Case], np.ndarray]) -> Answers:
-    """Of who answers for a case at a time."""
+    """The answers of a method that takes one case at a time."""
     return lambda cases: ((case, predict(case)) for case in cases)
 
 
@@ -63,13 +65,16 @@ class Method(ABC):
 
     #: False: learns nothing, so one cell stands for all numbers of labels and seeds.
     learns: ClassVar[bool] = True
-    #: True: its answers are made from the truth, so it is no competitor.
-    uses_truth: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """JSON-able; everything that changes its answers."""
+
+    @property
+    @abstractmethod
+    def role(self) -> Role:
+        """What it is there for: declared where the method is defined, so that the report need not guess."""
 
     @property
     def starts_from(self) -> Learner | None:
@@ -105,6 +110,28 @@ class Encode:
     scored: bool
 
 
+#: head -> whether these options of it make a control: gates from another picture's maps, or from none of the encoder's.
+CONTROL_OPTIONS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "slca": lambda options: bool(options.get("shuffle")) or options.get("source", "taps") != "taps",
+}
+
+
+def default_role(learner: Learner, frozen: bool) -> Role:
+    """What a learner is there for where nobody says it: by what it reads, and by what its encoder was trained on.
+
+    Args:
+        frozen: whether the encoder stays as it is.
+    """
+    if learner.encoder == PIXELS or not HEADS.get(learner.head, Head).uses_encoder:
+        return "baseline"
+    is_control = CONTROL_OPTIONS.get(learner.head, lambda options: False)
+    if is_control(learner.options):
+        return "control"
+    if learner.checkpoint == "random":  # trained with the head it is a network from scratch
+        return "control" if frozen else "baseline"
+    return "contender"
+
+
 @final
 @dataclass(frozen=True)
 class TrainedMethod(Method):
@@ -112,10 +139,16 @@ class TrainedMethod(Method):
 
     Args:
         train: fields of the study's `TrainConfig` that differ for this one, e.g. {"tune": "all"}.
+        declared: its role; None: what `default_role` says of such a learner.
     """
 
     learner: Learner
     train: Mapping[str, Any] = field(default_factory=dict)
+    declared: Role | None = None
+
+    @property
+    def role(self) -> Role:
+        return self.declared or default_role(self.learner, self.frozen)
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.experiment.registry import BaselineOptions, build_methods, reading_heads
 from samadapt.heads import HEADS
 from samadapt.learner import Learner, default_encoder, default_note
+from samadapt.records import ROLES
 from samadapt.simclr import SimclrConfig
 from samadapt.training import TrainConfig
 from samadapt.types import PIXELS, SamAdaptError
@@ -48,7 +49,8 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
     Args:
         settings: `learners` (names), `labels`, `seeds` (a number, or a list), `select`, `fold`, `stacked`, `threads`;
             tables: `encoder` (fields of `Learner` for all), `train` (fields of `TrainConfig`), `unet` (options of
-            the head, e.g. width), `simclr` and `nnunet` (fields of `SimclrConfig` and `NnUNetConfig`), and `learner.<name>`, a learner of one's own: fields of `Learner`, and a table `train` of what differs.
+            the head, e.g. width), `simclr` and `nnunet` (fields of `SimclrConfig` and `NnUNetConfig`), and `learner.<name>`,
+            a learner of one's own: fields of `Learner`, a `role`, and a table `train` of what differs.
 
     Example:
         >>> grid, config = make_study({"learners": ["cnn"], "labels": [1, 2], "seeds": 2}, "segmentation")
@@ -95,13 +97,17 @@ def _own(name: str, table: Mapping[str, Any], base: Learner, views: int | None) 
     """A learner of the user's own, like `base` but for what its table says; without `views` its encoder's default."""
     where = f"learner.{name}"
     fields = [field.name for field in dataclasses.fields(Learner)]
-    _demand_known(where, table, [*fields, "train"])
+    _demand_known(where, table, [*fields, "role", "train"])
+    role = table.get("role")
+    if role is not None and role not in ROLES:
+        raise SamAdaptError(f"{where} has the role {role!r}; expected one of {', '.join(ROLES)}")
     head = HEADS.get(table.get("head", base.head))
     if head is not None and head.encoders == (PIXELS,):  # the study's encoder is not for it
         base = dataclasses.replace(base, encoder=PIXELS, checkpoint=None, prepare=None)
-    changed = {"views": views} | {key: value for key, value in table.items() if key != "train"}
+    changed = {"views": views} | {key: table[key] for key in fields if key in table}
     learner = dataclasses.replace(base, **changed)
-    return TrainedMethod(learner, _fields("train", table, TrainConfig, without=("seed", "device", "workers")))
+    train = _fields("train", table, TrainConfig, without=("seed", "device", "workers"))
+    return TrainedMethod(learner, train, role)
 
 
 def _fields(key: str, table: Mapping[str, Any], kind: type, without: Sequence[str] = ()) -> dict[str, Any]:

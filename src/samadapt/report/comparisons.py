@@ -68,7 +68,7 @@ def compare_all(study: Study, means: Means, name: str, against: str = "") -> lis
         for learner in study.learners:
             if (learner, level) in means and (row := _compare(study, learner, level, name, against)):
                 rows.append(row)
-    given = {learner for learner, of in study.learners.items() if of.uses_truth}
+    given = {learner for learner, of in study.learners.items() if of.oracle}
     corrected: list[Comparison] = []
     for _, group in itertools.groupby(rows, key=lambda row: row.level):
         same = list(group)
@@ -105,7 +105,7 @@ def rivals_of(study: Study, level: Level) -> list[str]:
     finished = {
         name: len(study.seeds(name, level)) if of.learns else FEWEST_SEEDS
         for name, of in study.learners.items()
-        if of.baseline and not of.uses_truth and study.seeds(name, level)
+        if of.baseline and study.seeds(name, level)
     }
     return [name for name, count in finished.items() if count >= FEWEST_SEEDS] or list(finished)
 
@@ -167,7 +167,7 @@ def missing_lines(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
 def set_aside(study: Study, level: Level) -> list[str]:
     """Baselines that have cells at a level, and too few finished ones to be counted."""
     rivals = rivals_of(study, level)
-    names = [n for n, of in study.learners.items() if of.baseline and not of.uses_truth and n not in rivals]
+    names = [n for n, of in study.learners.items() if of.baseline and n not in rivals]
     return [n for n in names if study.planned(n, level)]
 
 

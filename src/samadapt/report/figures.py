@@ -49,7 +49,7 @@ def colours(study: Study) -> dict[str, str]:
 
 def learner_title(of: Learner) -> str:
     """The learner's name, with what must be known beside it."""
-    note = " (baseline)" if of.baseline else " (uses the truth as prompt)" if of.uses_truth else ""
+    note = " (baseline)" if of.baseline else " (uses the truth as prompt)" if of.oracle else ""
     return of.title + note
 
 

@@ -17,13 +17,10 @@ import numpy as np
 
 from samadapt.files import write_csv
 from samadapt.overlap import Overlap
-from samadapt.records import SamAdaptError
+from samadapt.records import ROLES, Role, SamAdaptError
 
 _FORMAT = 1
 _COLUMNS = ["case", "target", "metric", "value"]
-#: Learners that read no frozen or adapted foundation model, by kind or head; they are what the others must beat.
-_BASELINE_KINDS = ("simclr", "nnunet")
-_BASELINE_HEADS = ("unet", "unet_pretrained", "plain", "se", "cbam")
 #: How names are written; others stand as they are.
 _TITLES = {
     "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
@@ -40,38 +37,38 @@ class Learner:
 
     name: str
     title: str
-    baseline: bool  # reads no foundation model's maps, or not for the picture at hand
-    control: (
-        bool  # a baseline that nobody would use: it shows what the encoder's maps of the picture are worth
-    )
-    uses_truth: bool  # its answers are made from the truth: no competitor
+    role: Role  # as the study declared it
     learns: bool  # False: one cell stands for all labels and seeds
 
     @staticmethod
     def of(name: str, note: Mapping[str, Any], seen: bool = False) -> Learner:
-        spec = note.get("spec", {})
-        options, own = spec.get("options") or {}, spec.get("train") or {}
-        random = spec.get("checkpoint") == "random"
-        without = (
-            spec.get("kind") in _BASELINE_KINDS
-            or spec.get("head") in _BASELINE_HEADS
-            or spec.get("encoder") == "pixels"
-        )
-        control = not without and (
-            options.get("shuffle", False)  # SLCA's controls: another picture's maps, or no encoder's
-            or options.get("source", "taps") != "taps"
-            or (random and own.get("tune", "none") == "none")
-        )
-        baseline = without or control or random
-        uses_truth = bool(note.get("uses_truth"))
-        return Learner(
-            name,
-            _TITLES.get(name, name) + (SEEN if seen else ""),
-            baseline and not uses_truth,
-            control and not uses_truth,
-            uses_truth,
-            bool(note["learns"]),
-        )
+        """What experiment.json says of it.
+
+        Args:
+            seen: whether its encoder may have seen the scored cases while it was trained.
+        """
+        title = _TITLES.get(name, name) + (SEEN if seen else "")
+        return Learner(name, title, note["role"], bool(note["learns"]))
+
+    @property
+    def contender(self) -> bool:
+        """Whether it is one of those that might be recommended instead of a baseline."""
+        return self.role == "contender"
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is one of those that must be beaten; controls are among them."""
+        return self.role in ("baseline", "control")
+
+    @property
+    def control(self) -> bool:
+        """Whether nobody would use it for its own sake."""
+        return self.role == "control"
+
+    @property
+    def oracle(self) -> bool:
+        """Whether its answers are made from the ground truth: it is compared for show only."""
+        return self.role == "oracle"
 
 
 @dataclass(frozen=True)
@@ -205,6 +202,7 @@ def read_study(folder: str | Path) -> Study:
         raise SamAdaptError(
             f"{folder} has no finished cell ({failed} of {len(cells)} failed); run the experiment again"
         )
+    _demand_roles(folder, note)
     overlaps = note.get("overlaps", {})
     learners = {name: Learner.of(name, of, bool(overlaps.get(name))) for name, of in note["learners"].items()}
     cases = tuple(sorted({row[0] for row in done[0].rows}))
@@ -254,6 +252,17 @@ def _read_note(folder: Path) -> dict[str, Any]:
             f"{path} has the format {note.get('format')!r}; this version reads {_FORMAT}: use the samadapt that wrote it"
         )
     return note
+
+
+def _demand_roles(folder: Path, note: Mapping[str, Any]) -> None:
+    """Raise where a method has no role, as in folders that earlier versions wrote: it is declared, never guessed."""
+    without = [name for name, of in note["learners"].items() if of.get("role") not in ROLES]
+    if without:
+        raise SamAdaptError(
+            f"{folder / 'experiment.json'}, written by samadapt {note.get('version', '?')}, does not say what "
+            f"{', '.join(without)} {'is' if len(without) == 1 else 'are'} there for ({', '.join(ROLES)}); run the same "
+            "`samadapt experiment` command again, which adds it and keeps the finished cells"
+        )
 
 
 def _read_cell(folder: Path, digest: str, note: Mapping[str, Any]) -> Cell:

@@ -51,7 +51,7 @@ def titled(study: Study, learner: str) -> str:
 
 def mark(study: Study, learner: str) -> str:
     of = study.learners[learner]
-    return "baseline" if of.baseline else "truth" if of.uses_truth else ""
+    return "baseline" if of.baseline else "truth" if of.oracle else ""
 
 
 def means_table(study: Study, means: Means, name: str) -> Table:
@@ -90,7 +90,7 @@ def comparison_table(
     digits = measure(name).digits
     ordered = sorted(
         comparisons,
-        key=lambda c: (c.level.patients, study.learners[c.learner].uses_truth, -c.difference.mean),
+        key=lambda c: (c.level.patients, study.learners[c.learner].oracle, -c.difference.mean),
     )
     rows = [
         (
@@ -103,9 +103,9 @@ def comparison_table(
             str(len(c.seeds)),
             "–" if math.isnan(c.difference.low)
             else f"{signed(c.difference.low, digits)} to {signed(c.difference.high, digits)}",
-            p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].uses_truth else "–",
+            p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].oracle else "–",
             p_text(c.p_holm).removeprefix("= "),
-            "not a competitor" if study.learners[c.learner].uses_truth else c.verdict,
+            "not a competitor" if study.learners[c.learner].oracle else c.verdict,
         )
         for c in ordered
     ]  # fmt: skip

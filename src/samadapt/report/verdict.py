@@ -82,10 +82,8 @@ def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: s
 def _find(
     study: Study, means: Means, comparisons: Sequence[Comparison], level: Level, metric: str
 ) -> Finding:
-    heads, baselines = (
-        [n for n, of in study.learners.items() if of.baseline == side and not of.uses_truth]
-        for side in (False, True)
-    )
+    heads = [n for n, of in study.learners.items() if of.contender]
+    baselines = [n for n, of in study.learners.items() if of.baseline]
     done = [[n for n in names if (n, level) in means] for names in (heads, baselines)]
     tests = tests_at(comparisons, level)
     if not any(done):
