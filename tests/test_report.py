@@ -12,11 +12,12 @@ import sys
 import numpy as np
 import pytest
 
+from samadapt.metrics import classification_metrics, mean_contributions
 from samadapt.overlap import Overlap
 from samadapt.records import SamAdaptError
 from samadapt.report import read_study, write_report
 from samadapt.report.comparisons import all_means, compare_all
-from samadapt.report.measures import MEASURES, Side, auc_influence, contributions, mean_influence
+from samadapt.report.measures import Side, contributions, paired_contributions
 from samadapt.report.verdict import gains, judge
 from samadapt.report.worst import worst_cases
 from synthetic_study import fail, make_classification_study, make_study, write_cell
@@ -72,7 +73,7 @@ def test_equal_learners_cannot_be_told_apart(tmp_path):
     make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.8}, labels=(1, 5), seed=1)
     verdict = verdict_of(tmp_path / "e")
     assert verdict.sentence.startswith("No difference shown")
-    assert all(f.comparison.difference.low < 0 < f.comparison.difference.high for f in verdict.findings)
+    assert all(f.comparison.difference.low < 0 < f.comparison.difference.high for f in verdict.conclusions)
 
 
 def test_few_patients_show_nothing_and_the_page_says_why(tmp_path):
@@ -101,7 +102,7 @@ def test_a_study_in_progress_speaks_of_the_levels_where_somebody_has_learned(tmp
         if cell["labels"] == 2 and cell["learner"] != "zero_shot":
             (folder / digest / "scores.csv").unlink()
     verdict = verdict_of(folder)
-    assert [f.level.patients for f in verdict.findings] == [1]
+    assert [f.level.patients for f in verdict.conclusions] == [1]
     page = write_report(folder).read_text()
     assert first_sentence(page).startswith("Unfinished: 7 of 13 cells; use fused: with 1 labelled patient ")
 
@@ -152,8 +153,8 @@ def test_all_can_be_compared_with_one_that_is_asked_for(tmp_path):
         assert difference == pytest.approx(mean["ours"] - mean["theirs"], abs=1e-4)
         assert float(row["ci95_low"]) < difference < float(row["ci95_high"])
         level = next(level for level in study.levels if str(level.labels) == row["labels"])
-        matrix = contributions(study, Side(row["learner"], level), Side("slca", level))
-        assert difference == pytest.approx(matrix.mean(), abs=1e-5)
+        ours, others = paired_contributions(study, Side(row["learner"], level), Side("slca", level), "dsc")
+        assert difference == pytest.approx((ours - others).mean(), abs=1e-5)
     assert {row["verdict"] for row in rows if row["learner"] == "linear"} == {"worse"}
     assert {row["p_holm"] for row in rows if row["learner"] == "zero_shot"} == {""}
     write_report(folder, against="unet")  # the best baseline itself: every comparison stands there once
@@ -202,36 +203,29 @@ def test_answers_may_differ_with_the_number_of_labels(tmp_path):
 
 def test_the_mean_is_over_classes_of_the_defined_cases():
     values = np.array([[0.5, math.nan, math.nan], [1.0, 0.2, math.nan], [0.0, 0.4, math.nan]])
-    assert mean_influence(values).mean() == pytest.approx((0.5 + 0.3) / 2)
-    assert np.isnan(mean_influence(values[:, 2:])).all()
+    assert mean_contributions(values).mean() == pytest.approx((0.5 + 0.3) / 2)
+    assert np.isnan(mean_contributions(values[:, 2:])).all()
 
 
-def test_the_auc_is_that_of_the_metrics(eyes):
-    from samadapt.metrics import classification_metrics
-
+def test_a_side_of_a_classification_study_has_the_auc_and_the_accuracy_of_the_metrics(eyes):
     study = read_study(eyes)
     cell = study.done[0]
     p, truth = study.values(cell, "probability"), study.values(cell, "truth")
     right = classification_metrics(p, truth.argmax(1), study.targets)
-    assert auc_influence(p, truth).mean() == pytest.approx(right["all", "auc"])
     side = Side(cell.learner, next(x for x in study.levels if x.labels == cell.labels))
     for target in study.targets:
-        first = contributions(study, side, None, "auc", target)[:, 0]
+        first = contributions(study, side, "auc", target)[:, 0]
         assert first.mean() == pytest.approx(right[target, "auc"])
-    assert contributions(study, side, None, "acc")[:, 0].mean() == pytest.approx(right["all", "acc"])
-    tied = np.round(p, 1)
-    tied_right = classification_metrics(tied, truth.argmax(1), study.targets)["all", "auc"]
-    assert auc_influence(tied, truth).mean() == pytest.approx(tied_right)
-    two = np.stack([1 - p[:, 0], p[:, 0]], 1), np.stack([1 - truth[:, 0], truth[:, 0]], 1)
-    binary = classification_metrics(two[0], two[1].argmax(1))
-    assert auc_influence(*two).mean() == pytest.approx(binary["all", "auc"])
+    for metric in ("auc", "acc"):
+        assert contributions(study, side, metric)[:, 0].mean() == pytest.approx(right["all", metric])
 
 
 def test_a_difference_pairs_cases_and_seeds(tmp_path):
     folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,))
     fail(folder, "unet", 5, 1, "no such luck")
     study = read_study(folder)
-    matrix = contributions(study, Side("fused", study.levels[0]), Side("unet", study.levels[0]))
+    sides = paired_contributions(study, Side("fused", study.levels[0]), Side("unet", study.levels[0]), "dsc")
+    matrix = sides[0] - sides[1]
     assert matrix.shape == (8, 2)  # seed 1 has no partner
     ours, theirs = (study.seeds(n, study.levels[0])[2] for n in ("fused", "unet"))
     paired = study.values(ours, "dsc") - study.values(theirs, "dsc")
@@ -263,15 +257,6 @@ def test_one_more_patient_is_worth_the_slope(tmp_path):
     slope = found["fused", 1, 2]  # simulated: 0.09 for each doubling; one of 48 masks is always 0
     assert slope.low < 0.09 * 47 / 48 < slope.high and slope.mean == pytest.approx(0.088, abs=0.01)
     assert found["fused", 2, 5].mean == pytest.approx(0.09 * np.log2(2.5) / 3, abs=0.006)
-
-
-def test_measures_are_named_as_the_metrics_are():
-    from samadapt.metrics import METRICS
-
-    assert set(MEASURES) <= set(METRICS)
-    assert {n: (m.low, m.high, m.digits) for n, m in MEASURES.items()} == {
-        n: (METRICS[n].low, METRICS[n].high, METRICS[n].digits) for n in MEASURES
-    }
 
 
 # ---------------------------------------------------------------- files
@@ -334,6 +319,7 @@ def test_no_torch_and_nothing_of_ours_that_needs_it(unet_wins, tmp_path):
     assert loaded and not [m for m in loaded if m.split(".")[0] != "samadapt"]
     assert {m.split(".")[1] for m in loaded if "." in m} == {
         "files",
+        "metrics",
         "overlap",
         "records",
         "report",

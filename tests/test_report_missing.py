@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from samadapt.experiment import results_table
+from samadapt.records import Score
 from samadapt.report import read_study, write_report
 from samadapt.report.comparisons import all_means, compare_all
-from samadapt.report.reading import Cell, Learner, Level, Study
+from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
 from samadapt.report.verdict import Verdict, judge
 from synthetic_study import ROLES, fail, make_study
 
@@ -20,7 +21,7 @@ Missing = dict[tuple[str, int], str]
 
 def simulated(
     rng: np.random.Generator, quality: dict[str, float], seeds: int, missing: Missing, patients: int = 12
-) -> Study:
+) -> StudyResults:
     """A study at one level in memory: patients differ, draws of the labelled ones are easy or hard, for each learner."""
     cases = tuple(f"p{n:02d}" for n in range(patients))
     hard = rng.normal(0, 0.05, patients)
@@ -31,25 +32,25 @@ def simulated(
             draw = rng.normal(0, 0.06)
             dice = np.clip(mean + hard + own + draw + rng.normal(0, 0.02, patients), 0, 1)
             what = missing.get((learner, seed))
-            rows = tuple((c, "LV", "dsc", repr(float(d))) for c, d in zip(cases, dice, strict=True))
+            scores = tuple(Score(c, "LV", "dsc", float(d)) for c, d in zip(cases, dice, strict=True))
             labelled = ("a", "b")
             cells.append(
-                Cell(
+                CellResults(
                     f"{learner}{seed}",
                     learner,
                     2,
                     seed,
                     labelled,
-                    () if what else rows,
+                    () if what else scores,
                     failure="x" if what == "failed" else None,
                 )
             )
     note = {"data": {"task": "segmentation", "name": "s"}, "protocol": {"stacked": True}}
-    learners = {n: Learner.of(n, {"role": ROLES.get(n, "contender"), "learns": True}) for n in quality}
-    return Study(Path("nowhere"), note, learners, tuple(cells), (Level(2, 2),), cases, ("LV",), cases)
+    learners = {n: MethodInfo.of(n, {"role": ROLES.get(n, "contender"), "learns": True}) for n in quality}
+    return StudyResults(Path("nowhere"), note, learners, tuple(cells), (Level(2, 2),), cases, ("LV",), cases)
 
 
-def verdict(study: Study) -> Verdict:
+def verdict(study: StudyResults) -> Verdict:
     means = all_means(study, "dsc")
     return judge(study, means, compare_all(study, means, "dsc"), "dsc")
 
@@ -75,7 +76,7 @@ SITUATIONS: dict[str, tuple[dict[str, float], int, Missing]] = {
 def kinds_of(situation: str, studies: int) -> list[str]:
     quality, seeds, missing = SITUATIONS[situation]
     rng = np.random.default_rng(0)
-    return [verdict(simulated(rng, quality, seeds, missing)).findings[0].kind for _ in range(studies)]
+    return [verdict(simulated(rng, quality, seeds, missing)).conclusions[0].kind for _ in range(studies)]
 
 
 @pytest.mark.slow
@@ -104,10 +105,10 @@ def test_chance_is_called_a_difference_in_at_most_five_of_a_hundred_studies(situ
 def test_a_large_difference_is_still_shown() -> None:
     rng = np.random.default_rng(0)
     quality = {"fused": 0.85, "unet": 0.55, "simclr": 0.5}
-    whole = [verdict(simulated(rng, quality, 5, {})).findings[0].kind for _ in range(20)]
+    whole = [verdict(simulated(rng, quality, 5, {})).conclusions[0].kind for _ in range(20)]
     assert whole.count("head") >= 16
     failed = [
-        verdict(simulated(rng, quality, 5, {("simclr", 1): "failed"})).findings[0].kind for _ in range(20)
+        verdict(simulated(rng, quality, 5, {("simclr", 1): "failed"})).conclusions[0].kind for _ in range(20)
     ]
     assert failed.count("head") >= 14
 
@@ -131,7 +132,7 @@ def test_a_baseline_that_is_not_counted_is_named_and_must_not_be_better(tmp_path
         for seed in (1, 2):
             fail(folder, "unet", 5, seed, "x")
         found = verdict(read_study(folder))
-        assert found.findings[0].kind == kind
+        assert found.conclusions[0].kind == kind
         if kind == "head":
             assert "(not counted: U-Net, 1 of 3 seeds finished)" in found.sentence
 
@@ -182,12 +183,13 @@ def test_a_baseline_that_failed_everywhere_is_said_to_have_failed(tmp_path: Path
 
 def test_a_study_that_waits_for_a_baseline_does_not_advise_a_head(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "e", {"fused": 0.9, "unet": 0.7, "nnunet": 0.7}, labels=(5,))
-    assert verdict(read_study(folder)).findings[0].kind == "head"
+    assert verdict(read_study(folder)).conclusions[0].kind == "head"
     for seed in (0, 1, 2):
         (folder / fail(folder, "nnunet", 5, seed, "x") / "failed.json").unlink()
     found = verdict(read_study(folder))
     assert (
-        found.findings[0].kind == "waiting" and "seeds 0, 1, 2 of nnU-Net did not run yet" in found.sentence
+        found.conclusions[0].kind == "waiting"
+        and "seeds 0, 1, 2 of nnU-Net did not run yet" in found.sentence
     )
 
 

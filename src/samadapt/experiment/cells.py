@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
-import json
 import os
 import resource
 import shutil
@@ -13,11 +11,11 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from samadapt.experiment.previews import PreviewWriter
 from samadapt.experiment.saliency import keep_saliency
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
-from samadapt.metrics import score_case, score_predictions, write_scores
+from samadapt.metrics import check_cell_scores, score_case, score_predictions, write_cell_scores
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
 
@@ -50,7 +48,7 @@ def run_cell(study: Study, cell: Cell) -> str:
     """Run it, or find it done. Returns "done", or the message of what went wrong, which is recorded too."""
     out = study.out / cell.digest
     if (out / "scores.csv").is_file():
-        check_scores(out)
+        check_cell_scores(out)
         return "done"
     _make_room(out)
     # Nothing that happens in a cell depends on what ran before it in this process.
@@ -111,29 +109,7 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         **fitted.notes,
     }
     (out / "last.ckpt").unlink(missing_ok=True)  # the finished weights are head.safetensors
-    finish(out, scores, cost)
-
-
-def finish(out: Path, scores: list[Score], cost: dict[str, Any]) -> None:
-    """cost.json with the hash of the scores, then the scores: they exist = the cell is done."""
-    draft = out / "scores.draft.csv"
-    write_scores(draft, scores)
-    write_json(out / "cost.json", cost | {"scores_sha256": hashlib.sha256(draft.read_bytes()).hexdigest()})
-    draft.replace(out / "scores.csv")
-
-
-def check_scores(out: Path) -> None:
-    """Raise where scores.csv is not what the cell wrote."""
-    found = hashlib.sha256((out / "scores.csv").read_bytes()).hexdigest()
-    try:
-        expected = json.loads((out / "cost.json").read_text())["scores_sha256"]
-    except (OSError, KeyError, json.JSONDecodeError):
-        expected = "nothing readable"
-    if found != expected:
-        raise SamAdaptError(
-            f"{out / 'scores.csv'} has the hash {found[:12]}, cost.json beside it says {expected[:12]}: it was cut short "
-            "or edited; remove that folder and run the experiment again"
-        )
+    write_cell_scores(out, scores, cost)
 
 
 # ---------------------------------------------------------------- scores
@@ -265,9 +241,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def read_failure(out: Path) -> Mapping[str, str] | None:
-    """What went wrong in a cell, if it did."""
-    path = out / "failed.json"
-    return json.loads(path.read_text()) if path.is_file() else None

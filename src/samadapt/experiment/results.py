@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samadapt.experiment.cells import check_scores
-from samadapt.metrics import classification_metrics, read_scores
+from samadapt.metrics import LabelledProbabilities, mean_contributions, read_cell_scores, score_matrix
 from samadapt.overlap import Overlap
 from samadapt.types import SamAdaptError, Score
 
 
 def cell_result(scores: list[Score]) -> tuple[str, float]:
     """(metric, value) of one cell: the mean Dice over classes and cases, or the AUC."""
+    cases, targets = (list(dict.fromkeys(getattr(s, key) for s in scores)) for key in ("case", "target"))
     if any(score.metric == "probability" for score in scores):
-        ids, targets = (list(dict.fromkeys(getattr(s, key) for s in scores)) for key in ("case", "target"))
-        values = {(s.case, s.target, s.metric): s.value for s in scores}
-        p, y = (
-            np.array([[values[c, t, metric] for t in targets] for c in ids])
-            for metric in ("probability", "truth")
-        )
-        truth = y.argmax(1) if bool((y.sum(1) == 1).all()) else y.astype(int)
-        return "auc", classification_metrics(p, truth, targets)["all", "auc"]
-    by_class: dict[str, list[float]] = defaultdict(list)
-    for score in scores:
-        if score.metric == "dsc" and not math.isnan(score.value):
-            by_class[score.target].append(score.value)
-    return "dsc", float(np.mean([np.mean(v) for v in by_class.values()])) if by_class else math.nan
+        sides = (score_matrix(scores, metric, cases, targets) for metric in ("probability", "truth"))
+        return "auc", float(LabelledProbabilities.from_indicators(*sides).auc_contributions().mean())
+    return "dsc", float(mean_contributions(score_matrix(scores, "dsc", cases, targets)).mean())
 
 
 def results_table(out: str | Path) -> str:
@@ -49,8 +38,7 @@ def results_table(out: str | Path) -> str:
     metric = ""
     for digest, cell in note["cells"].items():
         if (out / digest / "scores.csv").is_file():
-            check_scores(out / digest)
-            metric, value = cell_result(read_scores(out / digest / "scores.csv"))
+            metric, value = cell_result(read_cell_scores(out / digest)[0])
             values[
                 cell["learner"], cell["labels"] if note["learners"][cell["learner"]]["learns"] else "-"
             ].append(value)

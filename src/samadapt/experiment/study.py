@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samadapt.datasets import Dataset
-from samadapt.experiment.cells import Study, check_scores, prepare_cell, run_cell
+from samadapt.experiment.cells import Study, prepare_cell, run_cell
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
 from samadapt.experiment.methods import Encode
 from samadapt.features import EncodeReport, FeatureStore
 from samadapt.files import demand_writable, write_json
+from samadapt.metrics import check_cell_scores
 from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, precision_note
 from samadapt.types import SamAdaptError
@@ -71,7 +72,7 @@ def run_experiment(
     missing = [cell for cell in cells if not (out / cell.digest / "scores.csv").is_file()]
     for cell in cells:
         if cell not in missing:
-            check_scores(out / cell.digest)
+            check_cell_scores(out / cell.digest)
     outcome = Outcome(out, found=len(cells) - len(missing))
     say(f"{len(cells)} cells, {outcome.found} done before; {jobs} at a time, {threads} threads each")
     if missing:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from samadapt.report.figures import inline_png
-from samadapt.report.reading import Cell, Level, Study
+from samadapt.report.reading import CellResults, Level, StudyResults
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Section:
     lead: str = ""
 
 
-def saliency_section(study: Study, level: Level, preferred: Sequence[str]) -> Section:
+def saliency_section(study: StudyResults, level: Level, preferred: Sequence[str]) -> Section:
     """The cases of the first learner that kept some; the others' maps of the same cases below each other.
 
     Args:
         preferred: learners, the first that has maps leads; then the study's order.
     """
     order = [*preferred, *(n for n in study.learners if n not in preferred)]
-    rows: dict[str, tuple[Cell, dict[str, Kept], int]] = {}
+    rows: dict[str, tuple[CellResults, dict[str, Kept], int]] = {}
     for learner in order:
         cells = study.seeds(learner, level)
         read = _read(study.folder / cells[min(cells)].digest / "attention.npz") if cells else None
@@ -80,12 +80,14 @@ def _read(path: Path) -> tuple[dict[str, Kept], int] | None:
         return cases, int(file["drawn"])
 
 
-def _truth(study: Study, cell: Cell, case: str) -> str:
+def _truth(study: StudyResults, cell: CellResults, case: str) -> str:
     row = study.values(cell, "truth")[study.cases.index(case)]
     return ", ".join(name for name, value in zip(study.targets, row, strict=True) if value > 0) or "none"
 
 
-def _draw(study: Study, rows: Mapping[str, tuple[Cell, dict[str, Kept], int]], case: str) -> Figure:
+def _draw(
+    study: StudyResults, rows: Mapping[str, tuple[CellResults, dict[str, Kept], int]], case: str
+) -> Figure:
     """A row for each learner: the image, and its maps; those of one name below each other."""
     kept = {learner: (cell, cases[case]) for learner, (cell, cases, _) in rows.items() if case in cases}
     names = max((_names(of) for _, of in kept.values()), key=len)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from samadapt.report.measures import Side, contributions, estimate, in_common, measure
-from samadapt.report.reading import Level, Study
+from samadapt.report.measures import Side, contributions, difference, estimate, paired_contributions
+from samadapt.report.reading import Level, StudyResults
 from samadapt.statistics import Estimate, holm
 
 ALPHA = 0.05
@@ -42,17 +42,17 @@ class Comparison:
         return "worse" if self.p_holm < ALPHA and self.difference.high < 0 else "no difference shown"
 
 
-def all_means(study: Study, name: str, target: str = "") -> Means:
+def all_means(study: StudyResults, name: str, target: str = "") -> Means:
     """Of every learner at every level where it has a finished cell, over its own finished seeds: for show, not to choose by."""
     found = {}
     for learner, level in itertools.product(study.learners, study.levels or (Level(0, 0),)):
-        matrix = contributions(study, Side(learner, level), None, name, target)
+        matrix = contributions(study, Side(learner, level), name, target)
         if matrix is not None:
-            found[learner, level] = estimate(matrix, measure(name))
+            found[learner, level] = estimate(matrix, name)
     return found
 
 
-def compare_all(study: Study, means: Means, name: str, against: str = "") -> list[Comparison]:
+def compare_all(study: StudyResults, means: Means, name: str, against: str = "") -> list[Comparison]:
     """Every learner with the best baseline of its level; the p values corrected by Holm, level by level.
 
     The best baseline is chosen, and all means are taken, over the seeds that the learner and the baselines have in
@@ -82,7 +82,7 @@ def compare_all(study: Study, means: Means, name: str, against: str = "") -> lis
     return corrected
 
 
-def _compare(study: Study, learner: str, level: Level, name: str, against: str) -> Comparison | None:
+def _compare(study: StudyResults, learner: str, level: Level, name: str, against: str) -> Comparison | None:
     rivals = [against] if against else rivals_of(study, level)
     if learner in rivals and (
         against or learner == _best(study, rivals, level, _common(study, rivals, level), name)
@@ -94,13 +94,14 @@ def _compare(study: Study, learner: str, level: Level, name: str, against: str) 
     other = _best(study, rivals, level, seeds, name)
     if not other or other == learner:
         return None
-    mine, theirs = Side(learner, level), Side(other, level)
-    matrix = contributions(study, mine, theirs, name, seeds=seeds)
-    ours, others = (estimate(part).mean for part in in_common(study, mine, theirs, name, seeds))
-    return Comparison(learner, level, other, ours, others, estimate(matrix), tuple(sorted(seeds)))
+    sides = paired_contributions(study, Side(learner, level), Side(other, level), name, seeds)
+    if sides is None:
+        return None
+    ours, others = (estimate(side).mean for side in sides)
+    return Comparison(learner, level, other, ours, others, estimate(difference(sides)), tuple(sorted(seeds)))
 
 
-def rivals_of(study: Study, level: Level) -> list[str]:
+def rivals_of(study: StudyResults, level: Level) -> list[str]:
     """The baselines to be beaten: those with enough finished seeds, else those with any."""
     finished = {
         name: len(study.seeds(name, level)) if of.learns else FEWEST_SEEDS
@@ -110,7 +111,7 @@ def rivals_of(study: Study, level: Level) -> list[str]:
     return [name for name, count in finished.items() if count >= FEWEST_SEEDS] or list(finished)
 
 
-def _common(study: Study, learners: Sequence[str], level: Level) -> set[int]:
+def _common(study: StudyResults, learners: Sequence[str], level: Level) -> set[int]:
     """Seeds that are finished for all of them; who learns nothing has an answer for every seed."""
     sets = [set(study.seeds(name, level)) for name in learners if study.learners[name].learns]
     if not sets:
@@ -118,15 +119,15 @@ def _common(study: Study, learners: Sequence[str], level: Level) -> set[int]:
     return set.intersection(*sets) if sets else set()
 
 
-def _best(study: Study, names: Sequence[str], level: Level, seeds: set[int], name: str) -> str:
+def _best(study: StudyResults, names: Sequence[str], level: Level, seeds: set[int], name: str) -> str:
     found = {n: _mean(study, Side(n, level), name, seeds) for n in names}
     found = {n: value for n, value in found.items() if not math.isnan(value)}
     return max(found, key=lambda n: found[n], default="")
 
 
-def _mean(study: Study, side: Side, name: str, seeds: set[int]) -> float:
+def _mean(study: StudyResults, side: Side, name: str, seeds: set[int]) -> float:
     own = seeds if study.learners[side.learner].learns else None
-    return estimate(contributions(study, side, None, name, seeds=own)).mean
+    return estimate(contributions(study, side, name, seeds=own)).mean
 
 
 # ---------------------------------------------------------------- what can be shown, and what is missing
@@ -137,7 +138,7 @@ def tests_at(comparisons: Sequence[Comparison], level: Level) -> int:
     return sum(c.level == level and not math.isnan(c.p_holm) for c in comparisons)
 
 
-def smallest_p(study: Study, tests: int) -> float:
+def smallest_p(study: StudyResults, tests: int) -> float:
     """What p could be at the least, after Holm: so few patients can be flipped in so many ways only."""
     return min(1.0, tests * 2.0 ** (1 - len(set(study.groups))))
 
@@ -147,7 +148,7 @@ def patients_needed(tests: int) -> int:
     return next(n for n in itertools.count(2) if tests * 2.0 ** (1 - n) < ALPHA)
 
 
-def missing_lines(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
+def missing_lines(study: StudyResults, comparisons: Sequence[Comparison]) -> list[str]:
     """One sentence for every comparison that lacks seeds: which, of whom, and why."""
     lines: dict[str, None] = {}
     for c in comparisons:
@@ -164,23 +165,21 @@ def missing_lines(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
     return list(lines)
 
 
-def set_aside(study: Study, level: Level) -> list[str]:
+def set_aside(study: StudyResults, level: Level) -> list[str]:
     """Baselines that have cells at a level, and too few finished ones to be counted."""
     rivals = rivals_of(study, level)
     names = [n for n, of in study.learners.items() if of.baseline and n not in rivals]
     return [n for n in names if study.planned(n, level)]
 
 
-def mean_gap(study: Study, learner: str, other: str, level: Level, name: str) -> float:
+def mean_gap(study: StudyResults, learner: str, other: str, level: Level, name: str) -> float:
     """How much better a learner is than another over the seeds that both have finished; infinite where there are none."""
     seeds = _common(study, [learner, other], level)
-    matrix = (
-        contributions(study, Side(learner, level), Side(other, level), name, seeds=seeds) if seeds else None
-    )
-    return math.inf if matrix is None else estimate(matrix).mean
+    sides = paired_contributions(study, Side(learner, level), Side(other, level), name, seeds)
+    return math.inf if sides is None else estimate(difference(sides)).mean
 
 
-def missing_text(study: Study, name: str, level: Level) -> str:
+def missing_text(study: StudyResults, name: str, level: Level) -> str:
     """ "seeds 1, 2 of U-Net failed and seed 3 has not run"; "" where nothing is missing."""
     if not study.learners[name].learns:
         return ""

@@ -15,9 +15,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from samadapt.metrics import metric_info
+from samadapt.records import IGNORED
 from samadapt.report.comparisons import Means
-from samadapt.report.measures import correct_answers, measure
-from samadapt.report.reading import Cell, Learner, Level, Study
+from samadapt.report.measures import class_answers
+from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
 
 # Okabe and Ito's palette, told apart with every common colour vision; yellow is left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
@@ -42,12 +44,12 @@ def style() -> object:
     return mpl.rc_context(_STYLE)  # type: ignore[arg-type]
 
 
-def colours(study: Study) -> dict[str, str]:
+def colours(study: StudyResults) -> dict[str, str]:
     """One for each learner."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(study.learners)}
 
 
-def learner_title(of: Learner) -> str:
+def learner_title(of: MethodInfo) -> str:
     """The learner's name, with what must be known beside it."""
     note = " (baseline)" if of.baseline else " (uses the truth as prompt)" if of.oracle else ""
     return of.title + note
@@ -92,7 +94,7 @@ def inline_png(figure: Figure, dpi: int = 90) -> str:
 
 
 def label_curves(
-    study: Study, means: Means, seeds: Mapping[tuple[str, Level], list[float]], name: str
+    study: StudyResults, means: Means, seeds: Mapping[tuple[str, Level], list[float]], name: str
 ) -> Figure:
     """Mean against labelled patients, bars over patients and seeds, one faint dot a seed."""
     figure = Figure(figsize=(7.4, 3.9), layout="constrained")
@@ -124,7 +126,7 @@ def label_curves(
     axes.set_xticks(list(place.values()), [str(level.patients) for level in study.levels])
     axes.set_xlim(min(place.values(), default=0) - 0.3 * gap, max(place.values(), default=0) + 0.3 * gap)
     axes.set_xlabel(f"labelled {study.unit}s")
-    axes.set_ylabel(f"mean {measure(name).title}")
+    axes.set_ylabel(f"mean {metric_info(name).title}")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
@@ -134,7 +136,7 @@ def label_curves(
 
 
 def _curve(
-    axes: Axes, learner: Learner, x: list[float], levels: list[Level], means: Means,
+    axes: Axes, learner: MethodInfo, x: list[float], levels: list[Level], means: Means,
     seeds: Mapping[tuple[str, Level], list[float]], colour: str,
 ) -> None:  # fmt: skip
     found = [means[learner.name, level] for level in levels]
@@ -159,7 +161,7 @@ def _curve(
 # ---------------------------------------------------------------- cases
 
 
-def case_scatter(study: Study, baseline: str, points: Mapping[str, np.ndarray], name: str) -> Figure:
+def case_scatter(study: StudyResults, baseline: str, points: Mapping[str, np.ndarray], name: str) -> Figure:
     """Small multiples: each case, a learner (up) against the best baseline (right), by class.
 
     Args:
@@ -182,7 +184,7 @@ def case_scatter(study: Study, baseline: str, points: Mapping[str, np.ndarray], 
         axes.set_title(study.learners[learner].title, fontsize=9)
     for axes in list(grid.flat)[len(others) :]:
         axes.set_axis_off()
-    figure.supxlabel(f"{study.learners[baseline].title}, {measure(name).title} of a case", fontsize=9)
+    figure.supxlabel(f"{study.learners[baseline].title}, {metric_info(name).title} of a case", fontsize=9)
     figure.supylabel("the learner named above", fontsize=9)
     figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
     return figure
@@ -219,7 +221,7 @@ def overlay(image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequen
 
 def _box(labels: Sequence[np.ndarray]) -> tuple[slice, slice]:
     """What surrounds all outlines, with a margin: the organ may be a small part of the slice."""
-    seen = np.any([(x > 0) & (x != 255) for x in labels], axis=0)
+    seen = np.any([(x > 0) & (x != IGNORED) for x in labels], axis=0)
     if not seen.any():
         return slice(None), slice(None)
     ends = []
@@ -238,7 +240,7 @@ def outline_legend(classes: Sequence[str]) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- classification
 
 
-def roc(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
+def roc(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
     """One panel a class against the rest, one line a learner: the mean over its seeds."""
     targets = study.targets[1:] if _binary(study) else study.targets
     columns = min(4, len(targets))
@@ -267,7 +269,7 @@ def roc(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
     return figure
 
 
-def _binary(study: Study) -> bool:
+def _binary(study: StudyResults) -> bool:
     return len(study.targets) == 2 and not study.note["data"].get("multilabel")
 
 
@@ -279,7 +281,7 @@ def _roc(scores: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray
     return np.interp(at, *rates)
 
 
-def reliability(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
+def reliability(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
     """The share of right answers against the probability of the answer, all seeds together, ten bins."""
     figure = Figure(figsize=(5.0, 3.1), layout="constrained")
     axes, paint = figure.subplots(), colours(study)
@@ -300,14 +302,16 @@ def reliability(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
     return figure
 
 
-def _answers(study: Study, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    scores, truth = study.values(cell, "probability"), study.values(cell, "truth")
-    if bool((truth.sum(1) == 1).all()):
-        return scores.max(1), correct_answers(scores, truth)
-    return np.maximum(scores, 1 - scores).ravel(), ((scores > 0.5) == (truth > 0.5)).ravel().astype(float)
+def _answers(study: StudyResults, cell: CellResults) -> tuple[np.ndarray, np.ndarray]:
+    """How sure each answer is, and 1 where it is right; of several labels a case, each label is an answer."""
+    x = class_answers(study, cell)
+    if x.multilabel:
+        sure = np.maximum(x.probabilities, 1 - x.probabilities)
+        return sure.ravel(), (x.answers == x.truth).ravel().astype(float)
+    return x.probabilities.max(1), x.correct
 
 
-def confusion(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
+def confusion(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
     """Answers (right) to each true class (down), all seeds together; shares of the true class."""
     size = 0.5 * len(study.targets) + 1.5
     figure = Figure(figsize=(size * len(cells), size), layout="constrained")

@@ -12,12 +12,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from samadapt.files import demand_writable, replacing
+from samadapt.metrics import metric_info
 from samadapt.records import SamAdaptError
 from samadapt.report import figures, tables
 from samadapt.report.attention import saliency_section
 from samadapt.report.comparisons import Comparison, Means, all_means, compare_all, missing_lines
-from samadapt.report.measures import Side, contributions, measure
-from samadapt.report.reading import Level, Study, read_study, write_table
+from samadapt.report.measures import Side, contributions
+from samadapt.report.reading import Level, StudyResults, read_study, write_table
 from samadapt.report.verdict import Gain, Verdict, gains, judge, signed
 from samadapt.report.worst import seed_mean, worst_cases
 
@@ -64,7 +65,7 @@ def write_report(
         context["against"] = study.learners[against].title if against else ""
         context["asked"] = tables.comparison_table(study, asked, name, ("compared with", "its mean"))
         context["curve"] = Markup(
-            figures.inline_svg(curve, "curve", f"mean {measure(name).title} by labelled {study.unit}s")
+            figures.inline_svg(curve, "curve", f"mean {metric_info(name).title} by labelled {study.unit}s")
         )
     page = _template().render(**context, stem=stem)
     _write(out / "report.html", page.encode())
@@ -84,19 +85,19 @@ def _template() -> Any:
     return environment.from_string(text)
 
 
-def _seed_means(study: Study, means: Means, name: str) -> dict[tuple[str, Level], list[float]]:
+def _seed_means(study: StudyResults, means: Means, name: str) -> dict[tuple[str, Level], list[float]]:
     found = {}
     for learner, level in means:
-        matrix = contributions(study, Side(learner, level), None, name)
+        matrix = contributions(study, Side(learner, level), name)
         assert matrix is not None  # it has a mean
         found[learner, level] = [float(x) for x in matrix.mean(0)]
     return found
 
 
 def _context(
-    study: Study, name: str, means: Means, comparisons: Sequence[Comparison], verdict: Verdict
+    study: StudyResults, name: str, means: Means, comparisons: Sequence[Comparison], verdict: Verdict
 ) -> dict[str, Any]:
-    shown = measure(name)
+    shown = metric_info(name)
     worth = gains(study, name)
     parts = _classification(study, verdict) if study.classification else _segmentation(study, verdict, name)
     one_seed = max((len(study.seeds(n, x)) for n, x in means), default=0) < 2
@@ -127,7 +128,7 @@ def _context(
     }  # fmt: skip
 
 
-def _unseen(study: Study, name: str) -> tables.Table | None:
+def _unseen(study: StudyResults, name: str) -> tables.ReportTable | None:
     """The means over the scored cases that no encoder of the study has seen, where it is known which those are."""
     if any(overlap.seen is None for overlap in study.overlaps):
         return None
@@ -140,11 +141,11 @@ def _unseen(study: Study, name: str) -> tables.Table | None:
     return dataclasses.replace(table, caption=f"{table.caption}; {len(left)} of {len(study.cases)} cases")
 
 
-def _worth(study: Study, worth: Sequence[Gain], verdict: Verdict, shown: str) -> str:
+def _worth(study: StudyResults, worth: Sequence[Gain], verdict: Verdict, shown: str) -> str:
     """One sentence, for the learner that the study would use with most labels."""
-    if not worth or not verdict.findings:
+    if not worth or not verdict.conclusions:
         return ""
-    last = verdict.findings[-1]
+    last = verdict.conclusions[-1]
     chosen = last.winner or last.head or last.baseline
     known = [g for g in worth if g.learner == chosen]
     if not known:
@@ -159,16 +160,16 @@ def _worth(study: Study, worth: Sequence[Gain], verdict: Verdict, shown: str) ->
     )
 
 
-def _best_two(study: Study, verdict: Verdict) -> list[Side]:
+def _best_two(study: StudyResults, verdict: Verdict) -> list[Side]:
     """The learners that the verdict speaks of at the most labels, the better first."""
-    last = verdict.findings[-1]
+    last = verdict.conclusions[-1]
     names = [n for n in dict.fromkeys((last.winner, last.head, last.baseline)) if n]
     return [Side(name, last.level) for name in names]
 
 
-def _segmentation(study: Study, verdict: Verdict, name: str) -> dict[str, Any]:
+def _segmentation(study: StudyResults, verdict: Verdict, name: str) -> dict[str, Any]:
     sides = _best_two(study, verdict)
-    last = verdict.findings[-1]
+    last = verdict.conclusions[-1]
     scatter = ""
     if last.baseline and last.head:
         rivals = [n for n in study.learners if study.seeds(n, last.level)]
@@ -192,8 +193,8 @@ def _segmentation(study: Study, verdict: Verdict, name: str) -> dict[str, Any]:
     }
 
 
-def _classification(study: Study, verdict: Verdict) -> dict[str, Any]:
-    last = verdict.findings[-1]
+def _classification(study: StudyResults, verdict: Verdict) -> dict[str, Any]:
+    last = verdict.conclusions[-1]
     at_last = {n: list(study.seeds(n, last.level).values()) for n in study.learners}
     at_last = {n: cells for n, cells in at_last.items() if cells}
     two = {side.learner: at_last[side.learner] for side in _best_two(study, verdict)}

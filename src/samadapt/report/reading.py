@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
-import io
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from samadapt.files import write_csv
+from samadapt.metrics import read_cell_scores, score_matrix
 from samadapt.overlap import Overlap
-from samadapt.records import ROLES, Role, SamAdaptError
+from samadapt.records import ROLES, Role, SamAdaptError, Score
 
 _FORMAT = 1
-_COLUMNS = ["case", "target", "metric", "value"]
 #: How names are written; others stand as they are.
 _TITLES = {
     "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
@@ -28,11 +24,9 @@ _TITLES = {
 #: Behind the name of a learner whose encoder may have seen the scored cases while it was trained.
 SEEN = " *"
 
-Row = tuple[str, str, str, str]  # case, target, metric, value as written
-
 
 @dataclass(frozen=True)
-class Learner:
+class MethodInfo:
     """Who took part."""
 
     name: str
@@ -41,14 +35,14 @@ class Learner:
     learns: bool  # False: one cell stands for all labels and seeds
 
     @staticmethod
-    def of(name: str, note: Mapping[str, Any], seen: bool = False) -> Learner:
+    def of(name: str, note: Mapping[str, Any], seen: bool = False) -> MethodInfo:
         """What experiment.json says of it.
 
         Args:
             seen: whether its encoder may have seen the scored cases while it was trained.
         """
         title = _TITLES.get(name, name) + (SEEN if seen else "")
-        return Learner(name, title, note["role"], bool(note["learns"]))
+        return MethodInfo(name, title, note["role"], bool(note["learns"]))
 
     @property
     def contender(self) -> bool:
@@ -89,7 +83,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellResults:
     """One learner, one number of labels, one seed."""
 
     digest: str
@@ -97,23 +91,23 @@ class Cell:
     labels: int | float | None
     seed: int
     patients: tuple[str, ...]  # whose labels it was given
-    rows: tuple[Row, ...] = ()  # empty: not done
+    scores: tuple[Score, ...] = ()  # empty: not done
     cost: Mapping[str, Any] | None = None
     failure: str | None = None
 
     @property
     def done(self) -> bool:
-        return bool(self.rows)
+        return bool(self.scores)
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResults:
     """All cells, and the same cases for all of them."""
 
     folder: Path
     note: Mapping[str, Any]
-    learners: Mapping[str, Learner]
-    cells: tuple[Cell, ...]
+    learners: Mapping[str, MethodInfo]
+    cells: tuple[CellResults, ...]
     levels: tuple[Level, ...]
     cases: tuple[str, ...]  # as the scores name them: a case, or a patient whose scans are stacked
     targets: tuple[str, ...]
@@ -130,10 +124,10 @@ class Study:
         return "patient" if known else "case"
 
     @property
-    def done(self) -> list[Cell]:
+    def done(self) -> list[CellResults]:
         return [cell for cell in self.cells if cell.done]
 
-    def seeds(self, learner: str, level: Level | None) -> dict[int, Cell]:
+    def seeds(self, learner: str, level: Level | None) -> dict[int, CellResults]:
         """Its finished cells at a level; those of a learner that learns nothing stand for every level."""
         learns = self.learners[learner].learns
         return {
@@ -156,14 +150,9 @@ class Study:
         failed = sorted(c.seed for c in left if c.failure is not None)
         return failed, sorted(c.seed for c in left if c.failure is None)
 
-    def values(self, cell: Cell, metric: str) -> np.ndarray:
+    def values(self, cell: CellResults, metric: str) -> np.ndarray:
         """(cases, targets); nan where undefined or not scored."""
-        table = np.full((len(self.cases), len(self.targets)), math.nan)
-        case_at, target_at = ({x: i for i, x in enumerate(names)} for names in (self.cases, self.targets))
-        for case, target, name, value in cell.rows:
-            if name == metric:
-                table[case_at[case], target_at[target]] = float(value)
-        return table
+        return score_matrix(cell.scores, metric, self.cases, self.targets)
 
     @property
     def overlaps(self) -> list[Overlap]:
@@ -171,11 +160,11 @@ class Study:
         every = [Overlap.from_json(x) for rows in self.note.get("overlaps", {}).values() for x in rows]
         return list(dict.fromkeys(every))
 
-    def only(self, cases: Collection[str]) -> Study:
+    def only(self, cases: Collection[str]) -> StudyResults:
         """The same study, scored on some of its cases."""
         kept = [i for i, case in enumerate(self.cases) if case in cases]
         cells = [
-            dataclasses.replace(cell, rows=tuple(row for row in cell.rows if row[0] in cases))
+            dataclasses.replace(cell, scores=tuple(s for s in cell.scores if s.case in cases))
             for cell in self.cells
         ]
         return dataclasses.replace(
@@ -188,10 +177,10 @@ class Study:
     @property
     def metrics(self) -> list[str]:
         """In the order of the scores."""
-        return list(dict.fromkeys(row[2] for cell in self.done for row in cell.rows))
+        return list(dict.fromkeys(score.metric for cell in self.done for score in cell.scores))
 
 
-def read_study(folder: str | Path) -> Study:
+def read_study(folder: str | Path) -> StudyResults:
     """The study, once it is certain that every scores file is what its cell wrote."""
     folder = Path(folder)
     note = _read_note(folder)
@@ -204,20 +193,24 @@ def read_study(folder: str | Path) -> Study:
         )
     _demand_roles(folder, note)
     overlaps = note.get("overlaps", {})
-    learners = {name: Learner.of(name, of, bool(overlaps.get(name))) for name, of in note["learners"].items()}
-    cases = tuple(sorted({row[0] for row in done[0].rows}))
-    targets = tuple(dict.fromkeys(row[1] for row in done[0].rows))
+    learners = {
+        name: MethodInfo.of(name, of, bool(overlaps.get(name))) for name, of in note["learners"].items()
+    }
+    cases = tuple(sorted({score.case for score in done[0].scores}))
+    targets = tuple(dict.fromkeys(score.target for score in done[0].scores))
     for cell in done:
-        if {row[0] for row in cell.rows} != set(cases) or {row[1] for row in cell.rows} != set(targets):
+        if {s.case for s in cell.scores} != set(cases) or {s.target for s in cell.scores} != set(targets):
             raise SamAdaptError(
                 f"{folder / cell.digest / 'scores.csv'} scores other cases or classes than {done[0].digest}; "
                 "cells of one study score the same: remove that folder and run the experiment again"
             )
     groups = tuple(_group(folder, note["scored"], case) for case in cases)
-    return Study(folder, note, learners, cells, tuple(_levels(cells, learners)), cases, targets, groups)
+    return StudyResults(
+        folder, note, learners, cells, tuple(_levels(cells, learners)), cases, targets, groups
+    )
 
 
-def _levels(cells: Sequence[Cell], learners: Mapping[str, Learner]) -> Iterator[Level]:
+def _levels(cells: Sequence[CellResults], learners: Mapping[str, MethodInfo]) -> Iterator[Level]:
     sizes: dict[int | float | None, int] = {}
     for cell in cells:
         if learners[cell.learner].learns:
@@ -265,47 +258,26 @@ def _demand_roles(folder: Path, note: Mapping[str, Any]) -> None:
         )
 
 
-def _read_cell(folder: Path, digest: str, note: Mapping[str, Any]) -> Cell:
+def _read_cell(folder: Path, digest: str, note: Mapping[str, Any]) -> CellResults:
     identity = (digest, note["learner"], note["labels"], note["seed"], tuple(note["patients"]))
     place = folder / digest
     if (place / "scores.csv").is_file():
-        return Cell(*identity, *_read_scores(place))
+        scores, cost = read_cell_scores(place)
+        return CellResults(*identity, tuple(scores), cost)
     if (place / "failed.json").is_file():
-        return Cell(*identity, failure=json.loads((place / "failed.json").read_text())["message"])
-    return Cell(*identity)
+        return CellResults(*identity, failure=json.loads((place / "failed.json").read_text())["message"])
+    return CellResults(*identity)
 
 
-def _read_scores(place: Path) -> tuple[tuple[Row, ...], Mapping[str, Any]]:
-    path = place / "scores.csv"
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    try:
-        cost = json.loads((place / "cost.json").read_text(encoding="utf-8"))
-        expected = cost["scores_sha256"]
-    except (OSError, KeyError, json.JSONDecodeError):
-        cost, expected = {}, "nothing readable"
-    if found != expected:
-        raise SamAdaptError(
-            f"{path} has the hash {found[:12]}, cost.json beside it says {expected[:12]}: it was cut short or "
-            "edited; remove that folder and run the experiment again"
-        )
-    head, *rows = csv.reader(io.StringIO(content.decode("utf-8")))
-    if head != _COLUMNS or not rows:
-        raise SamAdaptError(
-            f"{path} begins with {','.join(head)!r}; expected {','.join(_COLUMNS)!r}, and rows"
-        )
-    return tuple((case, target, metric, value) for case, target, metric, value in rows), cost
-
-
-def write_table(study: Study, path: Path) -> Path:
+def write_table(study: StudyResults, path: Path) -> Path:
     """Every score of every cell, one a line; values as they stand in the scores files."""
     patient = dict(zip(study.cases, study.groups, strict=True))
     head = ("learner", "labels", "labelled_patients", "seed", "patient", "case", "target", "metric", "value")
     rows = (
-        (*start, patient[case], case, target, metric, value)
+        (*start, patient[s.case], s.case, s.target, s.metric, repr(s.value))
         for cell in study.done
         for start in [(cell.learner, labels_text(cell.labels), len(cell.patients), cell.seed)]
-        for case, target, metric, value in cell.rows
+        for s in cell.scores
     )
     return write_csv(path, head, rows)
 

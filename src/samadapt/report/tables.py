@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from samadapt.files import write_csv
+from samadapt.metrics import Metric, metric_info
 from samadapt.report.comparisons import Comparison, Means, all_means
 from samadapt.report.figures import learner_title
-from samadapt.report.measures import Measure, measure
-from samadapt.report.reading import Cell, Level, Study, labels_text
+from samadapt.report.reading import CellResults, Level, StudyResults, labels_text
 from samadapt.report.verdict import Gain, p_text, signed
 from samadapt.statistics import Estimate
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Heads and rows of text; `marks` names a row's kind for its style."""
 
     head: tuple[str, ...]
@@ -37,26 +37,26 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
-def with_interval(e: Estimate, shown: Measure) -> str:
+def with_interval(e: Estimate, shown: Metric) -> str:
     """ "0.812 (0.774 to 0.850)"; round brackets are 95 % intervals everywhere."""
     if math.isnan(e.mean) or math.isnan(e.low):
         return number(e.mean, shown.digits)
     return f"{number(e.mean, shown.digits)} ({number(e.low, shown.digits)} to {number(e.high, shown.digits)})"
 
 
-def titled(study: Study, learner: str) -> str:
+def titled(study: StudyResults, learner: str) -> str:
     """The learner's name, with what must be known beside it."""
     return learner_title(study.learners[learner])
 
 
-def mark(study: Study, learner: str) -> str:
+def mark(study: StudyResults, learner: str) -> str:
     of = study.learners[learner]
     return "baseline" if of.baseline else "truth" if of.oracle else ""
 
 
-def means_table(study: Study, means: Means, name: str) -> Table:
+def means_table(study: StudyResults, means: Means, name: str) -> ReportTable:
     """Learners down, labelled patients across."""
-    shown, levels = measure(name), list(dict.fromkeys(level for _, level in means))
+    shown, levels = metric_info(name), list(dict.fromkeys(level for _, level in means))
     names = [n for n in study.learners if any(n == k[0] for k in means)]
     rows = [
         (
@@ -67,27 +67,27 @@ def means_table(study: Study, means: Means, name: str) -> Table:
     ]
     head = ("learner", *(f"{x.text} labelled" for x in levels))
     caption = f"Mean {shown.title}; in brackets the 95 % interval over {study.unit}s and seeds"
-    return Table(head, tuple(rows), tuple(mark(study, n) for n in names), caption)
+    return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names), caption)
 
 
-def _with_seeds(study: Study, learner: str, level: Level, e: Estimate, shown: Measure) -> str:
+def _with_seeds(study: StudyResults, learner: str, level: Level, e: Estimate, shown: Metric) -> str:
     """Marked where it is not over all seeds: such a mean cannot be compared with the others."""
     done, planned = len(study.seeds(learner, level)), len(study.planned(learner, level))
     return with_interval(e, shown) + (f", {done} of {planned} seeds" if done < planned else "")
 
 
 def comparison_table(
-    study: Study,
+    study: StudyResults,
     comparisons: Sequence[Comparison],
     name: str,
     other: tuple[str, str] = ("best baseline", "baseline's"),
-) -> Table:
+) -> ReportTable:
     """Largest difference first, at each number of labelled patients.
 
     Args:
         other: the heads of the columns of who is compared with, and of its mean.
     """
-    digits = measure(name).digits
+    digits = metric_info(name).digits
     ordered = sorted(
         comparisons,
         key=lambda c: (c.level.patients, study.learners[c.learner].oracle, -c.difference.mean),
@@ -118,7 +118,7 @@ def comparison_table(
         f"{mark(study, c.learner)} {c.verdict.split()[0]}{' first' if first else ''}"
         for c, first in zip(ordered, firsts, strict=True)
     ]
-    return Table(head, tuple(rows), tuple(marks), words=3)
+    return ReportTable(head, tuple(rows), tuple(marks), words=3)
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
@@ -138,7 +138,7 @@ def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
     return write_csv(path, head, map(row, comparisons))
 
 
-def gains_table(study: Study, gains: Sequence[Gain], name: str) -> Table:
+def gains_table(study: StudyResults, gains: Sequence[Gain], name: str) -> ReportTable:
     """What one more labelled patient is worth."""
     steps = list(dict.fromkeys((g.low, g.high) for g in gains))
     found = {(g.learner, g.low, g.high): g.per_patient for g in gains}
@@ -151,12 +151,12 @@ def gains_table(study: Study, gains: Sequence[Gain], name: str) -> Table:
 
     rows = [(titled(study, n), *(field(found.get((n, *step))) for step in steps)) for n in names]
     head = ("learner", *(f"from {a.patients} to {b.patients}" for a, b in steps))
-    return Table(head, tuple(rows), tuple(mark(study, n) for n in names))
+    return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names))
 
 
-def class_table(study: Study, name: str) -> Table:
-    """Learner and level down, classes across, the mean over the classes last."""
-    shown = measure(name)
+def class_table(study: StudyResults, name: str) -> ReportTable:
+    """MethodInfo and level down, classes across, the mean over the classes last."""
+    shown = metric_info(name)
     each = {target: all_means(study, name, target) for target in study.targets}
     overall = all_means(study, name) if len(study.targets) > 1 else {}
     columns = [*each.values(), *([overall] if overall else [])]
@@ -169,13 +169,13 @@ def class_table(study: Study, name: str) -> Table:
             rows.append((titled(study, learner), text, *fields))
             marks.append(mark(study, learner))
     head = ("learner", "labelled", *each, *(["mean"] if overall else []))
-    return Table(head, tuple(rows), tuple(marks), shown.title)
+    return ReportTable(head, tuple(rows), tuple(marks), shown.title)
 
 
 # ---------------------------------------------------------------- what is missing
 
 
-def undefined_table(study: Study) -> Table:
+def undefined_table(study: StudyResults) -> ReportTable:
     """How often a structure was missed, invented, or is in neither mask, over all seeds."""
     volume = next((m for m in study.metrics if m in ("volume_difference_ml", "volume_difference_px")), "")
     rows, marks = [], []
@@ -194,10 +194,10 @@ def undefined_table(study: Study) -> Table:
         "in neither mask",
         "predicted, but no overlap (Dice 0)",
     )
-    return Table(head, tuple(rows), tuple(marks))
+    return ReportTable(head, tuple(rows), tuple(marks))
 
 
-def _missing(study: Study, cell: Cell, volume: str) -> tuple[int, int, int, int, int]:
+def _missing(study: StudyResults, cell: CellResults, volume: str) -> tuple[int, int, int, int, int]:
     """compared, missed, invented, undefined, Dice 0 with both masks filled (or unknown which)."""
     dice = study.values(cell, "dsc")
     zero, undefined = dice == 0, np.isnan(dice)
@@ -212,7 +212,7 @@ def _missing(study: Study, cell: Cell, volume: str) -> tuple[int, int, int, int,
     )  # fmt: skip
 
 
-def _learner_levels(study: Study) -> list[tuple[str, Level | None]]:
+def _learner_levels(study: StudyResults) -> list[tuple[str, Level | None]]:
     pairs: list[tuple[str, Level | None]] = []
     for name, learner in study.learners.items():
         levels = list(study.levels) if learner.learns else [None]
@@ -220,7 +220,7 @@ def _learner_levels(study: Study) -> list[tuple[str, Level | None]]:
     return pairs
 
 
-def failed_table(study: Study) -> Table:
+def failed_table(study: StudyResults) -> ReportTable:
     """Every cell without scores, with its message."""
     rows = [
         (
@@ -232,13 +232,13 @@ def failed_table(study: Study) -> Table:
         for c in study.cells
         if not c.done
     ]
-    return Table(("learner", "labelled", "seed", "what happened"), tuple(rows), words=4)
+    return ReportTable(("learner", "labelled", "seed", "what happened"), tuple(rows), words=4)
 
 
 # ---------------------------------------------------------------- what it cost
 
 
-def budget_table(study: Study) -> Table:
+def budget_table(study: StudyResults) -> ReportTable:
     """Means over the seeds; what differs between seeds is not averaged away but listed."""
     rows, marks = [], []
     for learner, level in _learner_levels(study):
@@ -266,10 +266,10 @@ def budget_table(study: Study) -> Table:
         "learner", "labelled", "steps", "batch", "parameters trained", "wall (s)", "CPU (s)", "peak memory (MiB)",
         "GPU (MiB)", "inference time per case (s)", "augmentation", "selection",
     )  # fmt: skip
-    return Table(head, tuple(rows), tuple(marks))
+    return ReportTable(head, tuple(rows), tuple(marks))
 
 
-def pretraining_lines(study: Study) -> list[str]:
+def pretraining_lines(study: StudyResults) -> list[str]:
     """What was spent outside of the cells' own training."""
     lines = []
     path = study.folder / "encoding.json"
@@ -305,7 +305,7 @@ def _mean(costs: Sequence[Mapping[str, float]], key: str, digits: int = 1) -> st
 # ---------------------------------------------------------------- where it comes from
 
 
-def facts(study: Study) -> list[tuple[str, str]]:
+def facts(study: StudyResults) -> list[tuple[str, str]]:
     """What else could change the numbers."""
     note, data = study.note, study.note["data"]
     environment = note.get("environment", {})
@@ -333,7 +333,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def encoders(study: Study) -> str:
+def encoders(study: StudyResults) -> str:
     """Which encoder each learner reads; in words, those that read the same together."""
     readers: dict[str, list[str]] = {}
     for name, of in study.note["learners"].items():
@@ -347,7 +347,7 @@ def encoders(study: Study) -> str:
     return "; ".join(f"{encoder}: {', '.join(titles)}" for encoder, titles in readers.items()) or "none"
 
 
-def commands(study: Study) -> list[str]:
+def commands(study: StudyResults) -> list[str]:
     """What was typed; the program by its name, not by where it lay; with the encoder, which may differ elsewhere."""
     given = study.note.get("encoder")
     return [
@@ -358,7 +358,7 @@ def commands(study: Study) -> list[str]:
     ]
 
 
-def hash_table(study: Study) -> Table:
+def hash_table(study: StudyResults) -> ReportTable:
     """Every cell with the hash of its scores."""
     rows = [
         (
@@ -371,4 +371,6 @@ def hash_table(study: Study) -> Table:
         for c in study.cells
         if c.done
     ]
-    return Table(("learner", "labelled", "seed", "folder", "sha256 of scores.csv"), tuple(rows), words=5)
+    return ReportTable(
+        ("learner", "labelled", "seed", "folder", "sha256 of scores.csv"), tuple(rows), words=5
+    )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from samadapt.metrics import metric_info
 from samadapt.report.comparisons import (
     ALPHA,
     FEWEST_SEEDS,
@@ -20,8 +21,8 @@ from samadapt.report.comparisons import (
     smallest_p,
     tests_at,
 )
-from samadapt.report.measures import Side, contributions, estimate, measure
-from samadapt.report.reading import Level, Study
+from samadapt.report.measures import Side, difference, estimate, paired_contributions
+from samadapt.report.reading import Level, StudyResults
 from samadapt.statistics import Estimate
 
 Kind = Literal[
@@ -31,7 +32,7 @@ Kind = Literal[
 
 
 @dataclass(frozen=True)
-class Finding:
+class Conclusion:
     """What is to be used at one number of labelled patients."""
 
     level: Level
@@ -57,16 +58,16 @@ class Verdict:
     sentence: str
     details: tuple[str, ...]
     rule: str
-    findings: tuple[Finding, ...]
+    conclusions: tuple[Conclusion, ...]
 
 
-def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: str) -> Verdict:
+def judge(study: StudyResults, means: Means, comparisons: Sequence[Comparison], name: str) -> Verdict:
     """The decision, level by level, then said in one sentence."""
     every = [_find(study, means, comparisons, level, name) for level in {level: None for _, level in means}]
     # A method that is prompted with the truth has an answer at every level, also where nobody has learned yet.
-    findings = [f for f in every if f.kind != "nobody"] or every
-    shown = measure(name).title
-    groups = [list(g) for _, g in itertools.groupby(findings, key=lambda f: (f.kind, f.winner, f.missing))]
+    conclusions = [f for f in every if f.kind != "nobody"] or every
+    shown = metric_info(name).title
+    groups = [list(g) for _, g in itertools.groupby(conclusions, key=lambda f: (f.kind, f.winner, f.missing))]
     whole = len(groups) == 1
     parts = [_clause(study, g, shown, whole) for g in groups]
     sentence = "; ".join(parts) + ("" if whole else f" (by mean {shown})") + "."
@@ -75,27 +76,29 @@ def judge(study: Study, means: Means, comparisons: Sequence[Comparison], name: s
         sentence = f"unfinished: {len(study.done)} of {len(study.cells)} cells; {sentence}"
     elif left:
         sentence = f"{sentence[:-1]} ({left} of {len(study.cells)} cells failed)."
-    details = [_detail(study, f, shown) for f in findings if f.comparison is not None]
-    return Verdict(sentence[0].upper() + sentence[1:], tuple(details), _rule(study, shown), tuple(findings))
+    details = [_detail(study, f, shown) for f in conclusions if f.comparison is not None]
+    return Verdict(
+        sentence[0].upper() + sentence[1:], tuple(details), _rule(study, shown), tuple(conclusions)
+    )
 
 
 def _find(
-    study: Study, means: Means, comparisons: Sequence[Comparison], level: Level, metric: str
-) -> Finding:
+    study: StudyResults, means: Means, comparisons: Sequence[Comparison], level: Level, metric: str
+) -> Conclusion:
     heads = [n for n, of in study.learners.items() if of.contender]
     baselines = [n for n, of in study.learners.items() if of.baseline]
     done = [[n for n in names if (n, level) in means] for names in (heads, baselines)]
     tests = tests_at(comparisons, level)
     if not any(done):
-        return Finding(level, "nobody")
+        return Conclusion(level, "nobody")
     best = [max(names, key=lambda n: means[n, level].mean, default="") for names in done]
     if not heads or not baselines:
-        return Finding(level, "no head" if not heads else "no baseline", best[0], best[1])
+        return Conclusion(level, "no head" if not heads else "no baseline", best[0], best[1])
     missing = tuple(text for n in (*baselines, *heads) if (text := missing_text(study, n, level)))
     pending = [any(study.unfinished(n, level)[1] for n in names) for names in (heads, baselines)]
     here = {c.learner: c for c in comparisons if c.level == level and c.learner in heads}
     if not here:
-        return Finding(level, "waiting" if any(pending) else "failed", best[0], best[1], missing=missing)
+        return Conclusion(level, "waiting" if any(pending) else "failed", best[0], best[1], missing=missing)
     row = _leading(here, study, means, level)
     aside = set_aside(study, level)
     kind = _kind(study, row, tests, pending)
@@ -105,12 +108,12 @@ def _find(
         f"{study.learners[n].title}, {len(study.seeds(n, level))} of {len(study.planned(n, level))} seeds finished"
         for n in aside
     )
-    return Finding(
+    return Conclusion(
         level, kind, row.learner, row.baseline, row, missing if kind == "waiting" else (), tests, told
     )
 
 
-def _leading(here: dict[str, Comparison], study: Study, means: Means, level: Level) -> Comparison:
+def _leading(here: dict[str, Comparison], study: StudyResults, means: Means, level: Level) -> Comparison:
     """The comparison that the level is decided by: of the best head that is better, else of the best that is tested."""
     for verdicts in (("better",), ("worse", "no difference shown"), ("not tested",)):
         rows = [c for c in here.values() if c.verdict in verdicts]
@@ -119,7 +122,7 @@ def _leading(here: dict[str, Comparison], study: Study, means: Means, level: Lev
     raise AssertionError("every comparison has one of these verdicts")
 
 
-def _kind(study: Study, row: Comparison, tests: int, pending: Sequence[bool]) -> Kind:
+def _kind(study: StudyResults, row: Comparison, tests: int, pending: Sequence[bool]) -> Kind:
     """Args:
     pending: whether heads, and whether baselines, have cells that did not run yet.
     """
@@ -201,22 +204,22 @@ _WORDS: dict[str, tuple[str, str]] = {
 }
 
 
-def _clause(study: Study, findings: list[Finding], shown: str, whole: bool) -> str:
-    first = findings[0]
+def _clause(study: StudyResults, conclusions: list[Conclusion], shown: str, whole: bool) -> str:
+    first = conclusions[0]
     kind = "control" if first.kind == "baseline" and study.learners[first.baseline].control else first.kind
-    gaps = [abs(f.comparison.difference.mean) for f in findings if f.comparison]
+    gaps = [abs(f.comparison.difference.mean) for f in conclusions if f.comparison]
     by = f", by {min(gaps):.3f}" + (f" to {max(gaps):.3f}" if len(gaps) > 1 else "") if gaps else ""
-    aside = _listed(text for f in findings for text in f.aside)
+    aside = _listed(text for f in conclusions for text in f.aside)
     if aside and first.kind in ("head", "baseline", "none", "uncertain"):
         by += f" (not counted: {aside})"
     count = len(set(study.groups))
     return _WORDS[kind][not whole].format(
-        heads=_listed(study.learners[f.head].title for f in findings if f.head),
-        baselines=_listed(study.learners[f.baseline].title for f in findings if f.baseline),
-        where=f"with {_labelled(study, findings)}",
+        heads=_listed(study.learners[f.head].title for f in conclusions if f.head),
+        baselines=_listed(study.learners[f.baseline].title for f in conclusions if f.baseline),
+        where=f"with {_labelled(study, conclusions)}",
         patients=f"{count} scored {study.unit}s",
-        needed=max(patients_needed(max(f.tests, 1)) for f in findings),
-        missing=_listed(text for f in findings for text in f.missing) or "cells did not run yet",
+        needed=max(patients_needed(max(f.tests, 1)) for f in conclusions),
+        missing=_listed(text for f in conclusions for text in f.missing) or "cells did not run yet",
         shown=shown,
         unit=study.unit,
         by=by,
@@ -224,25 +227,25 @@ def _clause(study: Study, findings: list[Finding], shown: str, whole: bool) -> s
     )
 
 
-def _detail(study: Study, finding: Finding, shown: str) -> str:
-    row = finding.comparison
+def _detail(study: StudyResults, conclusion: Conclusion, shown: str) -> str:
+    row = conclusion.comparison
     assert row is not None
     ours, theirs = (study.learners[name].title for name in (row.learner, row.baseline))
     text = (
-        f"With {_labelled(study, [finding])}: {ours} {row.ours:.3f}, {theirs} {row.theirs:.3f} mean {shown} over the "
+        f"With {_labelled(study, [conclusion])}: {ours} {row.ours:.3f}, {theirs} {row.theirs:.3f} mean {shown} over the "
         f"{len(row.seeds)} seed{'s' if len(row.seeds) != 1 else ''} in common; difference {signed(row.difference.mean)}"
     )
     if math.isnan(row.difference.low):
         return f"{text}, without an interval."
     ends = f"{signed(row.difference.low)} to {signed(row.difference.high)}"
     tested = f", p {p_text(row.p_holm)} after Holm" if not math.isnan(row.p_holm) else ""
-    return f"{text}, 95 % interval {ends}{tested}: {_plain(row, finding)}."
+    return f"{text}, 95 % interval {ends}{tested}: {_plain(row, conclusion)}."
 
 
-def _plain(row: Comparison, finding: Finding) -> str:
-    if finding.kind == "few patients":
+def _plain(row: Comparison, conclusion: Conclusion) -> str:
+    if conclusion.kind == "few patients":
         return "too few scored patients to decide"
-    if finding.kind == "one seed":
+    if conclusion.kind == "one seed":
         return "not tested, for one seed decides nothing"
     return (
         row.verdict
@@ -251,7 +254,7 @@ def _plain(row: Comparison, finding: Finding) -> str:
     )
 
 
-def _rule(study: Study, shown: str) -> str:
+def _rule(study: StudyResults, shown: str) -> str:
     return (
         f"The rule: at each number of labelled {study.unit}s, every learner is compared with the best baseline (of the "
         "networks from scratch, those that start from ImageNet's classes, and the controls, the one with the highest mean "
@@ -264,8 +267,8 @@ def _rule(study: Study, shown: str) -> str:
     )
 
 
-def _labelled(study: Study, findings: Sequence[Finding]) -> str:
-    numbers = [f.level.patients for f in findings]
+def _labelled(study: StudyResults, conclusions: Sequence[Conclusion]) -> str:
+    numbers = [f.level.patients for f in conclusions]
     return f"{_listed(map(str, numbers))} labelled {study.unit}{'' if numbers == [1] else 's'}"
 
 
@@ -298,13 +301,13 @@ class Gain:
     per_patient: Estimate
 
 
-def gains(study: Study, name: str) -> list[Gain]:
+def gains(study: StudyResults, name: str) -> list[Gain]:
     """Of every learner that learns, over the seeds that both levels have: the same seed's labels are nested."""
     found = []
     for learner, (low, high) in itertools.product(study.learners, itertools.pairwise(study.levels)):
         if not study.learners[learner].learns or high.patients == low.patients:
             continue
-        matrix = contributions(study, Side(learner, high), Side(learner, low), name)
+        matrix = difference(paired_contributions(study, Side(learner, high), Side(learner, low), name))
         if matrix is not None:
             found.append(Gain(learner, low, high, estimate(matrix / (high.patients - low.patients))))
     return found
