@@ -125,7 +125,7 @@ def test_the_best_baseline_is_that_of_the_seeds_in_common(tmp_path: Path) -> Non
 
 
 def test_a_baseline_that_is_not_counted_is_named_and_must_not_be_better(tmp_path: Path) -> None:
-    for quality, kind in ((0.7, "head"), (0.97, "one seed")):
+    for quality, kind in ((0.7, "head"), (0.97, "unfinished baseline")):
         folder = make_study(
             tmp_path / str(quality), {"fused": 0.9, "unet": quality, "simclr": 0.7}, labels=(5,)
         )
@@ -135,6 +135,11 @@ def test_a_baseline_that_is_not_counted_is_named_and_must_not_be_better(tmp_path
         assert found.conclusions[0].kind == kind
         if kind == "head":
             assert "(not counted: U-Net, 1 of 3 seeds finished)" in found.sentence
+        else:
+            end = (
+                "but not than a baseline of which too few seeds have finished (U-Net, 1 of 3 seeds finished)."
+            )
+            assert found.sentence.endswith(f"{end[:-1]} (2 of 9 runs failed).")
 
 
 # ---------------------------------------------------------------- what is said
@@ -145,10 +150,12 @@ def test_missing_cells_are_named(tmp_path: Path) -> None:
     for seed in (1, 2):
         fail(folder, "unet", 5, seed, "out of memory")
     page = write_report(folder).read_text()
-    assert "Not decided: with 5 labelled patients fused and U-Net have one finished seed in common" in page
-    assert "(2 of 9 cells failed)" in page
-    assert "With 5 labelled: seeds 1, 2 of U-Net failed." in page
-    assert "With 5 labelled, fused is compared over 1 of 3 seeds (0)" in page
+    assert (
+        "Not decided: with 5 labelled patients, fused and U-Net have only one finished seed in common" in page
+    )
+    assert "(2 of 9 runs failed)" in page
+    assert "With 5 labelled patients, seeds 1, 2 of U-Net failed." in page
+    assert "With 5 labelled patients, fused is compared over 1 of 3 planned seeds (0)" in page
     assert ", 1 of 3 seeds" in page  # beside the mean of U-Net
     table = results_table(folder)
     assert "1 of 3 cells" in table and "[lowest to highest seed]" in table
@@ -165,8 +172,10 @@ def test_an_unfinished_study_says_so_and_never_that_there_is_no_baseline(tmp_pat
     for seed in (1,):
         (folder / fail(folder, "fused", 5, seed, "x") / "failed.json").unlink()
     sentence = verdict(read_study(folder)).sentence
-    assert sentence.startswith("Unfinished: 2 of 12 cells; with 5 labelled patients nothing is decided yet: ")
-    assert "seeds 0, 1, 2 of U-Net did not run yet" in sentence and "no baseline" not in sentence
+    assert sentence.startswith(
+        "Unfinished, 2 of 12 runs have scores: with 5 labelled patients, nothing can be decided yet: "
+    )
+    assert "seeds 0, 1, 2 of U-Net have not run yet" in sentence and "no baseline" not in sentence
     assert "0 of 3 cells" in results_table(folder)
 
 
@@ -189,14 +198,14 @@ def test_a_study_that_waits_for_a_baseline_does_not_advise_a_head(tmp_path: Path
     found = verdict(read_study(folder))
     assert (
         found.conclusions[0].kind == "waiting"
-        and "seeds 0, 1, 2 of nnU-Net did not run yet" in found.sentence
+        and "seeds 0, 1, 2 of nnU-Net have not run yet" in found.sentence
     )
 
 
 def test_brackets_say_what_they_are(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(1, 5))
     page = write_report(folder).read_text()
-    assert "in brackets the 95 % interval over patients and seeds" in page
+    assert "with its 95 % confidence interval over patients and seeds in brackets" in page
     assert "predicted, but no overlap (Dice 0)" in page and "inference time per case (s)" in page
     assert (folder / "comparisons.csv").read_text().splitlines()[0].split(",")[8:10] == [
         "ci95_low",

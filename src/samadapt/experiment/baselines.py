@@ -134,9 +134,9 @@ class ZeroShotMethod(Method):
 
         notes = {
             "steps": 0,
-            "selection": "none: nothing is trained",
+            "selection": "no checkpoint selection: nothing is trained",
             "augmentation": "none",
-            "prompt": f"the truth's {self.prompt}",
+            "prompt": f"the {self.prompt} of the ground truth",
             "device": str(device),
         }
         return Fitted(one_by_one(predict), 0, notes)

@@ -67,7 +67,7 @@ def run_cell(study: Study, cell: Cell) -> str:
 
 
 def prepare_cell(study: Study, cell: Cell) -> str | None:
-    """What a cell shares with others of its learner and seed. In words, what was done."""
+    """Make what a cell shares with others of its method and seed. Returns what was done, in words."""
     job = Job(study.data, cell.split, cell.config, study.out / cell.digest, study.store)
     with _threads(study.threads):
         return cell.method.prepare(job)
@@ -167,7 +167,7 @@ def _class_answers(timed: _Timed, cases: Iterable[Case]) -> tuple[list[str], np.
         probabilities.append(answer)
         truth.append(case.label.numpy())
     if not np.isfinite(probabilities).all():
-        raise SamAdaptError("the learner answers with probabilities that are not numbers; lower --lr")
+        raise SamAdaptError("the method predicts probabilities that are not finite numbers; lower --lr")
     return ids, np.stack(probabilities), np.stack(truth)
 
 

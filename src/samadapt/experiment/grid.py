@@ -1,6 +1,6 @@
 """The grid of a study: learners x labels x seeds, and `experiment.json`, which holds a folder to one study.
 
-experiments/<name>/experiment.json            # data hash, version, protocol, learners, scored cases, cells
+experiments/<name>/experiment.json            # data hash, version, protocol, methods with their roles, scored cases, cells
 experiments/<name>/cases/<case>.npz           # slices of the scored cases, for the report's pictures
 experiments/<name>/<digest of the cell>/      # a run folder, cost.json, slices.npz, scores.csv (last)
 """
@@ -89,16 +89,16 @@ def make_cells(data: Dataset, grid: Grid, config: TrainConfig) -> list[Cell]:
         for name, method in grid.methods.items():
             if not method.learns:
                 if number == 0:
-                    cells.append(_cell(data, grid, config, name, method, 0, 0, split))
+                    cells.append(_cell(data, grid, config, name, 0, 0, split))
                 continue
-            cells.append(_cell(data, grid, config, name, method, labels, seed, split))
+            cells.append(_cell(data, grid, config, name, labels, seed, split))
     return cells
 
 
 def _cell(
-    data: Dataset, grid: Grid, config: TrainConfig, name: str, method: Method, labels: int | float | None,
-    seed: int, split: Split,
+    data: Dataset, grid: Grid, config: TrainConfig, name: str, labels: int | float | None, seed: int, split: Split
 ) -> Cell:  # fmt: skip
+    method = grid.methods[name]
     config = dataclasses.replace(config, seed=seed)
     identity = [
         _FORMAT,
@@ -116,7 +116,7 @@ def _cell(
 
 
 def _numbers(config: TrainConfig) -> dict[str, Any]:
-    """What of the configuration changes the numbers, the seed apart."""
+    """The part of the configuration that changes the numbers, without the seed."""
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("device", "workers", "seed")}
 
 
@@ -186,7 +186,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
 def _overlaps(
     data: Dataset, methods: Mapping[str, Method], scored: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Learner -> what the training of its encoder has, or may have, seen of the scored cases."""
+    """By method, what the training of its encoder has, or may have, seen of the scored cases."""
     starts = {name: method.starts_from for name, method in methods.items()}
     found = {
         name: [x.to_json() for x in learner.overlaps(data, scored) if x.warns]
@@ -197,7 +197,7 @@ def _overlaps(
 
 
 def _fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
-    """Learner -> fingerprint of the weights it starts from, where it has any: a file may change under its name."""
+    """The fingerprint of the weights that each method starts from, if any: a file may change under its name."""
     learners = {name: method.starts_from for name, method in methods.items()}
     known: dict[object, str | None] = {}  # each encoder is loaded once: SAM's take gigabytes
     for source, learner in {x.source: x for x in learners.values() if x is not None}.items():

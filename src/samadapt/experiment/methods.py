@@ -1,4 +1,4 @@
-"""Who takes part in a study: anything that, given a split, learns and then answers for a case."""
+"""The methods of a study: anything that, given a split, learns and then answers for a case."""
 
 from __future__ import annotations
 
@@ -57,11 +57,15 @@ class Fitted:
     notes: Mapping[str, Any] = field(
         default_factory=dict
     )  # for the fairness table: steps, selection, augmentation
-    saliency: Callable[[Case], Saliency] | None = None  # where it looked; None: it cannot say
+    saliency: Callable[[Case], Saliency] | None = None  # None: it has no saliency maps
+
+
+#: What stands in the fairness table of a method whose steps are not chosen among.
+NO_SELECTION = "no checkpoint selection: the averaged final weights are used"
 
 
 class Method(ABC):
-    """Takes part in a study. Two methods with equal `spec` are the same."""
+    """A method that a study compares. Two methods with equal `spec` are the same."""
 
     #: False: learns nothing, so one cell stands for all numbers of labels and seeds.
     learns: ClassVar[bool] = True
@@ -74,11 +78,11 @@ class Method(ABC):
     @property
     @abstractmethod
     def role(self) -> Role:
-        """What it is there for: declared where the method is defined, so that the report need not guess."""
+        """Its part in the study, declared where the method is defined, so that the report need not guess."""
 
     @property
     def starts_from(self) -> Learner | None:
-        """Whose encoder it starts from, if any; `spec` names only the place of its weights."""
+        """The learner whose encoder it starts from, if any; `spec` names only the place of its weights."""
         return None
 
     @abstractmethod
@@ -95,7 +99,7 @@ class Method(ABC):
         return None
 
     def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
-        """What it will read from the store; the study encodes it once for all."""
+        """The maps that it will read from the store; the study encodes them once for all."""
         return ()
 
 
@@ -117,7 +121,7 @@ CONTROL_OPTIONS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 
 def default_role(learner: Learner, frozen: bool) -> Role:
-    """What a learner is there for where nobody says it: by what it reads, and by what its encoder was trained on.
+    """The role of a learner where none is declared: by what it reads, and by whether its encoder was ever trained.
 
     Args:
         frozen: whether the encoder stays as it is.
@@ -209,7 +213,7 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
     notes = {
         "steps": config.steps,
         "batch_size": config.batch_size,
-        "selection": "none: averaged last weights" if not job.split.select else "best on the selection cases",
+        "selection": NO_SELECTION if not job.split.select else "the best step on the selection cases",
         "augmentation": "none" if learner.augment == "none" else f"{learner.augment}, {views}",
         "device": str(next(model.head.parameters()).device),
     }

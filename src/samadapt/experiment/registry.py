@@ -20,7 +20,7 @@ from samadapt.types import Head, SamAdaptError
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """What the user says about baselines that have settings of their own."""
+    """The settings of the baselines that have some of their own."""
 
     unet: Mapping[str, Any] = field(default_factory=dict)  # options of the head, for SimCLR's too
     simclr: SimclrConfig = field(default_factory=SimclrConfig)

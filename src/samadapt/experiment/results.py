@@ -24,7 +24,7 @@ def cell_result(scores: list[Score]) -> tuple[str, float]:
 
 
 def results_table(out: str | Path) -> str:
-    """Aligned text: one row a learner, one column a number of labels, the mean over the seeds and their range.
+    """Aligned text: one row per method, one column per number of labels, the mean over the seeds and their range.
 
     Square brackets are ranges over seeds; round ones, in the report, are 95 % intervals.
     """
@@ -67,7 +67,7 @@ def _overlap_lines(note: dict[str, Any]) -> list[str]:
 
 
 def _planned(note: dict[str, Any]) -> Counter[tuple[str, Any]]:
-    """How many cells a learner has at a number of labels."""
+    """The number of cells of a method at a number of labels."""
     learns = {name: of["learns"] for name, of in note["learners"].items()}
     return Counter(
         (c["learner"], c["labels"] if learns[c["learner"]] else "-") for c in note["cells"].values()

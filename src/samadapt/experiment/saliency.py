@@ -1,4 +1,4 @@
-"""Where a classifier looked in a few scored cases, small, so that the report can show it without data or torch."""
+"""Saliency maps of a classifier for a few test cases, small, so that the report can show it without data or torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGEST = 96  # pixels along the longer side; larger slices are thinned out
 
 
 def drawn_cases(ids: Sequence[str], truth: np.ndarray, count: int = _DRAWN) -> list[str]:
-    """Classes in turn, in an order that depends on the names alone: the same for every learner, whatever it answers.
+    """Classes in turn, in an order that depends on the names alone: the same for every method, whatever it answers.
 
     Args:
         truth: (N,) class numbers, or (N, K) of 0 and 1.

@@ -122,7 +122,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
 
 
 def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> None:
-    """Stored views are all that a learner sees; of few slices that is little."""
+    """Stored views are all that a method sees; of few slices that is little."""
     fewest = min((cell.split.train for cell in cells), key=len)
     slices = sum(study.data.case(i).image.shape[1] for i in fewest)
     if slices * views < FEW_PICTURES:
@@ -134,7 +134,7 @@ def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> Non
 
 
 def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
-    """What the learners of one encoder read, together, so that it runs once for all of them."""
+    """The maps that the methods of one encoder read, together, so that it runs once for all of them."""
     merged: dict[object, Encode] = {}
     seen: set[tuple[str, int]] = set()
     for cell in cells:
@@ -165,7 +165,7 @@ def _merge(merged: dict[object, Encode], encode: Encode) -> None:
 
 
 def _prepare(study: Study, cells: list[Cell], say: Progress) -> None:
-    """What the cells of one learner and seed share, before any of them: side by side they would all make it."""
+    """Make what the cells of one method and seed share, before any of them: side by side they would all make it."""
     first = {(cell.learner, cell.seed): cell for cell in reversed(cells)}
     for (learner, seed), cell in reversed(first.items()):
         try:

@@ -1,4 +1,4 @@
-"""Every learner against the best baseline, over the seeds that are finished for all that is compared."""
+"""Every method against the best baseline, over the seeds that are finished for all that is compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Means = dict[tuple[str, Level], Estimate]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A learner minus the best baseline (or another one that was asked for), at one number of labelled patients."""
+    """A method minus the best baseline (or another one that was asked for), at one number of labelled patients."""
 
     learner: str
     level: Level
@@ -43,7 +43,7 @@ class Comparison:
 
 
 def all_means(study: StudyResults, name: str, target: str = "") -> Means:
-    """Of every learner at every level where it has a finished cell, over its own finished seeds: for show, not to choose by."""
+    """The mean of every method at every level where it has a finished run, over its own finished seeds: for show, not to choose by."""
     found = {}
     for learner, level in itertools.product(study.learners, study.levels or (Level(0, 0),)):
         matrix = contributions(study, Side(learner, level), name, target)
@@ -53,15 +53,15 @@ def all_means(study: StudyResults, name: str, target: str = "") -> Means:
 
 
 def compare_all(study: StudyResults, means: Means, name: str, against: str = "") -> list[Comparison]:
-    """Every learner with the best baseline of its level; the p values corrected by Holm, level by level.
+    """Every method with the best baseline of its level; the p values corrected by Holm, level by level.
 
-    The best baseline is chosen, and all means are taken, over the seeds that the learner and the baselines have in
-    common: a baseline whose cells failed for the hard draws would look better than it is. A baseline with fewer than
+    The best baseline is chosen, and all means are taken, over the seeds that the method and the baselines have in
+    common: a baseline whose runs failed for the hard draws would look better than it is. A baseline with fewer than
     `FEWEST_SEEDS` finished seeds is left aside where another one has them.
 
     Args:
-        means: which learners have an answer at which level.
-        against: a learner to compare with instead, at every level.
+        means: which methods have an answer at which level.
+        against: a method to compare with instead, at every level.
     """
     rows = []
     for level in {level: None for _, level in means}:
@@ -112,7 +112,7 @@ def rivals_of(study: StudyResults, level: Level) -> list[str]:
 
 
 def _common(study: StudyResults, learners: Sequence[str], level: Level) -> set[int]:
-    """Seeds that are finished for all of them; who learns nothing has an answer for every seed."""
+    """Seeds that are finished for all of them; a method that learns nothing has an answer for every seed."""
     sets = [set(study.seeds(name, level)) for name in learners if study.learners[name].learns]
     if not sets:
         sets = [set(study.seeds(name, level)) for name in learners]
@@ -134,12 +134,12 @@ def _mean(study: StudyResults, side: Side, name: str, seeds: set[int]) -> float:
 
 
 def tests_at(comparisons: Sequence[Comparison], level: Level) -> int:
-    """How many comparisons are tested at a level: what Holm's correction counts."""
+    """The number of comparisons that are tested at a level, which Holm's correction counts."""
     return sum(c.level == level and not math.isnan(c.p_holm) for c in comparisons)
 
 
 def smallest_p(study: StudyResults, tests: int) -> float:
-    """What p could be at the least, after Holm: so few patients can be flipped in so many ways only."""
+    """The smallest p value that is possible after Holm's correction: so few patients can be flipped in so many ways only."""
     return min(1.0, tests * 2.0 ** (1 - len(set(study.groups))))
 
 
@@ -148,18 +148,23 @@ def patients_needed(tests: int) -> int:
     return next(n for n in itertools.count(2) if tests * 2.0 ** (1 - n) < ALPHA)
 
 
+def labelled(study: StudyResults, level: Level) -> str:
+    """ "1 labelled patient"; "all (38) labelled patients"."""
+    return f"{level.text} labelled {study.unit}{'' if level.text == '1' else 's'}"
+
+
 def missing_lines(study: StudyResults, comparisons: Sequence[Comparison]) -> list[str]:
     """One sentence for every comparison that lacks seeds: which, of whom, and why."""
     lines: dict[str, None] = {}
     for c in comparisons:
         for name in (c.learner, *rivals_of(study, c.level), *set_aside(study, c.level)):
             if text := missing_text(study, name, c.level):
-                lines[f"With {c.level.text} labelled: {text}."] = None
+                lines[f"With {labelled(study, c.level)}, {text}."] = None
         planned = study.planned(c.learner, c.level)
         if study.learners[c.learner].learns and len(c.seeds) < len(planned):
             lines[
-                f"With {c.level.text} labelled, {study.learners[c.learner].title} is compared over "
-                f"{len(c.seeds)} of {len(planned)} seeds ({_numbers(c.seeds)}), those that are finished for it and for the "
+                f"With {labelled(study, c.level)}, {study.learners[c.learner].title} is compared over {len(c.seeds)} of "
+                f"{len(planned)} planned seeds ({_numbers(c.seeds)}), because only these have finished for it and for the "
                 "baselines."
             ] = None
     return list(lines)
@@ -173,20 +178,21 @@ def set_aside(study: StudyResults, level: Level) -> list[str]:
 
 
 def mean_gap(study: StudyResults, learner: str, other: str, level: Level, name: str) -> float:
-    """How much better a learner is than another over the seeds that both have finished; infinite where there are none."""
+    """How much better a method is than another over the seeds that both have finished; infinite where there are none."""
     seeds = _common(study, [learner, other], level)
     sides = paired_contributions(study, Side(learner, level), Side(other, level), name, seeds)
     return math.inf if sides is None else estimate(difference(sides)).mean
 
 
 def missing_text(study: StudyResults, name: str, level: Level) -> str:
-    """ "seeds 1, 2 of U-Net failed and seed 3 has not run"; "" where nothing is missing."""
+    """ "seeds 1, 2 of U-Net failed and seed 3 of U-Net has not run yet"; "" where nothing is missing."""
     if not study.learners[name].learns:
         return ""
     failed, pending = study.unfinished(name, level)
     parts = [
-        f"{'seed' if len(seeds) == 1 else 'seeds'} {_numbers(seeds)} of {study.learners[name].title} {what}"
-        for seeds, what in ((failed, "failed"), (pending, "did not run yet"))
+        f"{'seed' if len(seeds) == 1 else 'seeds'} {_numbers(seeds)} of {study.learners[name].title} "
+        + (f"{'has' if len(seeds) == 1 else 'have'} not run yet" if seeds is pending else "failed")
+        for seeds in (failed, pending)
         if seeds
     ]
     return " and ".join(parts)

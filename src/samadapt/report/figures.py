@@ -24,6 +24,12 @@ from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
 # Okabe and Ito's palette, told apart with every common colour vision; yellow is left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
 OUTLINES = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+#: What stands behind the names of methods, by their role.
+_NOTES = {
+    "baseline": " (baseline)",
+    "control": " (control)",
+    "oracle": " (prompted with the ground truth)",
+}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "samadapt",
@@ -45,14 +51,13 @@ def style() -> object:
 
 
 def colours(study: StudyResults) -> dict[str, str]:
-    """One for each learner."""
+    """A colour for each method."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(study.learners)}
 
 
 def learner_title(of: MethodInfo) -> str:
-    """The learner's name, with what must be known beside it."""
-    note = " (baseline)" if of.baseline else " (uses the truth as prompt)" if of.oracle else ""
-    return of.title + note
+    """The method's name, with what must be known beside it."""
+    return of.title + _NOTES.get(of.role, "")
 
 
 def to_svg(figure: Figure) -> str:
@@ -162,7 +167,7 @@ def _curve(
 
 
 def case_scatter(study: StudyResults, baseline: str, points: Mapping[str, np.ndarray], name: str) -> Figure:
-    """Small multiples: each case, a learner (up) against the best baseline (right), by class.
+    """Small multiples: each case, a method (up) against the best baseline (right), by class.
 
     Args:
         points: learner -> (cases, targets) means over seeds; the baseline's too.
@@ -184,8 +189,8 @@ def case_scatter(study: StudyResults, baseline: str, points: Mapping[str, np.nda
         axes.set_title(study.learners[learner].title, fontsize=9)
     for axes in list(grid.flat)[len(others) :]:
         axes.set_axis_off()
-    figure.supxlabel(f"{study.learners[baseline].title}, {metric_info(name).title} of a case", fontsize=9)
-    figure.supylabel("the learner named above", fontsize=9)
+    figure.supxlabel(f"{metric_info(name).title} of each case, {study.learners[baseline].title}", fontsize=9)
+    figure.supylabel(f"{metric_info(name).title} of each case", fontsize=9)
     figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
@@ -220,7 +225,7 @@ def overlay(image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequen
 
 
 def _box(labels: Sequence[np.ndarray]) -> tuple[slice, slice]:
-    """What surrounds all outlines, with a margin: the organ may be a small part of the slice."""
+    """The box around all outlines, with a margin: the organ may be a small part of the slice."""
     seen = np.any([(x > 0) & (x != IGNORED) for x in labels], axis=0)
     if not seen.any():
         return slice(None), slice(None)
@@ -241,7 +246,7 @@ def outline_legend(classes: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def roc(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
-    """One panel a class against the rest, one line a learner: the mean over its seeds."""
+    """One panel per class against the rest, one line per method: the mean over its seeds."""
     targets = study.targets[1:] if _binary(study) else study.targets
     columns = min(4, len(targets))
     rows = -(-len(targets) // columns)
@@ -282,7 +287,7 @@ def _roc(scores: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray
 
 
 def reliability(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
-    """The share of right answers against the probability of the answer, all seeds together, ten bins."""
+    """The share of correct answers against the predicted probability, over all seeds, in ten bins."""
     figure = Figure(figsize=(5.0, 3.1), layout="constrained")
     axes, paint = figure.subplots(), colours(study)
     axes.plot([0, 1], [0, 1], color="#bbb", linewidth=0.8)
@@ -296,8 +301,8 @@ def reliability(study: StudyResults, cells: Mapping[str, Sequence[CellResults]])
         dashes = "s--" if study.learners[learner].baseline else "o-"
         axes.plot(x, y, dashes, color=paint[learner], markersize=4, linewidth=1.4, label=title)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
-    axes.set_xlabel("probability of the answer")
-    axes.set_ylabel("share that is right")
+    axes.set_xlabel("predicted probability")
+    axes.set_ylabel("share that is correct")
     figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
@@ -312,7 +317,7 @@ def _answers(study: StudyResults, cell: CellResults) -> tuple[np.ndarray, np.nda
 
 
 def confusion(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
-    """Answers (right) to each true class (down), all seeds together; shares of the true class."""
+    """Predicted classes (across) of each true class (down), over all seeds; shares of the true class."""
     size = 0.5 * len(study.targets) + 1.5
     figure = Figure(figsize=(size * len(cells), size), layout="constrained")
     panels = figure.subplots(1, len(cells), squeeze=False)[0]
@@ -336,6 +341,6 @@ def confusion(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -
         axes.set_xticks(range(len(study.targets)), study.targets, rotation=45, ha="right")
         axes.set_yticks(range(len(study.targets)), study.targets)
         axes.set_title(study.learners[learner].title, fontsize=9)
-        axes.set_xlabel("answer")
-        axes.set_ylabel("truth")
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
     return figure

@@ -21,13 +21,13 @@ _FORMAT = 1
 _TITLES = {
     "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
 }  # fmt: skip
-#: Behind the name of a learner whose encoder may have seen the scored cases while it was trained.
+#: Behind the name of a method whose encoder may have seen the scored cases while it was trained.
 SEEN = " *"
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """Who took part."""
+    """A method of the study: its name, its role, and whether it learns."""
 
     name: str
     title: str
@@ -36,7 +36,7 @@ class MethodInfo:
 
     @staticmethod
     def of(name: str, note: Mapping[str, Any], seen: bool = False) -> MethodInfo:
-        """What experiment.json says of it.
+        """The entry of experiment.json, read.
 
         Args:
             seen: whether its encoder may have seen the scored cases while it was trained.
@@ -84,7 +84,7 @@ class Level:
 
 @dataclass(frozen=True)
 class CellResults:
-    """One learner, one number of labels, one seed."""
+    """One method, one number of labels, one seed."""
 
     digest: str
     learner: str
@@ -119,7 +119,7 @@ class StudyResults:
 
     @property
     def unit(self) -> str:
-        """What is labelled and drawn: "patient", or "case" where nothing says which cases are of one patient."""
+        """The unit of labelling and resampling: "patient", or "case" where nothing says which cases are of one patient."""
         known = self.note["protocol"].get("stacked") or self.cases != self.groups
         return "patient" if known else "case"
 
@@ -128,7 +128,7 @@ class StudyResults:
         return [cell for cell in self.cells if cell.done]
 
     def seeds(self, learner: str, level: Level | None) -> dict[int, CellResults]:
-        """Its finished cells at a level; those of a learner that learns nothing stand for every level."""
+        """The finished cells of a method at a level; those of one that learns nothing stand for every level."""
         learns = self.learners[learner].learns
         return {
             cell.seed: cell
@@ -137,14 +137,14 @@ class StudyResults:
         }
 
     def planned(self, learner: str, level: Level) -> set[int]:
-        """Seeds of its cells at a level, finished or not; of one that learns nothing those of its cell."""
+        """The seeds of a method's cells at a level, finished or not; of one that learns nothing those of its cell."""
         learns = self.learners[learner].learns
         return {
             c.seed for c in self.cells if c.learner == learner and (not learns or c.labels == level.labels)
         }
 
     def unfinished(self, learner: str, level: Level) -> tuple[list[int], list[int]]:
-        """Seeds of its cells at a level that failed, and of those that did not run yet."""
+        """The seeds of a method's cells at a level that failed, and of those that have not run yet."""
         left = [c for c in self.cells if c.learner == learner and not c.done]
         left = [c for c in left if not self.learners[learner].learns or c.labels == level.labels]
         failed = sorted(c.seed for c in left if c.failure is not None)
@@ -156,7 +156,7 @@ class StudyResults:
 
     @property
     def overlaps(self) -> list[Overlap]:
-        """What the encoders of the study have, or may have, seen of the scored cases; each encoder once."""
+        """The overlaps of the encoders' training with the test cases; each encoder once."""
         every = [Overlap.from_json(x) for rows in self.note.get("overlaps", {}).values() for x in rows]
         return list(dict.fromkeys(every))
 

@@ -45,17 +45,18 @@ def with_interval(e: Estimate, shown: Metric) -> str:
 
 
 def titled(study: StudyResults, learner: str) -> str:
-    """The learner's name, with what must be known beside it."""
+    """The method's name, with what must be known beside it."""
     return learner_title(study.learners[learner])
 
 
 def mark(study: StudyResults, learner: str) -> str:
+    """The style of its rows."""
     of = study.learners[learner]
-    return "baseline" if of.baseline else "truth" if of.oracle else ""
+    return "baseline" if of.baseline else "oracle" if of.oracle else ""
 
 
 def means_table(study: StudyResults, means: Means, name: str) -> ReportTable:
-    """Learners down, labelled patients across."""
+    """Methods down, labelled patients across."""
     shown, levels = metric_info(name), list(dict.fromkeys(level for _, level in means))
     names = [n for n in study.learners if any(n == k[0] for k in means)]
     rows = [
@@ -65,8 +66,10 @@ def means_table(study: StudyResults, means: Means, name: str) -> ReportTable:
         )
         for n in names
     ]
-    head = ("learner", *(f"{x.text} labelled" for x in levels))
-    caption = f"Mean {shown.title}; in brackets the 95 % interval over {study.unit}s and seeds"
+    head = ("method", *(f"{x.text} labelled" for x in levels))
+    caption = (
+        f"Mean {shown.title}, with its 95 % confidence interval over {study.unit}s and seeds in brackets"
+    )
     return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names), caption)
 
 
@@ -80,7 +83,7 @@ def comparison_table(
     study: StudyResults,
     comparisons: Sequence[Comparison],
     name: str,
-    other: tuple[str, str] = ("best baseline", "baseline's"),
+    other: tuple[str, str] = ("best baseline", "mean of the baseline"),
 ) -> ReportTable:
     """Largest difference first, at each number of labelled patients.
 
@@ -105,13 +108,13 @@ def comparison_table(
             else f"{signed(c.difference.low, digits)} to {signed(c.difference.high, digits)}",
             p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].oracle else "–",
             p_text(c.p_holm).removeprefix("= "),
-            "not a competitor" if study.learners[c.learner].oracle else c.verdict,
+            "excluded (ground truth)" if study.learners[c.learner].oracle else c.verdict,
         )
         for c in ordered
     ]  # fmt: skip
     head = (
-        "labelled", "learner", other[0], "learner's mean", other[1], "difference", "seeds", "95 % interval", "p",
-        "p, Holm", "verdict",
+        "labelled", "method", other[0], "mean of the method", other[1], "difference", "seeds", "95 % interval", "p",
+        "p (Holm)", "verdict",
     )  # fmt: skip
     firsts = [i == 0 or ordered[i - 1].level != c.level for i, c in enumerate(ordered)]
     marks = [
@@ -150,12 +153,12 @@ def gains_table(study: StudyResults, gains: Sequence[Gain], name: str) -> Report
         return signed(e.mean) + ("" if math.isnan(e.low) else f" ({signed(e.low)} to {signed(e.high)})")
 
     rows = [(titled(study, n), *(field(found.get((n, *step))) for step in steps)) for n in names]
-    head = ("learner", *(f"from {a.patients} to {b.patients}" for a, b in steps))
+    head = ("method", *(f"from {a.patients} to {b.patients}" for a, b in steps))
     return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names))
 
 
 def class_table(study: StudyResults, name: str) -> ReportTable:
-    """MethodInfo and level down, classes across, the mean over the classes last."""
+    """Method and number of labels down, classes across, the mean over the classes last."""
     shown = metric_info(name)
     each = {target: all_means(study, name, target) for target in study.targets}
     overall = all_means(study, name) if len(study.targets) > 1 else {}
@@ -168,7 +171,7 @@ def class_table(study: StudyResults, name: str) -> ReportTable:
             fields = (with_interval(c[learner, level], shown) for c in columns)
             rows.append((titled(study, learner), text, *fields))
             marks.append(mark(study, learner))
-    head = ("learner", "labelled", *each, *(["mean"] if overall else []))
+    head = ("method", "labelled", *each, *(["mean"] if overall else []))
     return ReportTable(head, tuple(rows), tuple(marks), shown.title)
 
 
@@ -176,7 +179,7 @@ def class_table(study: StudyResults, name: str) -> ReportTable:
 
 
 def undefined_table(study: StudyResults) -> ReportTable:
-    """How often a structure was missed, invented, or is in neither mask, over all seeds."""
+    """How often a structure was missed, was predicted although it is absent, or is absent in both masks, over all seeds."""
     volume = next((m for m in study.metrics if m in ("volume_difference_ml", "volume_difference_px")), "")
     rows, marks = [], []
     for learner, level in _learner_levels(study):
@@ -186,19 +189,19 @@ def undefined_table(study: StudyResults) -> ReportTable:
         rows.append((titled(study, learner), labelled, *(str(int(n)) for n in counts)))
         marks.append(mark(study, learner))
     head = (
-        "learner",
+        "method",
         "labelled",
         "masks compared",
         "missed",
-        "invented",
-        "in neither mask",
+        "predicted but absent",
+        "absent in both",
         "predicted, but no overlap (Dice 0)",
     )
     return ReportTable(head, tuple(rows), tuple(marks))
 
 
 def _missing(study: StudyResults, cell: CellResults, volume: str) -> tuple[int, int, int, int, int]:
-    """compared, missed, invented, undefined, Dice 0 with both masks filled (or unknown which)."""
+    """Masks compared, missed, predicted but absent, absent in both, and Dice 0 with both masks filled (or unknown which)."""
     dice = study.values(cell, "dsc")
     zero, undefined = dice == 0, np.isnan(dice)
     if not volume:
@@ -221,18 +224,18 @@ def _learner_levels(study: StudyResults) -> list[tuple[str, Level | None]]:
 
 
 def failed_table(study: StudyResults) -> ReportTable:
-    """Every cell without scores, with its message."""
+    """Every run without scores, with its message."""
     rows = [
         (
             study.learners[c.learner].title,
             labels_text(c.labels) if study.learners[c.learner].learns else "none",
             str(c.seed),
-            c.failure or "not run yet",
+            c.failure or "It has not run yet.",
         )
         for c in study.cells
         if not c.done
     ]
-    return ReportTable(("learner", "labelled", "seed", "what happened"), tuple(rows), words=4)
+    return ReportTable(("method", "labelled", "seed", "what happened"), tuple(rows), words=4)
 
 
 # ---------------------------------------------------------------- what it cost
@@ -263,8 +266,9 @@ def budget_table(study: StudyResults) -> ReportTable:
         )
         marks.append(mark(study, learner))
     head = (
-        "learner", "labelled", "steps", "batch", "parameters trained", "wall (s)", "CPU (s)", "peak memory (MiB)",
-        "GPU (MiB)", "inference time per case (s)", "augmentation", "selection",
+        "method", "labelled", "steps", "batch size", "trained parameters", "wall time (s)", "CPU time (s)",
+        "peak memory (MiB)", "peak GPU memory (MiB)", "inference time per case (s)", "augmentation",
+        "checkpoint selection",
     )  # fmt: skip
     return ReportTable(head, tuple(rows), tuple(marks))
 
@@ -276,17 +280,17 @@ def pretraining_lines(study: StudyResults) -> list[str]:
     if path.is_file():
         e = json.loads(path.read_text())
         lines.append(
-            f"The frozen encoders ran once, over {e['slices']} slices and views, in {e['seconds']:.0f} s "
-            f"({e['bytes'] / 2**20:.0f} MiB of maps), for all learners together; this is not in the table."
+            f"The frozen encoders ran once for all methods together: {e['slices']} slices and augmented views in "
+            f"{e['seconds']:.0f} s, {e['bytes'] / 2**20:.0f} MiB of feature maps. This time is not in the table."
         )
     shared: dict[str, None] = {}
     for cell in study.done:
         spent = (cell.cost or {}).get("pretraining")
         if isinstance(spent, Mapping):
             shared[
-                f"{study.learners[cell.learner].title}, seed {cell.seed}: pre-trained {spent.get('steps', '?')} steps on "
-                f"{spent.get('slices', '?')} unlabelled slices in {float(spent.get('wall_s', 0)):.0f} s, "
-                f"shared {spent.get('shared', '')}; this is not in the table."
+                f"The pre-training of {study.learners[cell.learner].title} with seed {cell.seed} took "
+                f"{float(spent.get('wall_s', 0)):.0f} s ({spent.get('steps', '?')} steps on {spent.get('slices', '?')} "
+                f"unlabelled slices) and is shared {spent.get('shared', '')}. This time is not in the table."
             ] = None
     return [*lines, *shared]
 
@@ -313,14 +317,14 @@ def facts(study: StudyResults) -> list[tuple[str, str]]:
     packages = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items())
     machine = f"{environment.get('platform', '?')}, Python {environment.get('python', '?')}"
     return [
-        ("data", f"{data['name']}: {data.get('cases', '?')} cases; {data.get('group_rule', '')}"),
+        ("data set", f"{data['name']}: {data.get('cases', '?')} cases; {data.get('group_rule', '')}"),
         ("data hash", str(data["hash"])),
         ("classes", ", ".join(map(str, data["classes"]))),
         (
-            "scored",
+            "test cases",
             f"{len(study.cases)} cases"
             + (f" of {len(set(study.groups))} patients" if study.unit == "patient" else "")
-            + ", the same for all learners",
+            + " held out for testing, the same for every method and seed",
         ),
         ("encoders", encoders(study)),
         ("protocol", protocol),
@@ -328,13 +332,13 @@ def facts(study: StudyResults) -> list[tuple[str, str]]:
         ("packages", packages),
         (
             "machine",
-            f"{machine}; {environment.get('gpu') or 'no GPU'}; {note.get('threads', '?')} threads a cell",
+            f"{machine}; {environment.get('gpu') or 'no GPU'}; threads per run: {note.get('threads', '?')}",
         ),
     ]
 
 
 def encoders(study: StudyResults) -> str:
-    """Which encoder each learner reads; in words, those that read the same together."""
+    """Which encoder each method reads, in words; methods that read the same one stand together."""
     readers: dict[str, list[str]] = {}
     for name, of in study.note["learners"].items():
         spec = of.get("spec", {})
@@ -348,7 +352,7 @@ def encoders(study: StudyResults) -> str:
 
 
 def commands(study: StudyResults) -> list[str]:
-    """What was typed; the program by its name, not by where it lay; with the encoder, which may differ elsewhere."""
+    """The commands as they were typed, without the folder of the program; with the encoder, whose default may differ elsewhere."""
     given = study.note.get("encoder")
     return [
         shlex.join([Path(words[0]).name, *words[1:]])
@@ -359,7 +363,7 @@ def commands(study: StudyResults) -> list[str]:
 
 
 def hash_table(study: StudyResults) -> ReportTable:
-    """Every cell with the hash of its scores."""
+    """Every finished run with the hash of its scores."""
     rows = [
         (
             study.learners[c.learner].title,
@@ -372,5 +376,5 @@ def hash_table(study: StudyResults) -> ReportTable:
         if c.done
     ]
     return ReportTable(
-        ("learner", "labelled", "seed", "folder", "sha256 of scores.csv"), tuple(rows), words=5
+        ("method", "labelled", "seed", "folder", "SHA-256 of scores.csv"), tuple(rows), words=5
     )

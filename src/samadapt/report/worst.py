@@ -43,7 +43,7 @@ def case_means(values: np.ndarray) -> np.ndarray:
 
 
 def worst_cases(study: StudyResults, sides: Sequence[Side], name: str, count: int = 5) -> list[WorstCase]:
-    """Of the first side, worst first; the other sides' answers to the same slice beside it."""
+    """The cases that the first side did worst, worst first, with the other sides' answers to the same slice."""
     if not sides:
         return []
     means = [case_means(seed_mean(study, side, name)) for side in sides]
@@ -81,7 +81,7 @@ def _draw(study: StudyResults, sides: Sequence[Side], case: str) -> tuple[int, s
     _, file, at = best
     kept = _load(study.folder / "cases" / f"{file}.npz")
     assert kept is not None
-    labels = {"truth": kept["truth"][at]}
+    labels = {"ground truth": kept["truth"][at]}
     for side, cell in zip(sides, cells, strict=True):
         answers = _answer(study, cell, file)
         if answers is not None and answers.shape == kept["truth"].shape:
