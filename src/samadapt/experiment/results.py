@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from samadapt.metrics import LabelledProbabilities, mean_contributions, read_cell_scores, score_matrix
-from samadapt.overlap import Overlap
+from samadapt.overlap import MARK, Overlap
 from samadapt.types import SamAdaptError, Score
 
 
@@ -48,7 +48,7 @@ def results_table(out: str | Path) -> str:
     names = list(note["learners"])
     planned = _planned(note)
     head = [f"mean {metric} [lowest to highest seed]", *["all" if n is None else str(n) for n in columns]]
-    marks = {name: " *" if note.get("overlaps", {}).get(name) else "" for name in names}
+    marks = {name: MARK if note.get("overlaps", {}).get(name) else "" for name in names}
     body = [
         [name + marks[name], *[_field(values.get((name, n), []), planned[name, n]) for n in columns]]
         for name in names

@@ -13,7 +13,7 @@ import numpy as np
 
 from samadapt.files import write_csv
 from samadapt.metrics import read_cell_scores, score_matrix
-from samadapt.overlap import Overlap
+from samadapt.overlap import MARK, Overlap
 from samadapt.records import ROLES, Role, SamAdaptError, Score
 
 _FORMAT = 1
@@ -21,8 +21,6 @@ _FORMAT = 1
 _TITLES = {
     "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
 }  # fmt: skip
-#: Behind the name of a method whose encoder may have seen the scored cases while it was trained.
-SEEN = " *"
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class MethodInfo:
         Args:
             seen: whether its encoder may have seen the scored cases while it was trained.
         """
-        title = _TITLES.get(name, name) + (SEEN if seen else "")
+        title = _TITLES.get(name, name) + (MARK if seen else "")
         return MethodInfo(name, title, note["role"], bool(note["learns"]))
 
     @property
