@@ -98,7 +98,7 @@ def test_who_is_given_the_truth_is_no_rival(tmp_path):
     assert math.isnan(shown.p_holm) and shown.verdict == "not tested" and shown.difference.mean > 0.1
     page = write_report(tmp_path / "e").read_text()
     assert (
-        first_sentence(page).startswith("Use fused") and "zero_shot (prompted with the ground truth)" in page
+        first_sentence(page).startswith("Use fused") and "zero_shot (ground-truth prompt)" in page
     )
 
 

@@ -28,7 +28,7 @@ OUTLINES = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#
 _NOTES = {
     "baseline": " (baseline)",
     "control": " (control)",
-    "oracle": " (prompted with the ground truth)",
+    "oracle": " (ground-truth prompt)",
 }
 _STYLE = {
     "svg.fonttype": "none",
@@ -130,7 +130,7 @@ def label_curves(
             )
     axes.set_xticks(list(place.values()), [str(level.patients) for level in study.levels])
     axes.set_xlim(min(place.values(), default=0) - 0.3 * gap, max(place.values(), default=0) + 0.3 * gap)
-    axes.set_xlabel(f"labelled {study.unit}s")
+    axes.set_xlabel(f"number of labelled {study.unit}s")
     axes.set_ylabel(f"mean {metric_info(name).title}")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
