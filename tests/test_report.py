@@ -97,9 +97,7 @@ def test_who_is_given_the_truth_is_no_rival(tmp_path):
     shown = next(c for c in comparisons if c.learner == "zero_shot")
     assert math.isnan(shown.p_holm) and shown.verdict == "not tested" and shown.difference.mean > 0.1
     page = write_report(tmp_path / "e").read_text()
-    assert (
-        first_sentence(page).startswith("Use fused") and "zero_shot (ground-truth prompt)" in page
-    )
+    assert first_sentence(page).startswith("Use fused") and "zero_shot (ground-truth prompt)" in page
 
 
 def test_a_study_in_progress_speaks_of_the_levels_where_somebody_has_learned(tmp_path):
