@@ -28,6 +28,9 @@ SPECS = {
     "own": {"kind": "trained", "head": "slca", "encoder": "sam_nano", "options": {"source": "own"}},
 }
 
+ROLES = dict.fromkeys(["unet", "simclr", "nnunet", "scratch", "plain"], "baseline")
+ROLES |= dict.fromkeys(["random", "shuffled", "own"], "control") | {"zero_shot": "oracle"}
+
 
 def make_study(
     folder: Path,
@@ -131,7 +134,7 @@ def _note(folder, quality, cases, task, classes, labels, seeds, score):
         "learners": {
             name: {
                 "spec": SPECS.get(name, {"kind": "trained", "head": name, "encoder": "sam_nano"}),
-                "uses_truth": name == "zero_shot", "learns": name != "zero_shot",
+                "role": ROLES.get(name, "contender"), "learns": name != "zero_shot",
             }
             for name in quality
         },
@@ -156,7 +159,8 @@ def write_cell(place: Path, rows: list[tuple], learner: str, labels: object, see
         "learner": learner, "labels": labels, "seed": seed, "parameters": 1_234_567,
         "training": {"wall_s": 61.2 + seed, "cpu_s": 118.0, "peak_rss_mib": 912.0},
         "prediction": {"wall_s": 3.2, "cpu_s": 5.0, "peak_rss_mib": 700.0, "cases": 16}, "threads": 1,
-        "steps": 1000, "batch_size": 8, "selection": "none: averaged last weights",
+        "steps": 1000, "batch_size": 8, 
+        "selection": "no checkpoint selection: the averaged final weights are used",
         "augmentation": "default, 6 stored views of a slice", "device": "cpu",
         "scores_sha256": hashlib.sha256((place / "scores.csv").read_bytes()).hexdigest(),
     }  # fmt: skip

@@ -259,9 +259,9 @@ def test_a_perfect_decoder_with_the_truth_as_prompt_is_right(data, tmp_path, see
         dice = [s.value for s in scores_of(tmp_path / "e", name)]
         assert len(dice) == 2 * len(data.split(1).val) and min(dice) > 0.97
         cost = cost_of(tmp_path / "e", name)
-        assert cost["uses_truth"] is True and cost["parameters"] == 0 and cost["steps"] == 0
+        assert cost["role"] == "oracle" and cost["parameters"] == 0 and cost["steps"] == 0
     note = json.loads((tmp_path / "e/experiment.json").read_text())
-    assert note["learners"]["zero_shot"]["uses_truth"] is True
+    assert note["learners"]["zero_shot"]["role"] == "oracle"
 
 
 def test_an_encoder_without_a_decoder_fails_its_cell_only(data, tmp_path):

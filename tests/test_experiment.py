@@ -18,6 +18,7 @@ from samadapt.experiment import (
     TrainedMethod,
     build_methods,
     encoder_note,
+    known_methods,
     make_study,
     preset_names,
     read_settings,
@@ -34,6 +35,7 @@ from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.phantom import make_phantom
+from samadapt.report import read_study
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
@@ -50,7 +52,7 @@ class Constant(Method):
     shift: int = 0
     fails: bool = False
     learns = False
-    uses_truth = True
+    role = "oracle"
 
     @property
     def spec(self):
@@ -267,7 +269,7 @@ def test_stacked_scores_are_by_patient(data, tmp_path):
     [
         ({"config": dataclasses.replace(CONFIG, steps=4)}, "another steps: 3 there, 4 now"),
         ({"stacked": True}, "another stacked: false there, true now"),
-        ({"learners": {"truth": Constant(shift=2)}}, "another learner 'truth'"),
+        ({"learners": {"truth": Constant(shift=2)}}, "another spec of learner 'truth'"),
     ],
 )
 def test_another_study_in_the_folder_is_refused(data, tmp_path, change, words):
@@ -368,6 +370,85 @@ def test_cells_side_by_side_give_the_same_numbers(data, tmp_path):
     study(data, tmp_path / "one", learners, (1, 2))
     outcome, _ = study(data, tmp_path / "two", learners, (1, 2), jobs=2)
     assert outcome.failed == {} and scores_of(tmp_path / "one") == scores_of(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("learner", "train", "role"),
+    [
+        (Learner("fused", "sam_nano"), {}, "contender"),
+        (Learner("fused", "sam_nano"), {"tune": "all"}, "contender"),
+        (Learner("slca", "sam_nano"), {}, "contender"),
+        (Learner("unet", "pixels"), {}, "baseline"),
+        (Learner("unet_pretrained", "pixels"), {}, "baseline"),
+        (Learner("plain", "sam_nano"), {}, "baseline"),  # reads the encoder's pixels only
+        (Learner("se", "sam_nano", "random"), {}, "baseline"),
+        (Learner("fused", "sam_nano", "random"), {}, "control"),
+        (Learner("fused", "sam_nano", "random"), {"tune": "all"}, "baseline"),
+        (Learner("slca", "sam_nano", options={"shuffle": True}), {}, "control"),
+        (Learner("slca", "sam_nano", options={"source": "own"}), {}, "control"),
+    ],
+)
+def test_a_learner_has_the_role_of_what_it_reads(learner, train, role):
+    assert TrainedMethod(learner, train).role == role
+    assert TrainedMethod(learner, train, "oracle").role == "oracle"  # unless it is declared
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_every_method_that_can_be_named_has_a_role(task):
+    base = Learner("fused" if task == "segmentation" else "slca", "sam_nano")
+    roles = {name: method.role for name, method in build_methods(known_methods(task), task, base).items()}
+    expected = {
+        name: "baseline" for name, head in HEADS.items() if head.task == task and not head.uses_encoder
+    }
+    expected |= {"scratch": "baseline", "random": "control"}
+    if task == "segmentation":
+        expected |= {"simclr": "baseline", "nnunet": "baseline"}
+        expected |= {"zero_shot": "oracle", "zero_shot_points": "oracle"}
+    assert {name: role for name, role in roles.items() if role != "contender"} == expected
+
+
+def test_roles_are_written_and_another_one_is_refused(data, tmp_path):
+    unet = {"unet": SMALL_UNET, "truth": Constant()}
+    study(data, tmp_path / "e", unet)
+    path = tmp_path / "e/experiment.json"
+    roles = {name: of["role"] for name, of in json.loads(path.read_text())["learners"].items()}
+    assert roles == {"unet": "baseline", "truth": "oracle"}
+    with pytest.raises(
+        SamAdaptError, match='another role of learner \'unet\': "baseline" there, "control" now'
+    ):
+        study(data, tmp_path / "e", {"unet": dataclasses.replace(SMALL_UNET, declared="control")})
+
+
+def test_a_folder_from_before_roles_is_refused_by_the_report_and_given_them_by_the_same_command(
+    data, tmp_path
+):
+    study(data, tmp_path / "e", {"unet": SMALL_UNET, "truth": Constant()})
+    path = tmp_path / "e/experiment.json"
+    note = json.loads(path.read_text())
+    for of in note["learners"].values():
+        of["uses_truth"] = of.pop("role") == "oracle"
+    path.write_text(json.dumps(note))
+    with pytest.raises(
+        SamAdaptError, match=r"written by samadapt 0\.1\.0, does not say what unet, truth are there for"
+    ):
+        read_study(tmp_path / "e")
+    outcome, _ = study(data, tmp_path / "e", {"unet": SMALL_UNET, "truth": Constant()})
+    assert (outcome.found, outcome.done) == (2, 0)
+    assert {name: of.role for name, of in read_study(tmp_path / "e").learners.items()} == {
+        "unet": "baseline",
+        "truth": "oracle",
+    }
+
+
+def test_a_learner_of_ones_own_may_declare_its_role():
+    table = {"head": "fused", "encoder": "sam_nano"}
+    grid, _ = make_study({"learner": {"a": table, "b": {**table, "role": "control"}}}, "segmentation")
+    assert [grid.methods[name].role for name in "ab"] == ["contender", "control"]
+    assert grid.methods["a"].spec == grid.methods["b"].spec  # it changes no number, so no cell
+    with pytest.raises(
+        SamAdaptError, match=r"learner\.b has the role 'rival'; expected one of contender, baseline"
+    ):
+        make_study({"learner": {"b": {**table, "role": "rival"}}}, "segmentation")
 
 
 def test_settings_make_a_study():

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from samadapt.metrics import ALL, bootstrap_classification, classification_metrics, score_predictions
+from samadapt.metrics import (
+    ALL,
+    LabelledProbabilities,
+    bootstrap_classification,
+    classification_metrics,
+    score_predictions,
+)
 from samadapt.metrics import classification as module
 from samadapt.types import SamAdaptError
 
@@ -97,11 +103,51 @@ def test_weights_are_repetitions():
     """What the bootstrap relies on: a case of weight 3 is the case three times."""
     p, y = draw(3, 40, 3, ties=True)
     times = np.random.default_rng(0).integers(1, 4, 40)
-    x = module.Predictions.of(p, y)
+    x = LabelledProbabilities.of(p, y)
     weighted = module._measure(x, ["a", "b", "c"], times[None].astype(float))
     repeated = classification_metrics(p.repeat(times, 0), y.repeat(times), ["a", "b", "c"])
     for key, value in repeated.items():
         assert weighted[key][0] == pytest.approx(value, abs=1e-12), key
+
+
+# ---------------------------------------------------------------- what each case adds
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_contributions_to_the_auc_are_delongs_components(ties):
+    """By comparing all pairs: of a case, the share of pairs with it that are in the right order, ties half."""
+    p, y = draw(5, 60, 2, ties)
+    score, positive = p[:, 1], y == 1
+    wins = (score[positive][:, None] > score[~positive]) + 0.5 * (
+        score[positive][:, None] == score[~positive]
+    )
+    auc = wins.mean()
+    expected = np.empty(60)
+    expected[positive] = auc + (wins.mean(1) - auc) * 60 / positive.sum()
+    expected[~positive] = auc + (wins.mean(0) - auc) * 60 / (~positive).sum()
+    found = LabelledProbabilities.of(p, y).auc_contributions()
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found.mean() == pytest.approx(sk.roc_auc_score(y, score), abs=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_contributions_have_the_means_that_the_metrics_give(classes):
+    p, y = draw(6, 50, classes, ties=True)
+    found = classification_metrics(p, y)
+    x = LabelledProbabilities.from_indicators(p, np.eye(classes)[y])
+    assert not x.multilabel and x.correct.mean() == pytest.approx(found[ALL, "acc"])
+    assert x.auc_contributions().mean() == pytest.approx(found[ALL, "auc"])
+    for k in range(classes):
+        assert x.auc_contributions(k).mean() == pytest.approx(found[str(k), "auc"])
+
+
+def test_several_labels_a_case_are_seen_in_the_truth():
+    truth = np.array([[1, 1], [0, 1], [1, 0]])
+    p = np.array([[0.9, 0.5], [0.2, 0.4], [0.6, 0.1]])
+    x = LabelledProbabilities.from_indicators(p, truth)
+    assert x.multilabel and x.correct.tolist() == [1.0, 0.5, 1.0]  # 0.5 is a yes
+    assert x.correct.mean() == pytest.approx(classification_metrics(p, truth)[ALL, "acc"])
+    assert np.isnan(LabelledProbabilities.from_indicators(p[:2], truth[:2]).auc_contributions(1)).all()
 
 
 def test_a_perfectly_calibrated_answer_has_no_calibration_error():

@@ -9,8 +9,17 @@ import math
 import numpy as np
 import pytest
 
-from samadapt.metrics import MEAN, compare, format_table, holm, read_scores, summarise, write_scores
+from samadapt.metrics import (
+    MEAN,
+    format_table,
+    read_cell_scores,
+    read_scores,
+    summarise,
+    write_cell_scores,
+    write_scores,
+)
 from samadapt.statistics import (
+    holm,
     percentile_interval,
     resample_weights,
     sign_flip_p,
@@ -221,48 +230,6 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-# ---------------------------------------------------------------- compare
-
-
-def test_a_paired_difference_by_hand():
-    ours, groups = scores_of(PATIENTS)
-    theirs = [dataclasses.replace(s, value=s.value - 0.1 - 0.01 * int(s.case[1])) for s in ours]
-    (row,) = compare(ours, theirs, groups)
-    assert row.difference == pytest.approx(0.1 + 0.025)
-    assert row.p == pytest.approx(2 / 2**6)
-    assert 0.1 < row.low < row.difference < row.high < 0.15
-    (back,) = compare(theirs, ours, groups)
-    assert (back.difference, back.low, back.high) == pytest.approx(
-        (-row.difference, -row.high, -row.low), abs=3e-3
-    )
-
-
-def test_pairs_with_a_nan_are_left_out_and_the_misses_counted():
-    cases = ["x", "y", "z"]
-    ours = [Score(c, "a", "dsc", v) for c, v in zip(cases, (0.0, 0.8, 0.9), strict=True)]
-    ours += [Score(c, "a", "hd95_mm", v) for c, v in zip(cases, (nan, 4.0, 2.0), strict=True)]
-    theirs = [Score(c, "a", "dsc", 0.9) for c in cases] + [Score(c, "a", "hd95_mm", 3.0) for c in cases]
-    rows = {r.metric: r for r in compare(ours, theirs, {c: c for c in cases})}
-    assert (rows["hd95_mm"].n, rows["hd95_mm"].n_nan, rows["hd95_mm"].n_miss) == (2, 1, (1, 0))
-    assert rows["hd95_mm"].difference == pytest.approx(0.0)
-    assert rows["dsc"].n_miss == (0, 0)
-
-
-def test_equal_scores_have_no_difference_and_no_interval():
-    ours, groups = scores_of(PATIENTS)
-    (row,) = compare(ours, ours, groups)
-    assert (row.difference, row.p) == (0.0, 1.0)
-    assert math.isnan(row.low)
-
-
-def test_different_cases_are_not_compared():
-    ours, groups = scores_of(PATIENTS)
-    with pytest.raises(SamAdaptError, match=r"second scores lack dsc of a for 'p0_0' \(and 0 more\)"):
-        compare(ours, ours[1:], groups)
-    with pytest.raises(SamAdaptError, match="first scores lack"):
-        compare(ours[1:], ours, groups)
-
-
 # ---------------------------------------------------------------- files and tables
 
 
@@ -292,6 +259,21 @@ def test_a_failing_write_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_scores(path, broken())
     assert read_scores(path)[0].value == 0.5
+
+
+def test_the_scores_of_a_cell_are_held_to_what_it_wrote(tmp_path):
+    write_cell_scores(tmp_path, [Score("c", "y", "dsc", 0.5)], {"steps": 3})
+    scores, cost = read_cell_scores(tmp_path)
+    assert scores == [Score("c", "y", "dsc", 0.5)] and cost["steps"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cost.json", "scores.csv"]
+    (tmp_path / "scores.csv").write_text((tmp_path / "scores.csv").read_text().replace("0.5", "0.6"))
+    with pytest.raises(
+        SamAdaptError, match=r"has the hash \w{12}, cost.json beside it says \w{12}: it was cut short"
+    ):
+        read_cell_scores(tmp_path)
+    (tmp_path / "cost.json").unlink()
+    with pytest.raises(SamAdaptError, match="says nothing read"):
+        read_cell_scores(tmp_path)
 
 
 @pytest.mark.parametrize(

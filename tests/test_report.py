@@ -12,11 +12,12 @@ import sys
 import numpy as np
 import pytest
 
+from samadapt.metrics import classification_metrics, mean_contributions
 from samadapt.overlap import Overlap
 from samadapt.records import SamAdaptError
 from samadapt.report import read_study, write_report
 from samadapt.report.comparisons import all_means, compare_all
-from samadapt.report.measures import MEASURES, Side, auc_influence, contributions, mean_influence
+from samadapt.report.measures import Side, contributions, paired_contributions
 from samadapt.report.verdict import gains, judge
 from samadapt.report.worst import worst_cases
 from synthetic_study import fail, make_classification_study, make_study, write_cell
@@ -52,8 +53,10 @@ def first_sentence(page):
 
 def test_a_study_in_which_unet_wins_says_so_first(unet_wins):
     page = unet_wins[1]
-    assert first_sentence(page).startswith("Use U-Net: with 1 and 5 labelled patients")
-    assert "better learner" not in first_sentence(page) and "fused" in first_sentence(page)
+    assert first_sentence(page).startswith(
+        "Use U-Net: with 1 and 5 labelled patients, its mean Dice is higher"
+    )
+    assert "better method" not in first_sentence(page) and "fused" in first_sentence(page)
     before = page[page.index("<body>") : page.index("<h1>")]
     assert "." not in re.sub(r"<[^>]*>", "", before)  # no sentence comes before it
 
@@ -72,16 +75,18 @@ def test_equal_learners_cannot_be_told_apart(tmp_path):
     make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.8}, labels=(1, 5), seed=1)
     verdict = verdict_of(tmp_path / "e")
     assert verdict.sentence.startswith("No difference shown")
-    assert all(f.comparison.difference.low < 0 < f.comparison.difference.high for f in verdict.findings)
+    assert all(f.comparison.difference.low < 0 < f.comparison.difference.high for f in verdict.conclusions)
 
 
 def test_few_patients_show_nothing_and_the_page_says_why(tmp_path):
     make_study(tmp_path / "e", HEAD_WINS, labels=(5,), patients=4)
     sentence = verdict_of(tmp_path / "e").sentence
-    assert sentence.startswith("4 scored patients are too few to decide: with 5 labelled patients")
-    assert "could be shown with fewer than 7 patients" in sentence and "cannot be told apart" not in sentence
+    assert sentence.startswith(
+        "4 test patients are too few to decide: with 5 labelled patients, fused and U-Net differ"
+    )
+    assert "with fewer than 7 patients no difference, however large," in sentence
     page = write_report(tmp_path / "e").read_text()
-    assert "too few scored patients to decide" in page and "No difference shown: with" not in page
+    assert "there are too few test patients to decide" in page and "No difference shown: with" not in page
 
 
 def test_who_is_given_the_truth_is_no_rival(tmp_path):
@@ -92,7 +97,7 @@ def test_who_is_given_the_truth_is_no_rival(tmp_path):
     shown = next(c for c in comparisons if c.learner == "zero_shot")
     assert math.isnan(shown.p_holm) and shown.verdict == "not tested" and shown.difference.mean > 0.1
     page = write_report(tmp_path / "e").read_text()
-    assert first_sentence(page).startswith("Use fused") and "zero_shot (uses the truth as prompt)" in page
+    assert first_sentence(page).startswith("Use fused") and "zero_shot (ground-truth prompt)" in page
 
 
 def test_a_study_in_progress_speaks_of_the_levels_where_somebody_has_learned(tmp_path):
@@ -101,9 +106,11 @@ def test_a_study_in_progress_speaks_of_the_levels_where_somebody_has_learned(tmp
         if cell["labels"] == 2 and cell["learner"] != "zero_shot":
             (folder / digest / "scores.csv").unlink()
     verdict = verdict_of(folder)
-    assert [f.level.patients for f in verdict.findings] == [1]
+    assert [f.level.patients for f in verdict.conclusions] == [1]
     page = write_report(folder).read_text()
-    assert first_sentence(page).startswith("Unfinished: 7 of 13 cells; use fused: with 1 labelled patient ")
+    assert first_sentence(page).startswith(
+        "Unfinished, 7 of 13 runs have scores: use fused: with 1 labelled patient, "
+    )
 
 
 def test_the_truth_alone_decides_nothing(tmp_path):
@@ -121,9 +128,7 @@ def test_nor_the_rival_that_a_baseline_must_beat(tmp_path):
 
 def test_without_a_baseline_nothing_is_decided(tmp_path):
     make_study(tmp_path / "e", {"fused": 0.8, "cnn": 0.7}, labels=(5,))
-    assert verdict_of(tmp_path / "e").sentence.startswith(
-        "Nothing to decide: no baseline is part of this study"
-    )
+    assert verdict_of(tmp_path / "e").sentence.startswith("Nothing to decide: this study has no baseline")
     assert "There is nothing to compare" in write_report(tmp_path / "e").read_text()
 
 
@@ -134,8 +139,8 @@ def test_all_can_be_compared_with_one_that_is_asked_for(tmp_path):
     plain = write_report(folder).read_text()
     page = write_report(folder, against="slca").read_text()
     assert (
-        "Against slca" in page
-        and "Against slca" not in plain
+        "Comparison with slca" in page
+        and "Comparison with slca" not in plain
         and first_sentence(page) == first_sentence(plain)
     )
     with open(folder / "comparisons.csv") as file:
@@ -152,14 +157,14 @@ def test_all_can_be_compared_with_one_that_is_asked_for(tmp_path):
         assert difference == pytest.approx(mean["ours"] - mean["theirs"], abs=1e-4)
         assert float(row["ci95_low"]) < difference < float(row["ci95_high"])
         level = next(level for level in study.levels if str(level.labels) == row["labels"])
-        matrix = contributions(study, Side(row["learner"], level), Side("slca", level))
-        assert difference == pytest.approx(matrix.mean(), abs=1e-5)
+        ours, others = paired_contributions(study, Side(row["learner"], level), Side("slca", level), "dsc")
+        assert difference == pytest.approx((ours - others).mean(), abs=1e-5)
     assert {row["verdict"] for row in rows if row["learner"] == "linear"} == {"worse"}
     assert {row["p_holm"] for row in rows if row["learner"] == "zero_shot"} == {""}
     write_report(folder, against="unet")  # the best baseline itself: every comparison stands there once
     with open(folder / "comparisons.csv") as file:
         assert len(list(csv.DictReader(file))) == 6
-    with pytest.raises(SamAdaptError, match=r"no learner 'cbam'.*slca, linear, unet"):
+    with pytest.raises(SamAdaptError, match=r"no method 'cbam'.*slca, linear, unet"):
         write_report(folder, against="cbam")
 
 
@@ -169,8 +174,25 @@ def test_a_random_encoder_is_a_baseline(tmp_path):
     assert [name for name, of in learners.items() if of.baseline] == ["scratch", "random"]
     assert [name for name, of in learners.items() if of.control] == ["random"]  # frozen: nobody would use it
     assert verdict_of(folder).sentence.startswith(
-        "Do not use fused: with 5 labelled patients the mean Dice of a control"
+        "Do not use fused: with 5 labelled patients, the mean Dice of a control"
     )
+
+
+def test_roles_are_read_and_never_guessed(tmp_path):
+    """Not from names, and not from what a method is made of."""
+    folder = make_study(tmp_path / "e", {"fused": 0.9, "unet": 0.7, "linear": 0.6}, labels=(5,))
+    note = json.loads((folder / "experiment.json").read_text())
+    for name, role in (("fused", "oracle"), ("unet", "contender"), ("linear", "baseline")):
+        note["learners"][name]["role"] = role
+    (folder / "experiment.json").write_text(json.dumps(note))
+    assert verdict_of(folder).sentence.startswith(
+        "Use U-Net: with 5 labelled patients, its mean Dice is higher"
+    )
+    assert "the best baseline (linear)" in verdict_of(folder).sentence
+    note["learners"]["fused"]["role"] = "rival"
+    (folder / "experiment.json").write_text(json.dumps(note))
+    with pytest.raises(SamAdaptError, match="does not say what fused is there for"):
+        read_study(folder)
 
 
 def test_gates_that_know_nothing_of_the_picture_are_a_baseline(tmp_path):
@@ -193,7 +215,7 @@ def test_answers_may_differ_with_the_number_of_labels(tmp_path):
         write_cell(folder / digest, better, cell["learner"], cell["labels"], cell["seed"])
     sentence = verdict_of(folder).sentence
     assert sentence.startswith(
-        "With 1 labelled patient use fused rather than U-Net; with 5 labelled patients use U-Net rather than fused"
+        "With 1 labelled patient, use fused rather than U-Net; with 5 labelled patients, use U-Net rather than fused"
     )
 
 
@@ -202,36 +224,29 @@ def test_answers_may_differ_with_the_number_of_labels(tmp_path):
 
 def test_the_mean_is_over_classes_of_the_defined_cases():
     values = np.array([[0.5, math.nan, math.nan], [1.0, 0.2, math.nan], [0.0, 0.4, math.nan]])
-    assert mean_influence(values).mean() == pytest.approx((0.5 + 0.3) / 2)
-    assert np.isnan(mean_influence(values[:, 2:])).all()
+    assert mean_contributions(values).mean() == pytest.approx((0.5 + 0.3) / 2)
+    assert np.isnan(mean_contributions(values[:, 2:])).all()
 
 
-def test_the_auc_is_that_of_the_metrics(eyes):
-    from samadapt.metrics import classification_metrics
-
+def test_a_side_of_a_classification_study_has_the_auc_and_the_accuracy_of_the_metrics(eyes):
     study = read_study(eyes)
     cell = study.done[0]
     p, truth = study.values(cell, "probability"), study.values(cell, "truth")
     right = classification_metrics(p, truth.argmax(1), study.targets)
-    assert auc_influence(p, truth).mean() == pytest.approx(right["all", "auc"])
     side = Side(cell.learner, next(x for x in study.levels if x.labels == cell.labels))
     for target in study.targets:
-        first = contributions(study, side, None, "auc", target)[:, 0]
+        first = contributions(study, side, "auc", target)[:, 0]
         assert first.mean() == pytest.approx(right[target, "auc"])
-    assert contributions(study, side, None, "acc")[:, 0].mean() == pytest.approx(right["all", "acc"])
-    tied = np.round(p, 1)
-    tied_right = classification_metrics(tied, truth.argmax(1), study.targets)["all", "auc"]
-    assert auc_influence(tied, truth).mean() == pytest.approx(tied_right)
-    two = np.stack([1 - p[:, 0], p[:, 0]], 1), np.stack([1 - truth[:, 0], truth[:, 0]], 1)
-    binary = classification_metrics(two[0], two[1].argmax(1))
-    assert auc_influence(*two).mean() == pytest.approx(binary["all", "auc"])
+    for metric in ("auc", "acc"):
+        assert contributions(study, side, metric)[:, 0].mean() == pytest.approx(right["all", metric])
 
 
 def test_a_difference_pairs_cases_and_seeds(tmp_path):
     folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,))
     fail(folder, "unet", 5, 1, "no such luck")
     study = read_study(folder)
-    matrix = contributions(study, Side("fused", study.levels[0]), Side("unet", study.levels[0]))
+    sides = paired_contributions(study, Side("fused", study.levels[0]), Side("unet", study.levels[0]), "dsc")
+    matrix = sides[0] - sides[1]
     assert matrix.shape == (8, 2)  # seed 1 has no partner
     ours, theirs = (study.seeds(n, study.levels[0])[2] for n in ("fused", "unet"))
     paired = study.values(ours, "dsc") - study.values(theirs, "dsc")
@@ -263,15 +278,6 @@ def test_one_more_patient_is_worth_the_slope(tmp_path):
     slope = found["fused", 1, 2]  # simulated: 0.09 for each doubling; one of 48 masks is always 0
     assert slope.low < 0.09 * 47 / 48 < slope.high and slope.mean == pytest.approx(0.088, abs=0.01)
     assert found["fused", 2, 5].mean == pytest.approx(0.09 * np.log2(2.5) / 3, abs=0.006)
-
-
-def test_measures_are_named_as_the_metrics_are():
-    from samadapt.metrics import METRICS
-
-    assert set(MEASURES) <= set(METRICS)
-    assert {n: (m.low, m.high, m.digits) for n, m in MEASURES.items()} == {
-        n: (METRICS[n].low, METRICS[n].high, METRICS[n].digits) for n in MEASURES
-    }
 
 
 # ---------------------------------------------------------------- files
@@ -334,6 +340,7 @@ def test_no_torch_and_nothing_of_ours_that_needs_it(unet_wins, tmp_path):
     assert loaded and not [m for m in loaded if m.split(".")[0] != "samadapt"]
     assert {m.split(".")[1] for m in loaded if "." in m} == {
         "files",
+        "metrics",
         "overlap",
         "records",
         "report",
@@ -345,12 +352,12 @@ def test_failed_cells_are_shown_with_their_message(tmp_path):
     folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,))
     fail(folder, "fused", 5, 1, "weights that are <nan>; lower --lr")
     page = write_report(folder).read_text()
-    assert "weights that are &lt;nan&gt;; lower --lr" in page and "1 of 6 cells have no scores" in page
+    assert "weights that are &lt;nan&gt;; lower --lr" in page and "1 of 6 runs have no scores" in page
 
 
 def test_what_is_missed_and_undefined_is_counted(unet_wins):
     _, page = unet_wins
-    section = page[page.index("Missed and undefined") :]
+    section = page[page.index("<h2>Missed structures and undefined scores") :]
     row = re.search(r"<td[^>]*>fused</td>(.*?)</tr>", section, re.S).group(1)
     counts = [re.sub("<.*?>", "", x) for x in re.findall(r"<td.*?>(.*?)</td>", row)]
     assert counts == ["1", "144", "3", "0", "0", "0"]  # 16 cases x 3 classes x 3 seeds; one RV missed each
@@ -374,7 +381,7 @@ def test_budget_environment_and_command_are_there(unet_wins):
         "118.0",
         "912",
         "6 stored views",
-        "none: averaged",
+        "no checkpoint selection: the averaged final weights are used",
         "torch 2.13",
         "5e1f5e1f",
     ):
@@ -402,7 +409,9 @@ def test_stacked_scans_show_their_patients(tmp_path):
         write_cell(folder / digest, kept, cell["learner"], cell["labels"], cell["seed"])
     (folder / "experiment.json").write_text(json.dumps(note))
     page = write_report(folder).read_text()
-    assert page.count("data:image/png") == 5 and "scans stacked" in page and "One seed only" in page
+    assert (
+        page.count("data:image/png") == 5 and "scans stacked" in page and "Only one seed has finished" in page
+    )
 
 
 # ---------------------------------------------------------------- classification
@@ -410,8 +419,8 @@ def test_stacked_scans_show_their_patients(tmp_path):
 
 def test_a_classification_study_has_its_own_figures(eyes):
     page = write_report(eyes).read_text()
-    assert first_sentence(page).startswith("Use slca: with 5 and 10 labelled cases its mean AUC")
-    for title in ("ROC curves", "Reliability", "Confusion", "Accuracy"):
+    assert first_sentence(page).startswith("Use slca: with 5 and 10 labelled cases, its mean AUC")
+    for title in ("ROC curves", "Reliability diagram", "Confusion matrices", "Accuracy"):
         assert f"<h2>{title}" in page
     assert (eyes / "auc_vs_labels.svg").is_file() and "http" not in page
 
@@ -491,7 +500,7 @@ def saw(folder, seen):
 
 def test_learners_whose_encoder_has_seen_the_scored_cases_are_marked(tmp_path):
     folder = make_study(tmp_path / "e", HEAD_WINS, labels=(1, 5))
-    assert "may be better than they would be" not in write_report(folder).read_text()
+    assert "may be better than on new patients" not in write_report(folder).read_text()
     page = saw(folder, None)
     assert "The training of encoder lite_medsam has seen ISIC 2016-2018: they are listed [a list]." in page
     assert "fused *" in first_sentence(page) and "linear *" not in page and "U-Net *" not in page

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from samadapt.experiment import results_table
+from samadapt.records import Score
 from samadapt.report import read_study, write_report
 from samadapt.report.comparisons import all_means, compare_all
-from samadapt.report.reading import Cell, Learner, Level, Study
+from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
 from samadapt.report.verdict import Verdict, judge
-from synthetic_study import SPECS, fail, make_study
+from synthetic_study import ROLES, fail, make_study
 
 #: (learner, seed) -> "failed" or "pending"
 Missing = dict[tuple[str, int], str]
@@ -20,7 +21,7 @@ Missing = dict[tuple[str, int], str]
 
 def simulated(
     rng: np.random.Generator, quality: dict[str, float], seeds: int, missing: Missing, patients: int = 12
-) -> Study:
+) -> StudyResults:
     """A study at one level in memory: patients differ, draws of the labelled ones are easy or hard, for each learner."""
     cases = tuple(f"p{n:02d}" for n in range(patients))
     hard = rng.normal(0, 0.05, patients)
@@ -31,29 +32,25 @@ def simulated(
             draw = rng.normal(0, 0.06)
             dice = np.clip(mean + hard + own + draw + rng.normal(0, 0.02, patients), 0, 1)
             what = missing.get((learner, seed))
-            rows = tuple((c, "LV", "dsc", repr(float(d))) for c, d in zip(cases, dice, strict=True))
+            scores = tuple(Score(c, "LV", "dsc", float(d)) for c, d in zip(cases, dice, strict=True))
             labelled = ("a", "b")
             cells.append(
-                Cell(
+                CellResults(
                     f"{learner}{seed}",
                     learner,
                     2,
                     seed,
                     labelled,
-                    () if what else rows,
+                    () if what else scores,
                     failure="x" if what == "failed" else None,
                 )
             )
     note = {"data": {"task": "segmentation", "name": "s"}, "protocol": {"stacked": True}}
-    specs = {
-        n: {"spec": SPECS.get(n, {"kind": "trained", "head": n, "encoder": "sam_nano"}), "learns": True}
-        for n in quality
-    }
-    learners = {name: Learner.of(name, spec) for name, spec in specs.items()}
-    return Study(Path("nowhere"), note, learners, tuple(cells), (Level(2, 2),), cases, ("LV",), cases)
+    learners = {n: MethodInfo.of(n, {"role": ROLES.get(n, "contender"), "learns": True}) for n in quality}
+    return StudyResults(Path("nowhere"), note, learners, tuple(cells), (Level(2, 2),), cases, ("LV",), cases)
 
 
-def verdict(study: Study) -> Verdict:
+def verdict(study: StudyResults) -> Verdict:
     means = all_means(study, "dsc")
     return judge(study, means, compare_all(study, means, "dsc"), "dsc")
 
@@ -79,7 +76,7 @@ SITUATIONS: dict[str, tuple[dict[str, float], int, Missing]] = {
 def kinds_of(situation: str, studies: int) -> list[str]:
     quality, seeds, missing = SITUATIONS[situation]
     rng = np.random.default_rng(0)
-    return [verdict(simulated(rng, quality, seeds, missing)).findings[0].kind for _ in range(studies)]
+    return [verdict(simulated(rng, quality, seeds, missing)).conclusions[0].kind for _ in range(studies)]
 
 
 @pytest.mark.slow
@@ -108,10 +105,10 @@ def test_chance_is_called_a_difference_in_at_most_five_of_a_hundred_studies(situ
 def test_a_large_difference_is_still_shown() -> None:
     rng = np.random.default_rng(0)
     quality = {"fused": 0.85, "unet": 0.55, "simclr": 0.5}
-    whole = [verdict(simulated(rng, quality, 5, {})).findings[0].kind for _ in range(20)]
+    whole = [verdict(simulated(rng, quality, 5, {})).conclusions[0].kind for _ in range(20)]
     assert whole.count("head") >= 16
     failed = [
-        verdict(simulated(rng, quality, 5, {("simclr", 1): "failed"})).findings[0].kind for _ in range(20)
+        verdict(simulated(rng, quality, 5, {("simclr", 1): "failed"})).conclusions[0].kind for _ in range(20)
     ]
     assert failed.count("head") >= 14
 
@@ -128,16 +125,21 @@ def test_the_best_baseline_is_that_of_the_seeds_in_common(tmp_path: Path) -> Non
 
 
 def test_a_baseline_that_is_not_counted_is_named_and_must_not_be_better(tmp_path: Path) -> None:
-    for quality, kind in ((0.7, "head"), (0.97, "one seed")):
+    for quality, kind in ((0.7, "head"), (0.97, "unfinished baseline")):
         folder = make_study(
             tmp_path / str(quality), {"fused": 0.9, "unet": quality, "simclr": 0.7}, labels=(5,)
         )
         for seed in (1, 2):
             fail(folder, "unet", 5, seed, "x")
         found = verdict(read_study(folder))
-        assert found.findings[0].kind == kind
+        assert found.conclusions[0].kind == kind
         if kind == "head":
             assert "(not counted: U-Net, 1 of 3 seeds finished)" in found.sentence
+        else:
+            end = (
+                "but not than a baseline of which too few seeds have finished (U-Net, 1 of 3 seeds finished)."
+            )
+            assert found.sentence.endswith(f"{end[:-1]} (2 of 9 runs failed).")
 
 
 # ---------------------------------------------------------------- what is said
@@ -148,10 +150,12 @@ def test_missing_cells_are_named(tmp_path: Path) -> None:
     for seed in (1, 2):
         fail(folder, "unet", 5, seed, "out of memory")
     page = write_report(folder).read_text()
-    assert "Not decided: with 5 labelled patients fused and U-Net have one finished seed in common" in page
-    assert "(2 of 9 cells failed)" in page
-    assert "With 5 labelled: seeds 1, 2 of U-Net failed." in page
-    assert "With 5 labelled, fused is compared over 1 of 3 seeds (0)" in page
+    assert (
+        "Not decided: with 5 labelled patients, fused and U-Net have only one finished seed in common" in page
+    )
+    assert "(2 of 9 runs failed)" in page
+    assert "With 5 labelled patients, seeds 1, 2 of U-Net failed." in page
+    assert "With 5 labelled patients, fused is compared over 1 of 3 planned seeds (0)" in page
     assert ", 1 of 3 seeds" in page  # beside the mean of U-Net
     table = results_table(folder)
     assert "1 of 3 cells" in table and "[lowest to highest seed]" in table
@@ -168,8 +172,10 @@ def test_an_unfinished_study_says_so_and_never_that_there_is_no_baseline(tmp_pat
     for seed in (1,):
         (folder / fail(folder, "fused", 5, seed, "x") / "failed.json").unlink()
     sentence = verdict(read_study(folder)).sentence
-    assert sentence.startswith("Unfinished: 2 of 12 cells; with 5 labelled patients nothing is decided yet: ")
-    assert "seeds 0, 1, 2 of U-Net did not run yet" in sentence and "no baseline" not in sentence
+    assert sentence.startswith(
+        "Unfinished, 2 of 12 runs have scores: with 5 labelled patients, nothing can be decided yet: "
+    )
+    assert "seeds 0, 1, 2 of U-Net have not run yet" in sentence and "no baseline" not in sentence
     assert "0 of 3 cells" in results_table(folder)
 
 
@@ -186,19 +192,20 @@ def test_a_baseline_that_failed_everywhere_is_said_to_have_failed(tmp_path: Path
 
 def test_a_study_that_waits_for_a_baseline_does_not_advise_a_head(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "e", {"fused": 0.9, "unet": 0.7, "nnunet": 0.7}, labels=(5,))
-    assert verdict(read_study(folder)).findings[0].kind == "head"
+    assert verdict(read_study(folder)).conclusions[0].kind == "head"
     for seed in (0, 1, 2):
         (folder / fail(folder, "nnunet", 5, seed, "x") / "failed.json").unlink()
     found = verdict(read_study(folder))
     assert (
-        found.findings[0].kind == "waiting" and "seeds 0, 1, 2 of nnU-Net did not run yet" in found.sentence
+        found.conclusions[0].kind == "waiting"
+        and "seeds 0, 1, 2 of nnU-Net have not run yet" in found.sentence
     )
 
 
 def test_brackets_say_what_they_are(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(1, 5))
     page = write_report(folder).read_text()
-    assert "in brackets the 95 % interval over patients and seeds" in page
+    assert "with its 95 % confidence interval over patients and seeds in brackets" in page
     assert "predicted, but no overlap (Dice 0)" in page and "inference time per case (s)" in page
     assert (folder / "comparisons.csv").read_text().splitlines()[0].split(",")[8:10] == [
         "ci95_low",

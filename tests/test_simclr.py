@@ -214,7 +214,7 @@ def test_one_pretraining_serves_all_label_counts_of_a_seed(data, tmp_path):
     for path in tmp_path.glob("e/*/cost.json"):
         cost = json.loads(path.read_text())
         assert cost["pretraining"]["steps"] == 4 and cost["pretraining"]["wall_s"] > 0 and cost["steps"] == 2
-        assert cost["uses_truth"] is False
+        assert cost["role"] == "baseline"
     _, lines = study(data, tmp_path / "e", {"simclr": SimclrMethod(SMALL_UNET, RECIPE)}, (1, 2, 3), (0, 1))
     assert not any("pre-trained" in line for line in lines)
 

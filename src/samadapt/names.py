@@ -12,7 +12,7 @@ HEADS = {
     ),
     **dict.fromkeys(("attentive_probe", "cbam", "linear_probe", "plain", "se", "slca"), "classification"),
 }
-ENCODERS = (
+ENCODERS = [
     "dinov3_vitb16",
     "dinov3_vits16",
     "imagenet_lite0",
@@ -28,7 +28,7 @@ ENCODERS = (
     "sam_vit_b",
     "sam_vit_h",
     "sam_vit_l",
-)
+]
 BACKBONES = (
     "densenet121",
     "efficientnet_lite0",
@@ -43,7 +43,7 @@ BACKBONES = (
 AUGMENTATIONS = ("default", "mirror", "none")
 DEVICES = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32", "bf16")
-TUNINGS = ("none", "all")
+TUNINGS = ["none", "all"]
 LOGS = ("mlflow", "tensorboard")
 TASKS = ("segmentation", "classification")
 SUBSETS = ("train", "select", "val", "test", "all")

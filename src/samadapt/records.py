@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+#: Label value that no loss and no metric looks at: padding, and a data set's own "ignore" label.
+IGNORED = 255
+
+#: What a method of a study is there for: to be recommended, to be beaten, to show what the encoder's maps are worth
+#: although nobody would use it (it counts among those to be beaten), or to show what is possible with the truth as prompt.
+Role = Literal["contender", "baseline", "control", "oracle"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of a table of scores: ("patient012_frame01", "LV", "hd95_mm", 3.1). Undefined is nan."""
+
+    case: str
+    target: str
+    metric: str
+    value: float
+
 
 class SamAdaptError(ValueError):
     """A user's mistake: what was wrong with its value, what is expected, what to do."""

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from samadapt.records import SamAdaptError, SamAdaptWarning
+from samadapt.records import IGNORED, SamAdaptError, SamAdaptWarning, Score
 
 Task = Literal["segmentation", "classification"]
 
@@ -26,8 +26,6 @@ LABEL_GRID = 256
 PIXELS = "pixels"
 #: What a head may read beside maps: (1,), a whole number that all views of one image share.
 IDENTITY = "identity"
-#: Label value that no loss and no metric looks at: padding, and a data set's own "ignore" label.
-IGNORED = 255
 
 
 @dataclass(frozen=True)
@@ -107,16 +105,6 @@ class Head(nn.Module, ABC):
     def pretrained(self) -> list[nn.Parameter]:
         """Weights that start from a training of their own and are only tuned: they get the small learning rate."""
         return []
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row of the table: ("patient012_frame01", "LV", "hd95_mm", 3.1). Undefined is nan."""
-
-    case: str
-    target: str
-    metric: str
-    value: float
 
 
 __all__ = [

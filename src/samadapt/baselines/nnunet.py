@@ -167,7 +167,7 @@ class NnUNet:
             "configuration": self.configuration,
             "batch_size": plan.get("batch_size"),
             "patch_size": plan.get("patch_size"),
-            "selection": "none: last weights",
+            "selection": "no checkpoint selection: the last weights are used",
             "augmentation": "nnU-Net's own",
             "device": self.device,
             "peak_child_rss_mib": round(_peak_child_bytes() / 2**20, 1),

@@ -37,6 +37,7 @@ class SimclrMethod(Method):
 
     trained: TrainedMethod
     recipe: simclr.SimclrConfig = field(default_factory=simclr.SimclrConfig)
+    role = "baseline"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class ZeroShotMethod(Method):
     learner: Learner
     prompt: str = "box"
     learns = False
-    uses_truth = True
+    role = "oracle"
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -129,9 +130,9 @@ class ZeroShotMethod(Method):
 
         notes = {
             "steps": 0,
-            "selection": "none: nothing is trained",
+            "selection": "no checkpoint selection: nothing is trained",
             "augmentation": "none",
-            "prompt": f"the truth's {self.prompt}",
+            "prompt": f"the {self.prompt} of the ground truth",
             "device": str(device),
         }
         return Fitted(one_by_one(predict), 0, notes)
@@ -143,6 +144,7 @@ class NnUNetMethod(Method):
     """nnU-Net v2 on the cell's labelled cases."""
 
     config: NnUNetConfig = field(default_factory=NnUNetConfig)
+    role = "baseline"
 
     @property
     def spec(self) -> dict[str, Any]:

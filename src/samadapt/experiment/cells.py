@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
-import json
 import os
 import resource
 import shutil
@@ -13,11 +11,11 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +27,7 @@ from samadapt.experiment.previews import PreviewWriter
 from samadapt.experiment.saliency import keep_saliency
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
-from samadapt.metrics import score_case, score_predictions, write_scores
+from samadapt.metrics import check_cell_scores, score_case, score_predictions, write_cell_scores
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
 
@@ -50,7 +48,7 @@ def run_cell(study: Study, cell: Cell) -> str:
     """Run it, or find it done. Returns "done", or the message of what went wrong, which is recorded too."""
     out = study.out / cell.digest
     if (out / "scores.csv").is_file():
-        check_scores(out)
+        check_cell_scores(out)
         return "done"
     _make_room(out)
     # Nothing that happens in a cell depends on what ran before it in this process.
@@ -69,7 +67,7 @@ def run_cell(study: Study, cell: Cell) -> str:
 
 
 def prepare_cell(study: Study, cell: Cell) -> str | None:
-    """What a cell shares with others of its learner and seed. In words, what was done."""
+    """Make what a cell shares with others of its method and seed. Returns what was done, in words."""
     job = Job(study.data, cell.split, cell.config, study.out / cell.digest, study.store)
     with _threads(study.threads):
         return cell.method.prepare(job)
@@ -103,7 +101,7 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         "learner": cell.learner,
         "labels": cell.labels,
         "seed": cell.seed,
-        "uses_truth": cell.method.uses_truth,
+        "role": cell.method.role,
         "parameters": fitted.parameters,
         "training": training,
         "prediction": prediction | timed.spent,  # without loading and scoring
@@ -111,29 +109,7 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         **fitted.notes,
     }
     (out / "last.ckpt").unlink(missing_ok=True)  # the finished weights are head.safetensors
-    finish(out, scores, cost)
-
-
-def finish(out: Path, scores: list[Score], cost: dict[str, Any]) -> None:
-    """cost.json with the hash of the scores, then the scores: they exist = the cell is done."""
-    draft = out / "scores.draft.csv"
-    write_scores(draft, scores)
-    write_json(out / "cost.json", cost | {"scores_sha256": hashlib.sha256(draft.read_bytes()).hexdigest()})
-    draft.replace(out / "scores.csv")
-
-
-def check_scores(out: Path) -> None:
-    """Raise where scores.csv is not what the cell wrote."""
-    found = hashlib.sha256((out / "scores.csv").read_bytes()).hexdigest()
-    try:
-        expected = json.loads((out / "cost.json").read_text())["scores_sha256"]
-    except (OSError, KeyError, json.JSONDecodeError):
-        expected = "nothing readable"
-    if found != expected:
-        raise SamAdaptError(
-            f"{out / 'scores.csv'} has the hash {found[:12]}, cost.json beside it says {expected[:12]}: it was cut short "
-            "or edited; remove that folder and run the experiment again"
-        )
+    write_cell_scores(out, scores, cost)
 
 
 # ---------------------------------------------------------------- scores
@@ -191,7 +167,7 @@ def _class_answers(timed: _Timed, cases: Iterable[Case]) -> tuple[list[str], np.
         probabilities.append(answer)
         truth.append(case.label.numpy())
     if not np.isfinite(probabilities).all():
-        raise SamAdaptError("the learner answers with probabilities that are not numbers; lower --lr")
+        raise SamAdaptError("the method predicts probabilities that are not finite numbers; lower --lr")
     return ids, np.stack(probabilities), np.stack(truth)
 
 
@@ -265,9 +241,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def read_failure(out: Path) -> Mapping[str, str] | None:
-    """What went wrong in a cell, if it did."""
-    path = out / "failed.json"
-    return json.loads(path.read_text()) if path.is_file() else None

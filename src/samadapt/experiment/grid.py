@@ -1,6 +1,6 @@
 """The grid of a study: learners x labels x seeds, and `experiment.json`, which holds a folder to one study.
 
-experiments/<name>/experiment.json            # data hash, version, protocol, learners, scored cases, cells
+experiments/<name>/experiment.json            # data hash, version, protocol, methods with their roles, scored cases, cells
 experiments/<name>/cases/<case>.npz           # slices of the scored cases, for the report's pictures
 experiments/<name>/<digest of the cell>/      # a run folder, cost.json, slices.npz, scores.csv (last)
 """
@@ -89,16 +89,16 @@ def make_cells(data: Dataset, grid: Grid, config: TrainConfig) -> list[Cell]:
         for name, method in grid.methods.items():
             if not method.learns:
                 if number == 0:
-                    cells.append(_cell(data, grid, config, name, method, 0, 0, split))
+                    cells.append(_cell(data, grid, config, name, 0, 0, split))
                 continue
-            cells.append(_cell(data, grid, config, name, method, labels, seed, split))
+            cells.append(_cell(data, grid, config, name, labels, seed, split))
     return cells
 
 
 def _cell(
-    data: Dataset, grid: Grid, config: TrainConfig, name: str, method: Method, labels: int | float | None,
-    seed: int, split: Split,
+    data: Dataset, grid: Grid, config: TrainConfig, name: str, labels: int | float | None, seed: int, split: Split
 ) -> Cell:  # fmt: skip
+    method = grid.methods[name]
     config = dataclasses.replace(config, seed=seed)
     identity = [
         _FORMAT,
@@ -116,7 +116,7 @@ def _cell(
 
 
 def _numbers(config: TrainConfig) -> dict[str, Any]:
-    """What of the configuration changes the numbers, the seed apart."""
+    """The part of the configuration that changes the numbers, without the seed."""
     left_out = {"device", "workers", "seed", "log"} | ({"devices"} if config.devices == 1 else set())
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
 
@@ -174,7 +174,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
             "select": grid.select, "fold": grid.fold, "stacked": grid.stacked, **_numbers(config),
         },
         "learners": {
-            name: {"spec": method.spec, "uses_truth": method.uses_truth, "learns": method.learns}
+            name: {"spec": method.spec, "role": method.role, "learns": method.learns}
             for name, method in grid.methods.items()
         },
         "encoder": grid.encoder,
@@ -187,7 +187,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
 def _overlaps(
     data: Dataset, methods: Mapping[str, Method], scored: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Learner -> what the training of its encoder has, or may have, seen of the scored cases."""
+    """By method, what the training of its encoder has, or may have, seen of the scored cases."""
     starts = {name: method.starts_from for name, method in methods.items()}
     found = {
         name: [x.to_json() for x in learner.overlaps(data, scored) if x.warns]
@@ -198,7 +198,7 @@ def _overlaps(
 
 
 def _fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
-    """Learner -> fingerprint of the weights it starts from, where it has any: a file may change under its name."""
+    """The fingerprint of the weights that each method starts from, if any: a file may change under its name."""
     found = {}
     for name, method in methods.items():
         with contextlib.suppress(SamAdaptError):  # its cells will fail with it, each recorded
@@ -231,7 +231,11 @@ def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     pairs += [(key, before["protocol"].get(key), value) for key, value in now["protocol"].items()]
     pairs += [("threads", before.get("threads"), now["threads"])]
     shared = set(before["learners"]) & set(now["learners"])
-    pairs += [(f"learner {n!r}", before["learners"][n], now["learners"][n]) for n in sorted(shared)]
+    for name in sorted(shared):
+        old, new = before["learners"][name], now["learners"][name]
+        # A folder from before roles were written is given them.
+        keys = ("spec", "learns", "role") if "role" in old else ("spec", "learns")
+        pairs += [(f"{key} of learner {name!r}", old.get(key), new[key]) for key in keys]
     told = shared & set(before.get("encoders", {})) & set(now["encoders"])
     pairs += [(f"encoder of {n!r}", before["encoders"][n], now["encoders"][n]) for n in sorted(told)]
     for what, old, new in pairs:

@@ -1,4 +1,4 @@
-"""Who takes part in a study: anything that, given a split, learns and then answers for a case."""
+"""The methods of a study: anything that, given a split, learns and then answers for a case."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from torch import nn
 
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, MapSpec
+from samadapt.heads import HEADS
 from samadapt.learner import Learner, fit
 from samadapt.prediction import Classifier, Maps, Saliency, load_run
+from samadapt.records import Role
 from samadapt.training import TrainConfig
 from samadapt.tuning import TUNINGS
-from samadapt.types import Case, SamAdaptError
+from samadapt.types import PIXELS, Case, Head, SamAdaptError
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ Answers = Callable[[Iterable[Case]], Iterator[tuple[Case, np.ndarray]]]
 
 
 def one_by_one(predict: Callable[[Case], np.ndarray]) -> Answers:
-    """Of who answers for a case at a time."""
+    """The answers of a method that takes one case at a time."""
     return lambda cases: ((case, predict(case)) for case in cases)
 
 
@@ -56,16 +58,18 @@ class Fitted:
     notes: Mapping[str, Any] = field(
         default_factory=dict
     )  # for the fairness table: steps, selection, augmentation
-    saliency: Callable[[Case], Saliency] | None = None  # where it looked; None: it cannot say
+    saliency: Callable[[Case], Saliency] | None = None  # None: it has no saliency maps
+
+
+#: What stands in the fairness table of a method whose steps are not chosen among.
+NO_SELECTION = "no checkpoint selection: the averaged final weights are used"
 
 
 class Method(ABC):
-    """Takes part in a study. Two methods with equal `spec` are the same."""
+    """A method that a study compares. Two methods with equal `spec` are the same."""
 
     #: False: learns nothing, so one cell stands for all numbers of labels and seeds.
     learns: ClassVar[bool] = True
-    #: True: its answers are made from the truth, so it is no competitor.
-    uses_truth: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -73,8 +77,13 @@ class Method(ABC):
         """JSON-able; everything that changes its answers."""
 
     @property
+    @abstractmethod
+    def role(self) -> Role:
+        """Its part in the study, declared where the method is defined, so that the report need not guess."""
+
+    @property
     def starts_from(self) -> Learner | None:
-        """Whose encoder it starts from, if any; `spec` names only the place of its weights."""
+        """The learner whose encoder it starts from, if any; `spec` names only the place of its weights."""
         return None
 
     @abstractmethod
@@ -91,7 +100,7 @@ class Method(ABC):
         return None
 
     def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
-        """What it will read from the store; the study encodes it once for all."""
+        """The maps that it will read from the store; the study encodes them once for all."""
         return ()
 
 
@@ -103,6 +112,28 @@ class Encode:
     scored: bool
 
 
+#: head -> whether these options of it make a control: gates from another picture's maps, or from none of the encoder's.
+CONTROL_OPTIONS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "slca": lambda options: bool(options.get("shuffle")) or options.get("source", "taps") != "taps",
+}
+
+
+def default_role(learner: Learner, frozen: bool) -> Role:
+    """The role of a learner where none is declared: by what it reads, and by whether its encoder was ever trained.
+
+    Args:
+        frozen: whether the encoder stays as it is.
+    """
+    if learner.encoder == PIXELS or not HEADS.get(learner.head, Head).uses_encoder:
+        return "baseline"
+    is_control = CONTROL_OPTIONS.get(learner.head, lambda options: False)
+    if is_control(learner.options):
+        return "control"
+    if learner.checkpoint == "random":  # trained with the head it is a network from scratch
+        return "control" if frozen else "baseline"
+    return "contender"
+
+
 @final
 @dataclass(frozen=True)
 class TrainedMethod(Method):
@@ -110,10 +141,16 @@ class TrainedMethod(Method):
 
     Args:
         train: fields of the study's `TrainConfig` that differ for this one, e.g. {"tune": "all"}.
+        declared: its role; None: what `default_role` says of such a learner.
     """
 
     learner: Learner
     train: Mapping[str, Any] = field(default_factory=dict)
+    declared: Role | None = None
+
+    @property
+    def role(self) -> Role:
+        return self.declared or default_role(self.learner, self.frozen)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -176,7 +213,7 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
     notes = {
         "steps": config.steps,
         "batch_size": config.batch_size,
-        "selection": "none: averaged last weights" if not job.split.select else "best on the selection cases",
+        "selection": NO_SELECTION if not job.split.select else "the best step on the selection cases",
         "augmentation": "none" if learner.augment == "none" else f"{learner.augment}, {views}",
         "device": str(next(model.head.parameters()).device),
     }

@@ -1,4 +1,4 @@
-"""A few slices of every scored case, small, so that the report can show the worst without data or torch."""
+"""A few slices of every test case, small, so that the report can show the worst without data or torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGEST = 320  # pixels along the longer side; larger slices are thinned out
 
 
 class PreviewWriter:
-    """Collects one learner's answers on the telling slices of each case; image and truth are kept once for all.
+    """Collects one method's answers on the telling slices of each case; image and truth are kept once for all.
 
     cases/<case>.npz: image (N, h, w) or (N, h, w, 3) uint8, truth (N, h, w) uint8, slices (N,)
     <cell>/slices.npz: <case> (N, h, w) uint8

@@ -1,4 +1,4 @@
-"""Learners by name."""
+"""Methods by name: how each is made, and what it is there for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from samadapt.types import Head, SamAdaptError
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """What the user says about baselines that have settings of their own."""
+    """The settings of the baselines that have some of their own."""
 
     unet: Mapping[str, Any] = field(default_factory=dict)  # options of the head, for SimCLR's too
     simclr: SimclrConfig = field(default_factory=SimclrConfig)
@@ -33,14 +33,16 @@ Maker = Callable[[Learner, BaselineOptions], Method]
 def _unet(base: Learner, baselines: BaselineOptions) -> TrainedMethod:
     side = min(base.side or 256, 256)  # what is finer than the labels only costs time
     return TrainedMethod(
-        Learner("unet", "pixels", side=side, options=baselines.unet, views=base.views, augment=base.augment)
+        Learner("unet", "pixels", side=side, options=baselines.unet, views=base.views, augment=base.augment),
+        declared="baseline",
     )
 
 
 def _unet_pretrained(base: Learner) -> TrainedMethod:
     side = max(min(base.side or 256, 256), 64)
     return TrainedMethod(
-        Learner("unet_pretrained", "pixels", side=side, views=base.views, augment=base.augment)
+        Learner("unet_pretrained", "pixels", side=side, views=base.views, augment=base.augment),
+        declared="baseline",
     )
 
 
@@ -56,11 +58,14 @@ def _faithful(base: Learner) -> TrainedMethod:
 def _scratch(base: Learner) -> TrainedMethod:
     """All of it new, so all of it at the head's learning rate."""
     lr = HEADS[base.head].lr if base.head in HEADS else Head.lr
-    return TrainedMethod(dataclasses.replace(base, checkpoint="random"), {"tune": "all", "encoder_lr": lr})
+    learner = dataclasses.replace(base, checkpoint="random")
+    return TrainedMethod(learner, {"tune": "all", "encoder_lr": lr}, declared="baseline")
 
 
 _ALWAYS: dict[str, Maker] = {
-    "random": lambda base, _: TrainedMethod(dataclasses.replace(base, checkpoint="random")),
+    "random": lambda base, _: TrainedMethod(
+        dataclasses.replace(base, checkpoint="random"), declared="control"
+    ),
     "scratch": lambda base, _: _scratch(base),
     "tuned": lambda base, _: TrainedMethod(base, {"tune": "all"}),
 }
@@ -120,7 +125,7 @@ def build_methods(
     base: Learner | None = None,
     options: BaselineOptions | None = None,
 ) -> dict[str, Method]:
-    """Entrants by name: a key of `METHODS`, or any head, on the encoder of `base`.
+    """Methods by name: a key of `METHODS`, or any head, on the encoder of `base`.
 
     Args:
         base: encoder, checkpoint, side, views and augmentation for all; its head is the one of `random`,

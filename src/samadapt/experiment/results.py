@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from samadapt.experiment.cells import check_scores
-from samadapt.metrics import classification_metrics, read_scores
-from samadapt.overlap import Overlap
+from samadapt.metrics import LabelledProbabilities, mean_contributions, read_cell_scores, score_matrix
+from samadapt.overlap import MARK, Overlap
 from samadapt.types import SamAdaptError, Score
 
 
 def cell_result(scores: list[Score]) -> tuple[str, float]:
     """(metric, value) of one cell: the mean Dice over classes and cases, or the AUC."""
+    cases, targets = (list(dict.fromkeys(getattr(s, key) for s in scores)) for key in ("case", "target"))
     if any(score.metric == "probability" for score in scores):
-        ids, targets = (list(dict.fromkeys(getattr(s, key) for s in scores)) for key in ("case", "target"))
-        values = {(s.case, s.target, s.metric): s.value for s in scores}
-        p, y = (
-            np.array([[values[c, t, metric] for t in targets] for c in ids])
-            for metric in ("probability", "truth")
-        )
-        truth = y.argmax(1) if bool((y.sum(1) == 1).all()) else y.astype(int)
-        return "auc", classification_metrics(p, truth, targets)["all", "auc"]
-    by_class: dict[str, list[float]] = defaultdict(list)
-    for score in scores:
-        if score.metric == "dsc" and not math.isnan(score.value):
-            by_class[score.target].append(score.value)
-    return "dsc", float(np.mean([np.mean(v) for v in by_class.values()])) if by_class else math.nan
+        sides = (score_matrix(scores, metric, cases, targets) for metric in ("probability", "truth"))
+        return "auc", float(LabelledProbabilities.from_indicators(*sides).auc_contributions().mean())
+    return "dsc", float(mean_contributions(score_matrix(scores, "dsc", cases, targets)).mean())
 
 
 def results_table(out: str | Path) -> str:
-    """Aligned text: one row a learner, one column a number of labels, the mean over the seeds and their range.
+    """Aligned text: one row per method, one column per number of labels, the mean over the seeds and their range.
 
     Square brackets are ranges over seeds; round ones, in the report, are 95 % intervals.
     """
@@ -49,8 +38,7 @@ def results_table(out: str | Path) -> str:
     metric = ""
     for digest, cell in note["cells"].items():
         if (out / digest / "scores.csv").is_file():
-            check_scores(out / digest)
-            metric, value = cell_result(read_scores(out / digest / "scores.csv"))
+            metric, value = cell_result(read_cell_scores(out / digest)[0])
             values[
                 cell["learner"], cell["labels"] if note["learners"][cell["learner"]]["learns"] else "-"
             ].append(value)
@@ -60,7 +48,7 @@ def results_table(out: str | Path) -> str:
     names = list(note["learners"])
     planned = _planned(note)
     head = [f"mean {metric} [lowest to highest seed]", *["all" if n is None else str(n) for n in columns]]
-    marks = {name: " *" if note.get("overlaps", {}).get(name) else "" for name in names}
+    marks = {name: MARK if note.get("overlaps", {}).get(name) else "" for name in names}
     body = [
         [name + marks[name], *[_field(values.get((name, n), []), planned[name, n]) for n in columns]]
         for name in names
@@ -79,7 +67,7 @@ def _overlap_lines(note: dict[str, Any]) -> list[str]:
 
 
 def _planned(note: dict[str, Any]) -> Counter[tuple[str, Any]]:
-    """How many cells a learner has at a number of labels."""
+    """The number of cells of a method at a number of labels."""
     learns = {name: of["learns"] for name, of in note["learners"].items()}
     return Counter(
         (c["learner"], c["labels"] if learns[c["learner"]] else "-") for c in note["cells"].values()

@@ -1,4 +1,4 @@
-"""Where a classifier looked in a few scored cases, small, so that the report can show it without data or torch."""
+"""Saliency maps of a classifier for a few test cases, small, so that the report can show it without data or torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from samadapt.figures import is_flat, range_title
 from samadapt.files import replacing
+from samadapt.metrics import LabelledProbabilities
 from samadapt.prediction import Saliency
 from samadapt.types import Case
 
@@ -20,7 +21,7 @@ _LARGEST = 96  # pixels along the longer side; larger slices are thinned out
 
 
 def drawn_cases(ids: Sequence[str], truth: np.ndarray, count: int = _DRAWN) -> list[str]:
-    """Classes in turn, in an order that depends on the names alone: the same for every learner, whatever it answers.
+    """Classes in turn, in an order that depends on the names alone: the same for every method, whatever it answers.
 
     Args:
         truth: (N,) class numbers, or (N, K) of 0 and 1.
@@ -38,11 +39,11 @@ def sure_mistakes(
     ids: Sequence[str], probabilities: np.ndarray, truth: np.ndarray, count: int = _MISTAKES
 ) -> list[str]:
     """The wrong answers of the highest probability, the surest first; of several labels, the surest wrong one counts."""
-    if truth.ndim == 2:
-        wrong = (probabilities > 0.5) != (truth > 0.5)
-        sure = np.where(wrong, np.maximum(probabilities, 1 - probabilities), 0).max(1)
+    x = LabelledProbabilities.of(probabilities, truth)
+    if x.multilabel:
+        sure = np.where(x.answers != x.truth, np.maximum(probabilities, 1 - probabilities), 0).max(1)
     else:
-        sure = np.where(probabilities.argmax(1) != truth, probabilities.max(1), 0)
+        sure = np.where(x.correct == 0, probabilities.max(1), 0)
     order = np.argsort(-sure, kind="stable")
     return [ids[i] for i in order[:count] if sure[i] > 0]
 

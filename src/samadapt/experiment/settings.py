@@ -14,6 +14,7 @@ from samadapt.experiment.registry import BaselineOptions, build_methods, reading
 from samadapt.heads import HEADS, check_options, options_of
 from samadapt.learner import Learner, default_encoder, default_note
 from samadapt.options import Declarations, Declared, Option, declared, read_table, without
+from samadapt.records import ROLES
 from samadapt.settings import (
     TABLES,
     LearnerSettings,
@@ -56,8 +57,8 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
 
     Args:
         settings: the fields of `StudySettings`, `select` and `fold`; tables as in `samadapt.settings.TABLES`, and
-            `unet` (options of that head); and tables `learner.<name>`, a learner of one's own: fields of `Learner`, and
-            a table `train` of what differs.
+            `unet` (options of that head); and tables `learner.<name>`, a learner of one's own: fields of `Learner`,
+            its `role` in the study, and a table `train` of what differs.
 
     Example:
         >>> grid, config = make_study({"learners": ["cnn"], "labels": [1, 2], "seeds": 2}, "segmentation")
@@ -98,7 +99,8 @@ def _read(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict],
 
 def _read_own(where: str, table: Any) -> dict[str, Any]:
     training = Declared("train", Mapping[str, Any], {}, Option("What its training does otherwise."))
-    own = read_table(where, table, {**declared(LearnerSettings), "train": training})
+    role = Declared("role", str | None, None, Option("What it is in the study.", choices=ROLES))
+    own = read_table(where, table, {**declared(LearnerSettings), "role": role, "train": training})
     if "train" in own:
         own["train"] = read_table(f"{where}.train", own["train"], _OWN_TRAINING)
     return own
@@ -116,7 +118,7 @@ def _own(table: Mapping[str, Any], base: Learner, views: int | None) -> Method:
     head = HEADS[table.get("head", base.head)]
     if head.encoders == (PIXELS,):  # the study's encoder is not for it
         base = dataclasses.replace(base, encoder=PIXELS, checkpoint=None, prepare=None)
-    changed = {"views": views} | {key: value for key, value in table.items() if key != "train"}
+    changed = {"views": views} | {key: value for key, value in table.items() if key not in ("role", "train")}
     learner = dataclasses.replace(base, **changed)
     check_options(learner.head, learner.options)
-    return TrainedMethod(learner, table.get("train", {}))
+    return TrainedMethod(learner, table.get("train", {}), table.get("role"))

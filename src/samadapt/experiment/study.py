@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samadapt.datasets import Dataset
-from samadapt.experiment.cells import Study, check_scores, prepare_cell, run_cell
+from samadapt.experiment.cells import Study, prepare_cell, run_cell
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
 from samadapt.experiment.methods import Encode
 from samadapt.features import EncodeReport, FeatureStore
 from samadapt.files import demand_writable, write_json
+from samadapt.metrics import check_cell_scores
 from samadapt.runs import pick_device
 from samadapt.training import TrainConfig, precision_note
 from samadapt.types import SamAdaptError
@@ -72,7 +73,7 @@ def run_experiment(
     missing = [cell for cell in cells if not (out / cell.digest / "scores.csv").is_file()]
     for cell in cells:
         if cell not in missing:
-            check_scores(out / cell.digest)
+            check_cell_scores(out / cell.digest)
     outcome = Outcome(out, found=len(cells) - len(missing))
     say(f"{len(cells)} cells, {outcome.found} done before; {jobs} at a time, {threads} threads each")
     if missing:
@@ -125,7 +126,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
 
 
 def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> None:
-    """Stored views are all that a learner sees; of few slices that is little."""
+    """Stored views are all that a method sees; of few slices that is little."""
     fewest = min((cell.split.train for cell in cells), key=len)
     slices = sum(study.data.case(i).image.shape[1] for i in fewest)
     if slices * views < FEW_PICTURES:
@@ -137,7 +138,7 @@ def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> Non
 
 
 def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
-    """What the learners of one encoder read, together, so that it runs once for all of them."""
+    """The maps that the methods of one encoder read, together, so that it runs once for all of them."""
     merged: dict[object, Encode] = {}
     seen: set[tuple[str, int]] = set()
     for cell in cells:
@@ -168,7 +169,7 @@ def _merge(merged: dict[object, Encode], encode: Encode) -> None:
 
 
 def _prepare(study: Study, cells: list[Cell], say: Progress) -> None:
-    """What the cells of one learner and seed share, before any of them: side by side they would all make it."""
+    """Make what the cells of one method and seed share, before any of them: side by side they would all make it."""
     first = {(cell.learner, cell.seed): cell for cell in reversed(cells)}
     for (learner, seed), cell in reversed(first.items()):
         try:

@@ -1,11 +1,14 @@
-"""Metrics: overlap and distances in mm, classification, summaries with intervals over patients."""
+"""Metrics: overlap and distances in mm, classification, summaries with intervals over patients. No torch in here."""
 
+from samadapt.metrics.cell_scores import check_cell_scores, read_cell_scores, write_cell_scores
 from samadapt.metrics.classification import (
     ALL,
+    LabelledProbabilities,
     bootstrap_classification,
     classification_metrics,
     score_predictions,
 )
+from samadapt.metrics.contributions import mean_contributions, score_matrix
 from samadapt.metrics.segmentation import (
     MaskPair,
     assd,
@@ -15,33 +18,36 @@ from samadapt.metrics.segmentation import (
     score_case,
     volume_difference,
 )
-from samadapt.metrics.summaries import MEAN, Comparison, Summary, compare, format_table, summarise
+from samadapt.metrics.summaries import MEAN, Summary, clip_interval, format_table, summarise
 from samadapt.metrics.table import METRICS, NSD_TOLERANCE, Metric, metric_info, read_scores, write_scores
-from samadapt.statistics import holm
 
 __all__ = [
     "ALL",
     "MEAN",
     "METRICS",
     "NSD_TOLERANCE",
-    "Comparison",
+    "LabelledProbabilities",
     "MaskPair",
     "Metric",
     "Summary",
     "assd",
     "bootstrap_classification",
+    "check_cell_scores",
     "classification_metrics",
-    "compare",
+    "clip_interval",
     "dsc",
     "format_table",
     "hd95",
-    "holm",
+    "mean_contributions",
     "metric_info",
     "nsd",
+    "read_cell_scores",
     "read_scores",
     "score_case",
+    "score_matrix",
     "score_predictions",
     "summarise",
     "volume_difference",
+    "write_cell_scores",
     "write_scores",
 ]

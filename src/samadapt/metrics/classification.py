@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from samadapt.metrics.summaries import Summary, clip_interval
+from samadapt.records import SamAdaptError, Score
 from samadapt.statistics import percentile_interval, resample_weights
-from samadapt.types import SamAdaptError, Score
 
 #: The target of the metrics over all classes.
 ALL = "all"
@@ -24,7 +24,7 @@ _BINS = 15
 
 
 @dataclass(frozen=True)
-class Predictions:
+class LabelledProbabilities:
     """Probabilities and truth of N cases. `truth` is one-hot, or 0/1 per label."""
 
     probabilities: np.ndarray  # (N, K)
@@ -32,7 +32,7 @@ class Predictions:
     multilabel: bool
 
     @staticmethod
-    def of(probabilities: np.ndarray, labels: np.ndarray) -> Predictions:
+    def of(probabilities: np.ndarray, labels: np.ndarray) -> LabelledProbabilities:
         """`labels`: (N,) class numbers, or (N, K) 0/1 for multi-label."""
         p, y = np.asarray(probabilities, float), np.asarray(labels)
         if p.ndim != 2 or len(p) == 0 or len(y) != len(p) or p.shape[1] < (2 if y.ndim == 1 else 1):
@@ -47,10 +47,16 @@ class Predictions:
                 raise SamAdaptError(
                     f"multi-label truth of shape {y.shape} must be 0 or 1 in the shape {p.shape}"
                 )
-            return Predictions(p, y.astype(float), True)
+            return LabelledProbabilities(p, y.astype(float), True)
         if not np.isin(y, np.arange(p.shape[1])).all():
             raise SamAdaptError(f"labels {np.unique(y)[:9]} must be whole numbers from 0 to {p.shape[1] - 1}")
-        return Predictions(p, np.eye(p.shape[1])[y.astype(int)], False)
+        return LabelledProbabilities(p, np.eye(p.shape[1])[y.astype(int)], False)
+
+    @staticmethod
+    def from_indicators(probabilities: np.ndarray, truth: np.ndarray) -> LabelledProbabilities:
+        """From 0/1 truth (N, K), as scores files hold it: several labels a case unless every case has exactly one."""
+        one_each = truth.shape[1] > 1 and bool((truth.sum(1) == 1).all())
+        return LabelledProbabilities.of(probabilities, truth.argmax(1) if one_each else truth)
 
     @property
     def binary(self) -> bool:
@@ -64,9 +70,28 @@ class Predictions:
         chosen = self.probabilities[:, 1] > 0.5 if self.binary else self.probabilities.argmax(1)
         return np.eye(self.truth.shape[1])[chosen.astype(int)]
 
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) 1 where the answer is right; of several labels a case, the share of labels (MedMNIST)."""
+        if self.multilabel:
+            return (self.answers == self.truth).mean(1)
+        return (self.answers * self.truth).sum(1)
+
     def columns(self) -> list[int]:
         """The classes that the mean over classes takes: of two, only class 1."""
         return [1] if self.binary else list(range(self.truth.shape[1]))
+
+    def ranked_columns(self) -> list[int]:
+        """Those of them that say something about ranking: neither all nor none of the cases have the class."""
+        return [k for k in self.columns() if _mixed(self, k)]
+
+    def auc_contributions(self, target: int | None = None) -> np.ndarray:
+        """(N,), whose mean is the AUC of one class, or the mean AUC over the classes; nan where it is not defined."""
+        columns = self.ranked_columns() if target is None else [target]
+        if not columns:
+            return np.full(len(self.truth), np.nan)
+        each = [_auc_contributions(self.probabilities[:, k], self.truth[:, k]) for k in columns]
+        return np.mean(each, axis=0)
 
 
 # ---------------------------------------------------------------- one class against the rest
@@ -91,6 +116,20 @@ def _auc(score: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarra
     positive, negative = _ranked(score, truth, weights)
     before = positive.cumsum(1) - 0.5 * positive
     return _ratio((before * negative).sum(1), positive.sum(1) * negative.sum(1))
+
+
+def _auc_contributions(score: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(N,), whose mean is the AUC: each case's share of pairs in the right order (DeLong's components)."""
+    once = np.ones((1, len(score)))
+    positive, negative = (side[0] for side in _ranked(score, truth, once))
+    if not positive.sum() or not negative.sum():
+        return np.full(len(score), np.nan)
+    auc = _auc(score, truth, once)[0]
+    place = np.unique(-score, return_inverse=True)[1]  # of a case among the distinct scores, highest first
+    above = (positive.cumsum() - 0.5 * positive)[place]  # positives that are scored higher; ties half
+    below = (negative.sum() - negative.cumsum() + 0.5 * negative)[place]
+    share = np.where(truth > 0, below / negative.sum(), above / positive.sum())
+    return auc + (share - auc) * len(score) / np.where(truth > 0, positive.sum(), negative.sum())
 
 
 def _auprc(score: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -132,7 +171,7 @@ def _brier(score: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndar
 
 
 def _measure(
-    x: Predictions, classes: Sequence[str], weights: np.ndarray
+    x: LabelledProbabilities, classes: Sequence[str], weights: np.ndarray
 ) -> dict[tuple[str, str], np.ndarray]:
     """{(target, metric): (R,)}."""
     answers = x.answers
@@ -157,21 +196,22 @@ def _measure(
 
 
 def _overall(
-    x: Predictions, answers: np.ndarray, per_class: Sequence[dict[str, np.ndarray]], weights: np.ndarray
+    x: LabelledProbabilities,
+    answers: np.ndarray,
+    per_class: Sequence[dict[str, np.ndarray]],
+    weights: np.ndarray,
 ) -> dict[str, np.ndarray]:
     def over(columns: Sequence[int], metric: str) -> np.ndarray:
         return np.stack([per_class[k][metric] for k in columns]).mean(0)
 
     # A class that all or none of the cases have says nothing about ranking; the note names it.
-    mixed = [k for k in x.columns() if _mixed(x, k)] or x.columns()
+    mixed = x.ranked_columns() or x.columns()
     n = weights.sum(1)
-    every = range(x.truth.shape[1])
+    every, right = range(x.truth.shape[1]), x.correct
     if x.multilabel:
-        right = (answers == x.truth).mean(1)  # MedMNIST: the mean of the labels' accuracies
         balanced = (over(mixed, "sensitivity") + over(mixed, "specificity")) / 2
         ece, brier = over(every, "ece"), over(every, "brier")
     else:
-        right = (answers * x.truth).sum(1)
         balanced = over([k for k in every if x.truth[:, k].any()], "sensitivity")
         ece = _ece((x.probabilities * answers).sum(1), right, weights)
         brier = np.stack([per_class[k]["brier"] for k in x.columns()]).sum(0)
@@ -191,7 +231,7 @@ def _mean_of_defined(values: np.ndarray) -> np.ndarray:
     return _ratio(np.nansum(values, 0), np.sum(~np.isnan(values), 0))
 
 
-def _mixed(x: Predictions, k: int) -> bool:
+def _mixed(x: LabelledProbabilities, k: int) -> bool:
     return 0 < x.truth[:, k].sum() < len(x.truth)
 
 
@@ -205,7 +245,7 @@ def classification_metrics(
         labels: (N,) class numbers, or (N, K) 0/1 for multi-label.
         classes: K names; their numbers by default.
     """
-    x = Predictions.of(probabilities, labels)
+    x = LabelledProbabilities.of(probabilities, labels)
     measured = _measure(x, _names(x, classes), np.ones((1, len(x.truth))))
     return {key: float(value[0]) for key, value in measured.items()}
 
@@ -224,7 +264,7 @@ def bootstrap_classification(
     Args:
         groups: the patient of each of the N cases.
     """
-    x = Predictions.of(probabilities, labels)
+    x = LabelledProbabilities.of(probabilities, labels)
     if len(groups) != len(x.truth):
         raise SamAdaptError(f"{len(groups)} groups for {len(x.truth)} cases; give the patient of each case")
     names = _names(x, classes)
@@ -246,7 +286,7 @@ def bootstrap_classification(
     return summaries
 
 
-def _names(x: Predictions, classes: Sequence[str] | None) -> list[str]:
+def _names(x: LabelledProbabilities, classes: Sequence[str] | None) -> list[str]:
     names = [str(k) for k in range(x.truth.shape[1])] if classes is None else list(classes)
     if len(names) != x.truth.shape[1] or len(set(names)) != len(names) or ALL in names:
         raise SamAdaptError(
@@ -255,7 +295,7 @@ def _names(x: Predictions, classes: Sequence[str] | None) -> list[str]:
     return names
 
 
-def _note(x: Predictions, names: Sequence[str], target: str, metric: str) -> str:
+def _note(x: LabelledProbabilities, names: Sequence[str], target: str, metric: str) -> str:
     """Why an AUC or AUPRC is not defined, or which classes its mean leaves out."""
     if metric not in ("auc", "auprc"):
         return ""
@@ -276,7 +316,7 @@ def score_predictions(
     case_ids: Sequence[str], probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 ) -> list[Score]:
     """Per case and class the probability and the truth (0 or 1), for a scores file that metrics can be made from."""
-    x = Predictions.of(probabilities, labels)
+    x = LabelledProbabilities.of(probabilities, labels)
     return [
         Score(case, name, metric, float(values[n, k]))
         for n, case in enumerate(case_ids)

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from samadapt.metrics.table import NSD_TOLERANCE
-from samadapt.types import IGNORED, SamAdaptError, Score
+from samadapt.records import IGNORED, SamAdaptError, Score
 
 P = ParamSpec("P")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from samadapt.metrics.table import metric_info
-from samadapt.statistics import sign_flip_p, studentised_interval
-from samadapt.types import SamAdaptError, Score
+from samadapt.records import SamAdaptError, Score
+from samadapt.statistics import studentised_interval
 
 #: The target of the rows that average the classes.
 MEAN = "mean"
@@ -30,22 +30,6 @@ class Summary:
     n_nan: int = 0  # values that are nan, and so not in the mean
     n_miss: int = 0  # those of them where only one of the masks had voxels: the distance to nothing
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Ours minus theirs, over the cases that both have a value for."""
-
-    target: str
-    metric: str
-    difference: float
-    low: float
-    high: float
-    p: float  # two-sided sign-flip test by patient; see `holm` for several comparisons
-    n: int
-    n_groups: int
-    n_nan: int = 0  # pairs of values with a nan in them, and so not in the difference
-    n_miss: tuple[int, int] = (0, 0)  # how many of these ours and theirs missed
 
 
 @dataclass(frozen=True)
@@ -106,42 +90,6 @@ def summarise(
                 values.n_nan,
                 misses,
                 note,
-            )
-        )
-    return rows
-
-
-def compare(
-    ours: Iterable[Score],
-    theirs: Iterable[Score],
-    groups: Mapping[str, str],
-    confidence: float = 0.95,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> list[Comparison]:
-    """Paired by case: the mean difference, its patient-bootstrap interval, and a sign-flip test by patient."""
-    a, b = _tabulate(ours), _tabulate(theirs)
-    _check_same(a, b)
-    rows = []
-    for metric, targets in _rows(a):
-        differences = {t: {c: v - b[metric][t][c] for c, v in a[metric][t].items()} for t in targets}
-        values = _by_patient(differences, groups)
-        interval = studentised_interval(values.sums, values.counts, confidence, resamples, seed)
-        low, high = interval if all(map(math.isfinite, interval)) else (math.nan, math.nan)
-        contributions = (values.sums / np.maximum(values.counts.sum(0), 1)).mean(-1)
-        misses = tuple(sum(len(_missed(side, metric, t)) for t in targets) for side in (a, b))
-        rows.append(
-            Comparison(
-                targets[0] if len(targets) == 1 else MEAN,
-                metric,
-                values.mean,
-                low,
-                high,
-                sign_flip_p(contributions, seed),
-                values.n,
-                len(values.sums),
-                values.n_nan,
-                (misses[0], misses[1]),
             )
         )
     return rows
@@ -208,17 +156,6 @@ def clip_interval(interval: tuple[float, float], metric: str) -> tuple[float, fl
     if math.isnan(interval[0]) or not (math.isfinite(low) and math.isfinite(high)):
         return math.nan, math.nan
     return low, high
-
-
-def _check_same(a: _Table, b: _Table) -> None:
-    keys = [{(m, t, c) for m, ts in x.items() for t, cases in ts.items() for c in cases} for x in (a, b)]
-    for ours, theirs, whose in ((keys[0], keys[1], "second"), (keys[1], keys[0], "first")):
-        if ours - theirs:
-            metric, target, case = min(ours - theirs)
-            raise SamAdaptError(
-                f"the {whose} scores lack {metric} of {target} for {case!r} (and {len(ours - theirs) - 1} more); "
-                "both must score the same cases with the same metrics"
-            )
 
 
 # ---------------------------------------------------------------- for the terminal

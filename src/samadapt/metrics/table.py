@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samadapt.files import write_csv
-from samadapt.types import SamAdaptError, Score
+from samadapt.records import SamAdaptError, Score
 
 #: How far a surface may lie from the other and still count as right: mm, or pixels where there are no mm.
 NSD_TOLERANCE = 2.0
@@ -17,11 +17,10 @@ NSD_TOLERANCE = 2.0
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, as `samadapt list metrics` and the tables name it."""
+    """One metric, as `samadapt list metrics`, the tables and the report name it."""
 
+    title: str  # short, for headings; with its unit
     text: str
-    better: str  # "higher", "lower" or "near 0"
-    unit: str = ""
     low: float = 0.0
     high: float = math.inf
     digits: int = 3
@@ -31,39 +30,38 @@ _NSD = f"normalised surface Dice, share of both surfaces within {NSD_TOLERANCE:g
 _HD95 = "95th percentile Hausdorff distance, the larger of the two directions"
 _ASSD = "average distance between the surfaces, both directions pooled"
 _VOLUME = "predicted minus true volume"
+_AUC = "area under the ROC curve; over classes the unweighted mean of one-vs-rest"
+_ECE = "expected calibration error of the answer's probability, 15 bins"
+_BRIER = "squared error of the probabilities (multi-class: summed over classes)"
 
 #: Distances need a spacing. Pictures without one get the `_px` names, so the two are never averaged.
 METRICS: dict[str, Metric] = {
-    "dsc": Metric("Dice similarity coefficient", "higher", high=1.0),
-    "nsd": Metric(_NSD.format("mm"), "higher", high=1.0),
-    "hd95_mm": Metric(_HD95, "lower", "mm", digits=2),
-    "assd_mm": Metric(_ASSD, "lower", "mm", digits=2),
-    "volume_difference_ml": Metric(_VOLUME, "near 0", "ml", low=-math.inf, digits=2),
-    "nsd_px": Metric(_NSD.format("px"), "higher", high=1.0),
-    "hd95_px": Metric(_HD95, "lower", "px", digits=2),
-    "assd_px": Metric(_ASSD, "lower", "px", digits=2),
-    "volume_difference_px": Metric(_VOLUME, "near 0", "px", low=-math.inf, digits=0),
-    "auc": Metric(
-        "area under the ROC curve; over classes the unweighted mean of one-vs-rest", "higher", high=1.0
-    ),
-    "acc": Metric("accuracy: highest probability, or above 0.5 (binary, multi-label)", "higher", high=1.0),
-    "balanced_accuracy": Metric("mean sensitivity of the classes", "higher", high=1.0),
-    "f1": Metric("F1 score; over classes the unweighted mean", "higher", high=1.0),
-    "auprc": Metric("average precision; over classes the unweighted mean", "higher", high=1.0),
-    "ece": Metric("expected calibration error of the answer's probability, 15 bins", "lower", high=1.0),
-    "brier": Metric(
-        "squared error of the probabilities (multi-class: summed over classes)", "lower", high=2.0
-    ),
-    "sensitivity": Metric("share of the class that was found", "higher", high=1.0),
-    "specificity": Metric("share of the rest that was left alone", "higher", high=1.0),
+    "dsc": Metric("Dice", "Dice similarity coefficient", high=1.0),
+    "nsd": Metric(f"Normalised surface Dice ({NSD_TOLERANCE:g} mm)", _NSD.format("mm"), high=1.0),
+    "hd95_mm": Metric("Hausdorff distance, 95th percentile (mm)", _HD95, digits=2),
+    "assd_mm": Metric("Average surface distance (mm)", _ASSD, digits=2),
+    "volume_difference_ml": Metric("Predicted minus true volume (ml)", _VOLUME, low=-math.inf, digits=2),
+    "nsd_px": Metric(f"Normalised surface Dice ({NSD_TOLERANCE:g} px)", _NSD.format("px"), high=1.0),
+    "hd95_px": Metric("Hausdorff distance, 95th percentile (px)", _HD95, digits=2),
+    "assd_px": Metric("Average surface distance (px)", _ASSD, digits=2),
+    "volume_difference_px": Metric("Predicted minus true volume (px)", _VOLUME, low=-math.inf, digits=0),
+    "auc": Metric("AUC", _AUC, high=1.0),
+    "acc": Metric("Accuracy", "accuracy: highest probability, or above 0.5 (binary, multi-label)", high=1.0),
+    "balanced_accuracy": Metric("Balanced accuracy", "mean sensitivity of the classes", high=1.0),
+    "f1": Metric("F1 score", "F1 score; over classes the unweighted mean", high=1.0),
+    "auprc": Metric("Average precision", "average precision; over classes the unweighted mean", high=1.0),
+    "ece": Metric("Calibration error", _ECE, high=1.0),
+    "brier": Metric("Brier score", _BRIER, high=2.0),
+    "sensitivity": Metric("Sensitivity", "share of the class that was found", high=1.0),
+    "specificity": Metric("Specificity", "share of the rest that was left alone", high=1.0),
 }
 
 _COLUMNS = ["case", "target", "metric", "value"]
 
 
 def metric_info(name: str) -> Metric:
-    """The entry of `METRICS`; a name that is not in it has no unit and no limits."""
-    return METRICS.get(name, Metric(name, "higher", low=-math.inf))
+    """The entry of `METRICS`; a name that is not in it is its own title and has no limits."""
+    return METRICS.get(name, Metric(name, name, low=-math.inf))
 
 
 def write_scores(path: str | Path, scores: Iterable[Score]) -> None:

@@ -21,6 +21,9 @@ from samadapt.records import SamAdaptError
 #: "seen": in the list of its training files; "not seen": not in it, or made later.
 Certainty = Literal["seen", "probably seen", "possibly seen", "not seen"]
 
+#: Behind the name of a method whose encoder may have seen the scored cases while it was trained.
+MARK = " *"
+
 # ---------------------------------------------------------------- public data
 
 

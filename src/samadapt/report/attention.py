@@ -1,4 +1,4 @@
-"""Where the classifiers looked, as pictures of the few cases that the study kept."""
+"""Saliency maps of the classifiers, as pictures of the few cases that the study kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from samadapt.report.figures import inline_png
-from samadapt.report.reading import Cell, Level, Study
+from samadapt.report.reading import CellResults, Level, StudyResults
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Kept:
 
 @dataclass(frozen=True)
 class LookedAt:
-    """One picture: a case, a row for each learner that kept it."""
+    """One picture: a case, a row for each method that kept it."""
 
     case: str
     truth: str
-    mistake: bool  # kept because it is one of the leading learner's surest mistakes
+    mistake: bool  # kept because it is one of the leading method's most confident errors
     picture: str
 
 
@@ -43,14 +43,14 @@ class Section:
     lead: str = ""
 
 
-def saliency_section(study: Study, level: Level, preferred: Sequence[str]) -> Section:
-    """The cases of the first learner that kept some; the others' maps of the same cases below each other.
+def saliency_section(study: StudyResults, level: Level, preferred: Sequence[str]) -> Section:
+    """The cases of the first method that kept some; the others' maps of the same cases below each other.
 
     Args:
-        preferred: learners, the first that has maps leads; then the study's order.
+        preferred: methods, the first that has maps leads; then the study's order.
     """
     order = [*preferred, *(n for n in study.learners if n not in preferred)]
-    rows: dict[str, tuple[Cell, dict[str, Kept], int]] = {}
+    rows: dict[str, tuple[CellResults, dict[str, Kept], int]] = {}
     for learner in order:
         cells = study.seeds(learner, level)
         read = _read(study.folder / cells[min(cells)].digest / "attention.npz") if cells else None
@@ -68,7 +68,7 @@ def saliency_section(study: Study, level: Level, preferred: Sequence[str]) -> Se
 
 
 def _read(path: Path) -> tuple[dict[str, Kept], int] | None:
-    """{case: what was kept of it}, and how many of the first are the same for every learner."""
+    """{case: what was kept of it}, and how many of the first are the same for every method."""
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as file:
@@ -80,13 +80,15 @@ def _read(path: Path) -> tuple[dict[str, Kept], int] | None:
         return cases, int(file["drawn"])
 
 
-def _truth(study: Study, cell: Cell, case: str) -> str:
+def _truth(study: StudyResults, cell: CellResults, case: str) -> str:
     row = study.values(cell, "truth")[study.cases.index(case)]
     return ", ".join(name for name, value in zip(study.targets, row, strict=True) if value > 0) or "none"
 
 
-def _draw(study: Study, rows: Mapping[str, tuple[Cell, dict[str, Kept], int]], case: str) -> Figure:
-    """A row for each learner: the image, and its maps; those of one name below each other."""
+def _draw(
+    study: StudyResults, rows: Mapping[str, tuple[CellResults, dict[str, Kept], int]], case: str
+) -> Figure:
+    """A row for each method: the image, and its maps; those of one name below each other."""
     kept = {learner: (cell, cases[case]) for learner, (cell, cases, _) in rows.items() if case in cases}
     names = max((_names(of) for _, of in kept.values()), key=len)
     height, width = next(iter(kept.values()))[1].image.shape[:2]
@@ -120,6 +122,6 @@ def _names(of: Kept) -> list[str]:
 
 
 def _columns(names: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """Of each map: the column of its name, else the first that is free."""
+    """The column of each map: that of its name, else the first that is free."""
     free = [n for n, column in enumerate(columns) if column not in names]
     return [columns.index(name) if name in columns else free.pop(0) for name in names]

@@ -15,13 +15,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from samadapt.metrics import metric_info
+from samadapt.records import IGNORED
 from samadapt.report.comparisons import Means
-from samadapt.report.measures import correct_answers, measure
-from samadapt.report.reading import Cell, Learner, Level, Study
+from samadapt.report.measures import class_answers
+from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
 
 # Okabe and Ito's palette, told apart with every common colour vision; yellow is left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
 OUTLINES = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+#: What stands behind the names of methods, by their role.
+_NOTES = {
+    "baseline": " (baseline)",
+    "control": " (control)",
+    "oracle": " (ground-truth prompt)",
+}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "samadapt",
@@ -42,15 +50,14 @@ def style() -> object:
     return mpl.rc_context(_STYLE)  # type: ignore[arg-type]
 
 
-def colours(study: Study) -> dict[str, str]:
-    """One for each learner."""
+def colours(study: StudyResults) -> dict[str, str]:
+    """A colour for each method."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(study.learners)}
 
 
-def learner_title(of: Learner) -> str:
-    """The learner's name, with what must be known beside it."""
-    note = " (baseline)" if of.baseline else " (uses the truth as prompt)" if of.uses_truth else ""
-    return of.title + note
+def learner_title(of: MethodInfo) -> str:
+    """The method's name, with what must be known beside it."""
+    return of.title + _NOTES.get(of.role, "")
 
 
 def to_svg(figure: Figure) -> str:
@@ -92,7 +99,7 @@ def inline_png(figure: Figure, dpi: int = 90) -> str:
 
 
 def label_curves(
-    study: Study, means: Means, seeds: Mapping[tuple[str, Level], list[float]], name: str
+    study: StudyResults, means: Means, seeds: Mapping[tuple[str, Level], list[float]], name: str
 ) -> Figure:
     """Mean against labelled patients, bars over patients and seeds, one faint dot a seed."""
     figure = Figure(figsize=(7.4, 3.9), layout="constrained")
@@ -123,8 +130,8 @@ def label_curves(
             )
     axes.set_xticks(list(place.values()), [str(level.patients) for level in study.levels])
     axes.set_xlim(min(place.values(), default=0) - 0.3 * gap, max(place.values(), default=0) + 0.3 * gap)
-    axes.set_xlabel(f"labelled {study.unit}s")
-    axes.set_ylabel(f"mean {measure(name).title}")
+    axes.set_xlabel(f"number of labelled {study.unit}s")
+    axes.set_ylabel(f"mean {metric_info(name).title}")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
@@ -134,7 +141,7 @@ def label_curves(
 
 
 def _curve(
-    axes: Axes, learner: Learner, x: list[float], levels: list[Level], means: Means,
+    axes: Axes, learner: MethodInfo, x: list[float], levels: list[Level], means: Means,
     seeds: Mapping[tuple[str, Level], list[float]], colour: str,
 ) -> None:  # fmt: skip
     found = [means[learner.name, level] for level in levels]
@@ -159,8 +166,8 @@ def _curve(
 # ---------------------------------------------------------------- cases
 
 
-def case_scatter(study: Study, baseline: str, points: Mapping[str, np.ndarray], name: str) -> Figure:
-    """Small multiples: each case, a learner (up) against the best baseline (right), by class.
+def case_scatter(study: StudyResults, baseline: str, points: Mapping[str, np.ndarray], name: str) -> Figure:
+    """Small multiples: each case, a method (up) against the best baseline (right), by class.
 
     Args:
         points: learner -> (cases, targets) means over seeds; the baseline's too.
@@ -182,8 +189,8 @@ def case_scatter(study: Study, baseline: str, points: Mapping[str, np.ndarray], 
         axes.set_title(study.learners[learner].title, fontsize=9)
     for axes in list(grid.flat)[len(others) :]:
         axes.set_axis_off()
-    figure.supxlabel(f"{study.learners[baseline].title}, {measure(name).title} of a case", fontsize=9)
-    figure.supylabel("the learner named above", fontsize=9)
+    figure.supxlabel(f"{metric_info(name).title} of each case, {study.learners[baseline].title}", fontsize=9)
+    figure.supylabel(f"{metric_info(name).title} of each case", fontsize=9)
     figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
@@ -218,8 +225,8 @@ def overlay(image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequen
 
 
 def _box(labels: Sequence[np.ndarray]) -> tuple[slice, slice]:
-    """What surrounds all outlines, with a margin: the organ may be a small part of the slice."""
-    seen = np.any([(x > 0) & (x != 255) for x in labels], axis=0)
+    """The box around all outlines, with a margin: the organ may be a small part of the slice."""
+    seen = np.any([(x > 0) & (x != IGNORED) for x in labels], axis=0)
     if not seen.any():
         return slice(None), slice(None)
     ends = []
@@ -238,8 +245,8 @@ def outline_legend(classes: Sequence[str]) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------- classification
 
 
-def roc(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
-    """One panel a class against the rest, one line a learner: the mean over its seeds."""
+def roc(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
+    """One panel per class against the rest, one line per method: the mean over its seeds."""
     targets = study.targets[1:] if _binary(study) else study.targets
     columns = min(4, len(targets))
     rows = -(-len(targets) // columns)
@@ -267,7 +274,7 @@ def roc(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
     return figure
 
 
-def _binary(study: Study) -> bool:
+def _binary(study: StudyResults) -> bool:
     return len(study.targets) == 2 and not study.note["data"].get("multilabel")
 
 
@@ -279,8 +286,8 @@ def _roc(scores: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray
     return np.interp(at, *rates)
 
 
-def reliability(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
-    """The share of right answers against the probability of the answer, all seeds together, ten bins."""
+def reliability(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
+    """The share of correct answers against the predicted probability, over all seeds, in ten bins."""
     figure = Figure(figsize=(5.0, 3.1), layout="constrained")
     axes, paint = figure.subplots(), colours(study)
     axes.plot([0, 1], [0, 1], color="#bbb", linewidth=0.8)
@@ -294,21 +301,23 @@ def reliability(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
         dashes = "s--" if study.learners[learner].baseline else "o-"
         axes.plot(x, y, dashes, color=paint[learner], markersize=4, linewidth=1.4, label=title)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
-    axes.set_xlabel("probability of the answer")
-    axes.set_ylabel("share that is right")
+    axes.set_xlabel("predicted probability")
+    axes.set_ylabel("share that is correct")
     figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
 
-def _answers(study: Study, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    scores, truth = study.values(cell, "probability"), study.values(cell, "truth")
-    if bool((truth.sum(1) == 1).all()):
-        return scores.max(1), correct_answers(scores, truth)
-    return np.maximum(scores, 1 - scores).ravel(), ((scores > 0.5) == (truth > 0.5)).ravel().astype(float)
+def _answers(study: StudyResults, cell: CellResults) -> tuple[np.ndarray, np.ndarray]:
+    """How sure each answer is, and 1 where it is right; of several labels a case, each label is an answer."""
+    x = class_answers(study, cell)
+    if x.multilabel:
+        sure = np.maximum(x.probabilities, 1 - x.probabilities)
+        return sure.ravel(), (x.answers == x.truth).ravel().astype(float)
+    return x.probabilities.max(1), x.correct
 
 
-def confusion(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
-    """Answers (right) to each true class (down), all seeds together; shares of the true class."""
+def confusion(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
+    """Predicted classes (across) of each true class (down), over all seeds; shares of the true class."""
     size = 0.5 * len(study.targets) + 1.5
     figure = Figure(figsize=(size * len(cells), size), layout="constrained")
     panels = figure.subplots(1, len(cells), squeeze=False)[0]
@@ -332,6 +341,6 @@ def confusion(study: Study, cells: Mapping[str, Sequence[Cell]]) -> Figure:
         axes.set_xticks(range(len(study.targets)), study.targets, rotation=45, ha="right")
         axes.set_yticks(range(len(study.targets)), study.targets)
         axes.set_title(study.learners[learner].title, fontsize=9)
-        axes.set_xlabel("answer")
-        axes.set_ylabel("truth")
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
     return figure

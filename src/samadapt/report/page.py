@@ -12,14 +12,22 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from samadapt.files import demand_writable, replacing
+from samadapt.metrics import metric_info
 from samadapt.records import SamAdaptError
 from samadapt.report import figures, tables
 from samadapt.report.attention import saliency_section
 from samadapt.report.comparisons import Comparison, Means, all_means, compare_all, missing_lines
-from samadapt.report.measures import Side, contributions, measure
-from samadapt.report.reading import Level, Study, read_study, write_table
+from samadapt.report.measures import Side, contributions
+from samadapt.report.reading import Level, StudyResults, read_study, write_table
 from samadapt.report.verdict import Gain, Verdict, gains, judge, signed
 from samadapt.report.worst import seed_mean, worst_cases
+
+_ROC = "One class against the rest; each curve is the mean over the seeds."
+_RELIABILITY = (
+    "Predicted probability of the chosen class against how often it is correct, in ten bins over all seeds. On the "
+    "diagonal, the probabilities are calibrated; below it, the method is overconfident."
+)
+_CONFUSION = "The share of each true class that was predicted as each class, over all seeds."
 
 
 def write_report(
@@ -30,7 +38,7 @@ def write_report(
     Args:
         experiment_dir: the `--out` of an experiment, finished or not.
         out: folder to write to; the study's own by default.
-        against: a learner that all others are compared with too, for a question that is not about the best baseline
+        against: a method that all others are compared with too, for a question that is not about the best baseline
             (what does a control lack?). The verdict stays with the best baseline.
 
     Returns:
@@ -43,7 +51,7 @@ def write_report(
     study = read_study(experiment_dir)
     if against is not None and against not in study.learners:
         raise SamAdaptError(
-            f"no learner {against!r} in {experiment_dir}; --against knows: {', '.join(study.learners)}"
+            f"no method {against!r} in {experiment_dir}; --against knows: {', '.join(study.learners)}"
         )
     out = Path(experiment_dir if out is None else out)
     demand_writable(out, "--out")
@@ -64,7 +72,9 @@ def write_report(
         context["against"] = study.learners[against].title if against else ""
         context["asked"] = tables.comparison_table(study, asked, name, ("compared with", "its mean"))
         context["curve"] = Markup(
-            figures.inline_svg(curve, "curve", f"mean {measure(name).title} by labelled {study.unit}s")
+            figures.inline_svg(
+                curve, "curve", f"mean {metric_info(name).title} by number of labelled {study.unit}s"
+            )
         )
     page = _template().render(**context, stem=stem)
     _write(out / "report.html", page.encode())
@@ -84,19 +94,19 @@ def _template() -> Any:
     return environment.from_string(text)
 
 
-def _seed_means(study: Study, means: Means, name: str) -> dict[tuple[str, Level], list[float]]:
+def _seed_means(study: StudyResults, means: Means, name: str) -> dict[tuple[str, Level], list[float]]:
     found = {}
     for learner, level in means:
-        matrix = contributions(study, Side(learner, level), None, name)
+        matrix = contributions(study, Side(learner, level), name)
         assert matrix is not None  # it has a mean
         found[learner, level] = [float(x) for x in matrix.mean(0)]
     return found
 
 
 def _context(
-    study: Study, name: str, means: Means, comparisons: Sequence[Comparison], verdict: Verdict
+    study: StudyResults, name: str, means: Means, comparisons: Sequence[Comparison], verdict: Verdict
 ) -> dict[str, Any]:
-    shown = measure(name)
+    shown = metric_info(name)
     worth = gains(study, name)
     parts = _classification(study, verdict) if study.classification else _segmentation(study, verdict, name)
     one_seed = max((len(study.seeds(n, x)) for n, x in means), default=0) < 2
@@ -127,7 +137,7 @@ def _context(
     }  # fmt: skip
 
 
-def _unseen(study: Study, name: str) -> tables.Table | None:
+def _unseen(study: StudyResults, name: str) -> tables.ReportTable | None:
     """The means over the scored cases that no encoder of the study has seen, where it is known which those are."""
     if any(overlap.seen is None for overlap in study.overlaps):
         return None
@@ -140,43 +150,39 @@ def _unseen(study: Study, name: str) -> tables.Table | None:
     return dataclasses.replace(table, caption=f"{table.caption}; {len(left)} of {len(study.cases)} cases")
 
 
-def _worth(study: Study, worth: Sequence[Gain], verdict: Verdict, shown: str) -> str:
-    """One sentence, for the learner that the study would use with most labels."""
-    if not worth or not verdict.findings:
+def _worth(study: StudyResults, worth: Sequence[Gain], verdict: Verdict, shown: str) -> str:
+    """One sentence, for the method that the study would recommend with most labels."""
+    if not worth or not verdict.conclusions:
         return ""
-    last = verdict.findings[-1]
+    last = verdict.conclusions[-1]
     chosen = last.winner or last.head or last.baseline
     known = [g for g in worth if g.learner == chosen]
     if not known:
         return ""
-    parts = [
-        f"{signed(g.per_patient.mean)} {shown} between {g.low.patients} and {g.high.patients}" for g in known
-    ]
+    parts = [f"{signed(g.per_patient.mean)} between {g.low.patients} and {g.high.patients}" for g in known]
     return (
-        f"With {study.learners[chosen].title}, one more labelled {study.unit} is worth about "
-        + ", ".join(parts)
+        f"With {study.learners[chosen].title}, each additional labelled {study.unit} changes the mean {shown} by about "
+        + " and by about ".join(parts)
         + f" labelled {study.unit}s."
     )
 
 
-def _best_two(study: Study, verdict: Verdict) -> list[Side]:
-    """The learners that the verdict speaks of at the most labels, the better first."""
-    last = verdict.findings[-1]
+def _best_two(study: StudyResults, verdict: Verdict) -> list[Side]:
+    """The methods that the verdict speaks of at the most labels, the better first."""
+    last = verdict.conclusions[-1]
     names = [n for n in dict.fromkeys((last.winner, last.head, last.baseline)) if n]
     return [Side(name, last.level) for name in names]
 
 
-def _segmentation(study: Study, verdict: Verdict, name: str) -> dict[str, Any]:
+def _segmentation(study: StudyResults, verdict: Verdict, name: str) -> dict[str, Any]:
     sides = _best_two(study, verdict)
-    last = verdict.findings[-1]
+    last = verdict.conclusions[-1]
     scatter = ""
     if last.baseline and last.head:
         rivals = [n for n in study.learners if study.seeds(n, last.level)]
         points = {n: seed_mean(study, Side(n, last.level), name) for n in rivals}
         scatter = Markup(
-            figures.inline_svg(
-                figures.case_scatter(study, last.baseline, points, name), "cases", "every case"
-            )
+            figures.inline_svg(figures.case_scatter(study, last.baseline, points, name), "cases", "each case")
         )
     others = [m for m in study.metrics if m != name]
     return {
@@ -192,27 +198,30 @@ def _segmentation(study: Study, verdict: Verdict, name: str) -> dict[str, Any]:
     }
 
 
-def _classification(study: Study, verdict: Verdict) -> dict[str, Any]:
-    last = verdict.findings[-1]
+def _classification(study: StudyResults, verdict: Verdict) -> dict[str, Any]:
+    last = verdict.conclusions[-1]
     at_last = {n: list(study.seeds(n, last.level).values()) for n in study.learners}
     at_last = {n: cells for n, cells in at_last.items() if cells}
     two = {side.learner: at_last[side.learner] for side in _best_two(study, verdict)}
     accuracy = all_means(study, "acc")
     drawn = [
-        ("ROC curves", "roc", figures.roc(study, at_last)),
-        ("Reliability", "reliability", figures.reliability(study, two)),
+        ("ROC curves", _ROC, "roc", figures.roc(study, at_last)),
+        ("Reliability diagram", _RELIABILITY, "reliability", figures.reliability(study, two)),
     ]
     if not study.note["data"].get("multilabel"):
-        drawn.append(("Confusion", "confusion", figures.confusion(study, two)))
+        drawn.append(("Confusion matrices", _CONFUSION, "confusion", figures.confusion(study, two)))
     curve = figures.label_curves(study, accuracy, _seed_means(study, accuracy, "acc"), "acc")
     return {
         "classification": True,
         "last": last.level,
         "accuracy": tables.means_table(study, accuracy, "acc"),
         "accuracy_curve": Markup(
-            figures.inline_svg(curve, "accuracy", f"mean accuracy by labelled {study.unit}s")
+            figures.inline_svg(curve, "accuracy", f"mean accuracy by number of labelled {study.unit}s")
         ),
-        "figures": [(title, Markup(figures.inline_svg(f, key, title))) for title, key, f in drawn],
+        "figures": [
+            (title, caption, Markup(figures.inline_svg(figure, key, title)))
+            for title, caption, key, figure in drawn
+        ],
         "looked": saliency_section(study, last.level, list(two)),
         "classes": [tables.class_table(study, "auc")],
     }

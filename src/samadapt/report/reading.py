@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
-import io
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,62 +12,55 @@ from typing import Any
 import numpy as np
 
 from samadapt.files import write_csv
-from samadapt.overlap import Overlap
-from samadapt.records import SamAdaptError
+from samadapt.metrics import read_cell_scores, score_matrix
+from samadapt.overlap import MARK, Overlap
+from samadapt.records import ROLES, Role, SamAdaptError, Score
 
 _FORMAT = 1
-_COLUMNS = ["case", "target", "metric", "value"]
-#: Learners that read no frozen or adapted foundation model, by kind or head; they are what the others must beat.
-_BASELINE_KINDS = ("simclr", "nnunet")
-_BASELINE_HEADS = ("unet", "unet_pretrained", "plain", "se", "cbam")
 #: How names are written; others stand as they are.
 _TITLES = {
     "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
 }  # fmt: skip
-#: Behind the name of a learner whose encoder may have seen the scored cases while it was trained.
-SEEN = " *"
-
-Row = tuple[str, str, str, str]  # case, target, metric, value as written
 
 
 @dataclass(frozen=True)
-class Learner:
-    """Who took part."""
+class MethodInfo:
+    """A method of the study: its name, its role, and whether it learns."""
 
     name: str
     title: str
-    baseline: bool  # reads no foundation model's maps, or not for the picture at hand
-    control: (
-        bool  # a baseline that nobody would use: it shows what the encoder's maps of the picture are worth
-    )
-    uses_truth: bool  # its answers are made from the truth: no competitor
+    role: Role  # as the study declared it
     learns: bool  # False: one cell stands for all labels and seeds
 
     @staticmethod
-    def of(name: str, note: Mapping[str, Any], seen: bool = False) -> Learner:
-        spec = note.get("spec", {})
-        options, own = spec.get("options") or {}, spec.get("train") or {}
-        random = spec.get("checkpoint") == "random"
-        without = (
-            spec.get("kind") in _BASELINE_KINDS
-            or spec.get("head") in _BASELINE_HEADS
-            or spec.get("encoder") == "pixels"
-        )
-        control = not without and (
-            options.get("shuffle", False)  # SLCA's controls: another picture's maps, or no encoder's
-            or options.get("source", "taps") != "taps"
-            or (random and own.get("tune", "none") == "none")
-        )
-        baseline = without or control or random
-        uses_truth = bool(note.get("uses_truth"))
-        return Learner(
-            name,
-            _TITLES.get(name, name) + (SEEN if seen else ""),
-            baseline and not uses_truth,
-            control and not uses_truth,
-            uses_truth,
-            bool(note["learns"]),
-        )
+    def of(name: str, note: Mapping[str, Any], seen: bool = False) -> MethodInfo:
+        """The entry of experiment.json, read.
+
+        Args:
+            seen: whether its encoder may have seen the scored cases while it was trained.
+        """
+        title = _TITLES.get(name, name) + (MARK if seen else "")
+        return MethodInfo(name, title, note["role"], bool(note["learns"]))
+
+    @property
+    def contender(self) -> bool:
+        """Whether it is one of those that might be recommended instead of a baseline."""
+        return self.role == "contender"
+
+    @property
+    def baseline(self) -> bool:
+        """Whether it is one of those that must be beaten; controls are among them."""
+        return self.role in ("baseline", "control")
+
+    @property
+    def control(self) -> bool:
+        """Whether nobody would use it for its own sake."""
+        return self.role == "control"
+
+    @property
+    def oracle(self) -> bool:
+        """Whether its answers are made from the ground truth: it is compared for show only."""
+        return self.role == "oracle"
 
 
 @dataclass(frozen=True)
@@ -92,31 +81,31 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One learner, one number of labels, one seed."""
+class CellResults:
+    """One method, one number of labels, one seed."""
 
     digest: str
     learner: str
     labels: int | float | None
     seed: int
     patients: tuple[str, ...]  # whose labels it was given
-    rows: tuple[Row, ...] = ()  # empty: not done
+    scores: tuple[Score, ...] = ()  # empty: not done
     cost: Mapping[str, Any] | None = None
     failure: str | None = None
 
     @property
     def done(self) -> bool:
-        return bool(self.rows)
+        return bool(self.scores)
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyResults:
     """All cells, and the same cases for all of them."""
 
     folder: Path
     note: Mapping[str, Any]
-    learners: Mapping[str, Learner]
-    cells: tuple[Cell, ...]
+    learners: Mapping[str, MethodInfo]
+    cells: tuple[CellResults, ...]
     levels: tuple[Level, ...]
     cases: tuple[str, ...]  # as the scores name them: a case, or a patient whose scans are stacked
     targets: tuple[str, ...]
@@ -128,16 +117,16 @@ class Study:
 
     @property
     def unit(self) -> str:
-        """What is labelled and drawn: "patient", or "case" where nothing says which cases are of one patient."""
+        """The unit of labelling and resampling: "patient", or "case" where nothing says which cases are of one patient."""
         known = self.note["protocol"].get("stacked") or self.cases != self.groups
         return "patient" if known else "case"
 
     @property
-    def done(self) -> list[Cell]:
+    def done(self) -> list[CellResults]:
         return [cell for cell in self.cells if cell.done]
 
-    def seeds(self, learner: str, level: Level | None) -> dict[int, Cell]:
-        """Its finished cells at a level; those of a learner that learns nothing stand for every level."""
+    def seeds(self, learner: str, level: Level | None) -> dict[int, CellResults]:
+        """The finished cells of a method at a level; those of one that learns nothing stand for every level."""
         learns = self.learners[learner].learns
         return {
             cell.seed: cell
@@ -146,39 +135,34 @@ class Study:
         }
 
     def planned(self, learner: str, level: Level) -> set[int]:
-        """Seeds of its cells at a level, finished or not; of one that learns nothing those of its cell."""
+        """The seeds of a method's cells at a level, finished or not; of one that learns nothing those of its cell."""
         learns = self.learners[learner].learns
         return {
             c.seed for c in self.cells if c.learner == learner and (not learns or c.labels == level.labels)
         }
 
     def unfinished(self, learner: str, level: Level) -> tuple[list[int], list[int]]:
-        """Seeds of its cells at a level that failed, and of those that did not run yet."""
+        """The seeds of a method's cells at a level that failed, and of those that have not run yet."""
         left = [c for c in self.cells if c.learner == learner and not c.done]
         left = [c for c in left if not self.learners[learner].learns or c.labels == level.labels]
         failed = sorted(c.seed for c in left if c.failure is not None)
         return failed, sorted(c.seed for c in left if c.failure is None)
 
-    def values(self, cell: Cell, metric: str) -> np.ndarray:
+    def values(self, cell: CellResults, metric: str) -> np.ndarray:
         """(cases, targets); nan where undefined or not scored."""
-        table = np.full((len(self.cases), len(self.targets)), math.nan)
-        case_at, target_at = ({x: i for i, x in enumerate(names)} for names in (self.cases, self.targets))
-        for case, target, name, value in cell.rows:
-            if name == metric:
-                table[case_at[case], target_at[target]] = float(value)
-        return table
+        return score_matrix(cell.scores, metric, self.cases, self.targets)
 
     @property
     def overlaps(self) -> list[Overlap]:
-        """What the encoders of the study have, or may have, seen of the scored cases; each encoder once."""
+        """The overlaps of the encoders' training with the test cases; each encoder once."""
         every = [Overlap.from_json(x) for rows in self.note.get("overlaps", {}).values() for x in rows]
         return list(dict.fromkeys(every))
 
-    def only(self, cases: Collection[str]) -> Study:
+    def only(self, cases: Collection[str]) -> StudyResults:
         """The same study, scored on some of its cases."""
         kept = [i for i, case in enumerate(self.cases) if case in cases]
         cells = [
-            dataclasses.replace(cell, rows=tuple(row for row in cell.rows if row[0] in cases))
+            dataclasses.replace(cell, scores=tuple(s for s in cell.scores if s.case in cases))
             for cell in self.cells
         ]
         return dataclasses.replace(
@@ -191,10 +175,10 @@ class Study:
     @property
     def metrics(self) -> list[str]:
         """In the order of the scores."""
-        return list(dict.fromkeys(row[2] for cell in self.done for row in cell.rows))
+        return list(dict.fromkeys(score.metric for cell in self.done for score in cell.scores))
 
 
-def read_study(folder: str | Path) -> Study:
+def read_study(folder: str | Path) -> StudyResults:
     """The study, once it is certain that every scores file is what its cell wrote."""
     folder = Path(folder)
     note = _read_note(folder)
@@ -205,21 +189,26 @@ def read_study(folder: str | Path) -> Study:
         raise SamAdaptError(
             f"{folder} has no finished cell ({failed} of {len(cells)} failed); run the experiment again"
         )
+    _demand_roles(folder, note)
     overlaps = note.get("overlaps", {})
-    learners = {name: Learner.of(name, of, bool(overlaps.get(name))) for name, of in note["learners"].items()}
-    cases = tuple(sorted({row[0] for row in done[0].rows}))
-    targets = tuple(dict.fromkeys(row[1] for row in done[0].rows))
+    learners = {
+        name: MethodInfo.of(name, of, bool(overlaps.get(name))) for name, of in note["learners"].items()
+    }
+    cases = tuple(sorted({score.case for score in done[0].scores}))
+    targets = tuple(dict.fromkeys(score.target for score in done[0].scores))
     for cell in done:
-        if {row[0] for row in cell.rows} != set(cases) or {row[1] for row in cell.rows} != set(targets):
+        if {s.case for s in cell.scores} != set(cases) or {s.target for s in cell.scores} != set(targets):
             raise SamAdaptError(
                 f"{folder / cell.digest / 'scores.csv'} scores other cases or classes than {done[0].digest}; "
                 "cells of one study score the same: remove that folder and run the experiment again"
             )
     groups = tuple(_group(folder, note["scored"], case) for case in cases)
-    return Study(folder, note, learners, cells, tuple(_levels(cells, learners)), cases, targets, groups)
+    return StudyResults(
+        folder, note, learners, cells, tuple(_levels(cells, learners)), cases, targets, groups
+    )
 
 
-def _levels(cells: Sequence[Cell], learners: Mapping[str, Learner]) -> Iterator[Level]:
+def _levels(cells: Sequence[CellResults], learners: Mapping[str, MethodInfo]) -> Iterator[Level]:
     sizes: dict[int | float | None, int] = {}
     for cell in cells:
         if learners[cell.learner].learns:
@@ -256,47 +245,37 @@ def _read_note(folder: Path) -> dict[str, Any]:
     return note
 
 
-def _read_cell(folder: Path, digest: str, note: Mapping[str, Any]) -> Cell:
+def _demand_roles(folder: Path, note: Mapping[str, Any]) -> None:
+    """Raise where a method has no role, as in folders that earlier versions wrote: it is declared, never guessed."""
+    without = [name for name, of in note["learners"].items() if of.get("role") not in ROLES]
+    if without:
+        raise SamAdaptError(
+            f"{folder / 'experiment.json'}, written by samadapt {note.get('version', '?')}, does not say what "
+            f"{', '.join(without)} {'is' if len(without) == 1 else 'are'} there for ({', '.join(ROLES)}); run the same "
+            "`samadapt experiment` command again, which adds it and keeps the finished cells"
+        )
+
+
+def _read_cell(folder: Path, digest: str, note: Mapping[str, Any]) -> CellResults:
     identity = (digest, note["learner"], note["labels"], note["seed"], tuple(note["patients"]))
     place = folder / digest
     if (place / "scores.csv").is_file():
-        return Cell(*identity, *_read_scores(place))
+        scores, cost = read_cell_scores(place)
+        return CellResults(*identity, tuple(scores), cost)
     if (place / "failed.json").is_file():
-        return Cell(*identity, failure=json.loads((place / "failed.json").read_text())["message"])
-    return Cell(*identity)
+        return CellResults(*identity, failure=json.loads((place / "failed.json").read_text())["message"])
+    return CellResults(*identity)
 
 
-def _read_scores(place: Path) -> tuple[tuple[Row, ...], Mapping[str, Any]]:
-    path = place / "scores.csv"
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    try:
-        cost = json.loads((place / "cost.json").read_text(encoding="utf-8"))
-        expected = cost["scores_sha256"]
-    except (OSError, KeyError, json.JSONDecodeError):
-        cost, expected = {}, "nothing readable"
-    if found != expected:
-        raise SamAdaptError(
-            f"{path} has the hash {found[:12]}, cost.json beside it says {expected[:12]}: it was cut short or "
-            "edited; remove that folder and run the experiment again"
-        )
-    head, *rows = csv.reader(io.StringIO(content.decode("utf-8")))
-    if head != _COLUMNS or not rows:
-        raise SamAdaptError(
-            f"{path} begins with {','.join(head)!r}; expected {','.join(_COLUMNS)!r}, and rows"
-        )
-    return tuple((case, target, metric, value) for case, target, metric, value in rows), cost
-
-
-def write_table(study: Study, path: Path) -> Path:
+def write_table(study: StudyResults, path: Path) -> Path:
     """Every score of every cell, one a line; values as they stand in the scores files."""
     patient = dict(zip(study.cases, study.groups, strict=True))
     head = ("learner", "labels", "labelled_patients", "seed", "patient", "case", "target", "metric", "value")
     rows = (
-        (*start, patient[case], case, target, metric, value)
+        (*start, patient[s.case], s.case, s.target, s.metric, repr(s.value))
         for cell in study.done
         for start in [(cell.learner, labels_text(cell.labels), len(cell.patients), cell.seed)]
-        for case, target, metric, value in cell.rows
+        for s in cell.scores
     )
     return write_csv(path, head, rows)
 

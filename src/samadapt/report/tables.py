@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from samadapt.files import write_csv
+from samadapt.metrics import Metric, metric_info
 from samadapt.report.comparisons import Comparison, Means, all_means
 from samadapt.report.figures import learner_title
-from samadapt.report.measures import Measure, measure
-from samadapt.report.reading import Cell, Level, Study, labels_text
+from samadapt.report.reading import CellResults, Level, StudyResults, labels_text
 from samadapt.report.verdict import Gain, p_text, signed
 from samadapt.statistics import Estimate
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Heads and rows of text; `marks` names a row's kind for its style."""
 
     head: tuple[str, ...]
@@ -37,26 +37,27 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
-def with_interval(e: Estimate, shown: Measure) -> str:
+def with_interval(e: Estimate, shown: Metric) -> str:
     """ "0.812 (0.774 to 0.850)"; round brackets are 95 % intervals everywhere."""
     if math.isnan(e.mean) or math.isnan(e.low):
         return number(e.mean, shown.digits)
     return f"{number(e.mean, shown.digits)} ({number(e.low, shown.digits)} to {number(e.high, shown.digits)})"
 
 
-def titled(study: Study, learner: str) -> str:
-    """The learner's name, with what must be known beside it."""
+def titled(study: StudyResults, learner: str) -> str:
+    """The method's name, with what must be known beside it."""
     return learner_title(study.learners[learner])
 
 
-def mark(study: Study, learner: str) -> str:
+def mark(study: StudyResults, learner: str) -> str:
+    """The style of its rows."""
     of = study.learners[learner]
-    return "baseline" if of.baseline else "truth" if of.uses_truth else ""
+    return "baseline" if of.baseline else "oracle" if of.oracle else ""
 
 
-def means_table(study: Study, means: Means, name: str) -> Table:
-    """Learners down, labelled patients across."""
-    shown, levels = measure(name), list(dict.fromkeys(level for _, level in means))
+def means_table(study: StudyResults, means: Means, name: str) -> ReportTable:
+    """Methods down, labelled patients across."""
+    shown, levels = metric_info(name), list(dict.fromkeys(level for _, level in means))
     names = [n for n in study.learners if any(n == k[0] for k in means)]
     rows = [
         (
@@ -65,32 +66,34 @@ def means_table(study: Study, means: Means, name: str) -> Table:
         )
         for n in names
     ]
-    head = ("learner", *(f"{x.text} labelled" for x in levels))
-    caption = f"Mean {shown.title}; in brackets the 95 % interval over {study.unit}s and seeds"
-    return Table(head, tuple(rows), tuple(mark(study, n) for n in names), caption)
+    head = ("method", *(f"{x.text} labelled" for x in levels))
+    caption = (
+        f"Mean {shown.title}, with its 95 % confidence interval over {study.unit}s and seeds in brackets"
+    )
+    return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names), caption)
 
 
-def _with_seeds(study: Study, learner: str, level: Level, e: Estimate, shown: Measure) -> str:
+def _with_seeds(study: StudyResults, learner: str, level: Level, e: Estimate, shown: Metric) -> str:
     """Marked where it is not over all seeds: such a mean cannot be compared with the others."""
     done, planned = len(study.seeds(learner, level)), len(study.planned(learner, level))
     return with_interval(e, shown) + (f", {done} of {planned} seeds" if done < planned else "")
 
 
 def comparison_table(
-    study: Study,
+    study: StudyResults,
     comparisons: Sequence[Comparison],
     name: str,
-    other: tuple[str, str] = ("best baseline", "baseline's"),
-) -> Table:
+    other: tuple[str, str] = ("best baseline", "mean of the baseline"),
+) -> ReportTable:
     """Largest difference first, at each number of labelled patients.
 
     Args:
         other: the heads of the columns of who is compared with, and of its mean.
     """
-    digits = measure(name).digits
+    digits = metric_info(name).digits
     ordered = sorted(
         comparisons,
-        key=lambda c: (c.level.patients, study.learners[c.learner].uses_truth, -c.difference.mean),
+        key=lambda c: (c.level.patients, study.learners[c.learner].oracle, -c.difference.mean),
     )
     rows = [
         (
@@ -103,22 +106,22 @@ def comparison_table(
             str(len(c.seeds)),
             "–" if math.isnan(c.difference.low)
             else f"{signed(c.difference.low, digits)} to {signed(c.difference.high, digits)}",
-            p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].uses_truth else "–",
+            p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].oracle else "–",
             p_text(c.p_holm).removeprefix("= "),
-            "not a competitor" if study.learners[c.learner].uses_truth else c.verdict,
+            "excluded (ground truth)" if study.learners[c.learner].oracle else c.verdict,
         )
         for c in ordered
     ]  # fmt: skip
     head = (
-        "labelled", "learner", other[0], "learner's mean", other[1], "difference", "seeds", "95 % interval", "p",
-        "p, Holm", "verdict",
+        "labelled", "method", other[0], "mean of the method", other[1], "difference", "seeds", "95 % interval", "p",
+        "p (Holm)", "verdict",
     )  # fmt: skip
     firsts = [i == 0 or ordered[i - 1].level != c.level for i, c in enumerate(ordered)]
     marks = [
         f"{mark(study, c.learner)} {c.verdict.split()[0]}{' first' if first else ''}"
         for c, first in zip(ordered, firsts, strict=True)
     ]
-    return Table(head, tuple(rows), tuple(marks), words=3)
+    return ReportTable(head, tuple(rows), tuple(marks), words=3)
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
@@ -138,7 +141,7 @@ def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> Path:
     return write_csv(path, head, map(row, comparisons))
 
 
-def gains_table(study: Study, gains: Sequence[Gain], name: str) -> Table:
+def gains_table(study: StudyResults, gains: Sequence[Gain], name: str) -> ReportTable:
     """What one more labelled patient is worth."""
     steps = list(dict.fromkeys((g.low, g.high) for g in gains))
     found = {(g.learner, g.low, g.high): g.per_patient for g in gains}
@@ -150,13 +153,13 @@ def gains_table(study: Study, gains: Sequence[Gain], name: str) -> Table:
         return signed(e.mean) + ("" if math.isnan(e.low) else f" ({signed(e.low)} to {signed(e.high)})")
 
     rows = [(titled(study, n), *(field(found.get((n, *step))) for step in steps)) for n in names]
-    head = ("learner", *(f"from {a.patients} to {b.patients}" for a, b in steps))
-    return Table(head, tuple(rows), tuple(mark(study, n) for n in names))
+    head = ("method", *(f"from {a.patients} to {b.patients}" for a, b in steps))
+    return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names))
 
 
-def class_table(study: Study, name: str) -> Table:
-    """Learner and level down, classes across, the mean over the classes last."""
-    shown = measure(name)
+def class_table(study: StudyResults, name: str) -> ReportTable:
+    """Method and number of labels down, classes across, the mean over the classes last."""
+    shown = metric_info(name)
     each = {target: all_means(study, name, target) for target in study.targets}
     overall = all_means(study, name) if len(study.targets) > 1 else {}
     columns = [*each.values(), *([overall] if overall else [])]
@@ -168,15 +171,15 @@ def class_table(study: Study, name: str) -> Table:
             fields = (with_interval(c[learner, level], shown) for c in columns)
             rows.append((titled(study, learner), text, *fields))
             marks.append(mark(study, learner))
-    head = ("learner", "labelled", *each, *(["mean"] if overall else []))
-    return Table(head, tuple(rows), tuple(marks), shown.title)
+    head = ("method", "labelled", *each, *(["mean"] if overall else []))
+    return ReportTable(head, tuple(rows), tuple(marks), shown.title)
 
 
 # ---------------------------------------------------------------- what is missing
 
 
-def undefined_table(study: Study) -> Table:
-    """How often a structure was missed, invented, or is in neither mask, over all seeds."""
+def undefined_table(study: StudyResults) -> ReportTable:
+    """How often a structure was missed, was predicted although it is absent, or is absent in both masks, over all seeds."""
     volume = next((m for m in study.metrics if m in ("volume_difference_ml", "volume_difference_px")), "")
     rows, marks = [], []
     for learner, level in _learner_levels(study):
@@ -186,19 +189,19 @@ def undefined_table(study: Study) -> Table:
         rows.append((titled(study, learner), labelled, *(str(int(n)) for n in counts)))
         marks.append(mark(study, learner))
     head = (
-        "learner",
+        "method",
         "labelled",
         "masks compared",
         "missed",
-        "invented",
-        "in neither mask",
+        "predicted but absent",
+        "absent in both",
         "predicted, but no overlap (Dice 0)",
     )
-    return Table(head, tuple(rows), tuple(marks))
+    return ReportTable(head, tuple(rows), tuple(marks))
 
 
-def _missing(study: Study, cell: Cell, volume: str) -> tuple[int, int, int, int, int]:
-    """compared, missed, invented, undefined, Dice 0 with both masks filled (or unknown which)."""
+def _missing(study: StudyResults, cell: CellResults, volume: str) -> tuple[int, int, int, int, int]:
+    """Masks compared, missed, predicted but absent, absent in both, and Dice 0 with both masks filled (or unknown which)."""
     dice = study.values(cell, "dsc")
     zero, undefined = dice == 0, np.isnan(dice)
     if not volume:
@@ -212,7 +215,7 @@ def _missing(study: Study, cell: Cell, volume: str) -> tuple[int, int, int, int,
     )  # fmt: skip
 
 
-def _learner_levels(study: Study) -> list[tuple[str, Level | None]]:
+def _learner_levels(study: StudyResults) -> list[tuple[str, Level | None]]:
     pairs: list[tuple[str, Level | None]] = []
     for name, learner in study.learners.items():
         levels = list(study.levels) if learner.learns else [None]
@@ -220,25 +223,25 @@ def _learner_levels(study: Study) -> list[tuple[str, Level | None]]:
     return pairs
 
 
-def failed_table(study: Study) -> Table:
-    """Every cell without scores, with its message."""
+def failed_table(study: StudyResults) -> ReportTable:
+    """Every run without scores, with its message."""
     rows = [
         (
             study.learners[c.learner].title,
             labels_text(c.labels) if study.learners[c.learner].learns else "none",
             str(c.seed),
-            c.failure or "not run yet",
+            c.failure or "It has not run yet.",
         )
         for c in study.cells
         if not c.done
     ]
-    return Table(("learner", "labelled", "seed", "what happened"), tuple(rows), words=4)
+    return ReportTable(("method", "labelled", "seed", "what happened"), tuple(rows), words=4)
 
 
 # ---------------------------------------------------------------- what it cost
 
 
-def budget_table(study: Study) -> Table:
+def budget_table(study: StudyResults) -> ReportTable:
     """Means over the seeds; what differs between seeds is not averaged away but listed."""
     rows, marks = [], []
     for learner, level in _learner_levels(study):
@@ -263,30 +266,31 @@ def budget_table(study: Study) -> Table:
         )
         marks.append(mark(study, learner))
     head = (
-        "learner", "labelled", "steps", "batch", "parameters trained", "wall (s)", "CPU (s)", "peak memory (MiB)",
-        "GPU (MiB)", "inference time per case (s)", "augmentation", "selection",
+        "method", "labelled", "steps", "batch size", "trained parameters", "wall time (s)", "CPU time (s)",
+        "peak memory (MiB)", "peak GPU memory (MiB)", "inference time per case (s)", "augmentation",
+        "checkpoint selection",
     )  # fmt: skip
-    return Table(head, tuple(rows), tuple(marks))
+    return ReportTable(head, tuple(rows), tuple(marks))
 
 
-def pretraining_lines(study: Study) -> list[str]:
+def pretraining_lines(study: StudyResults) -> list[str]:
     """What was spent outside of the cells' own training."""
     lines = []
     path = study.folder / "encoding.json"
     if path.is_file():
         e = json.loads(path.read_text())
         lines.append(
-            f"The frozen encoders ran once, over {e['slices']} slices and views, in {e['seconds']:.0f} s "
-            f"({e['bytes'] / 2**20:.0f} MiB of maps), for all learners together; this is not in the table."
+            f"The frozen encoders ran once for all methods together: {e['slices']} slices and augmented views in "
+            f"{e['seconds']:.0f} s, {e['bytes'] / 2**20:.0f} MiB of feature maps. This time is not in the table."
         )
     shared: dict[str, None] = {}
     for cell in study.done:
         spent = (cell.cost or {}).get("pretraining")
         if isinstance(spent, Mapping):
             shared[
-                f"{study.learners[cell.learner].title}, seed {cell.seed}: pre-trained {spent.get('steps', '?')} steps on "
-                f"{spent.get('slices', '?')} unlabelled slices in {float(spent.get('wall_s', 0)):.0f} s, "
-                f"shared {spent.get('shared', '')}; this is not in the table."
+                f"The pre-training of {study.learners[cell.learner].title} with seed {cell.seed} took "
+                f"{float(spent.get('wall_s', 0)):.0f} s ({spent.get('steps', '?')} steps on {spent.get('slices', '?')} "
+                f"unlabelled slices) and is shared {spent.get('shared', '')}. This time is not in the table."
             ] = None
     return [*lines, *shared]
 
@@ -305,7 +309,7 @@ def _mean(costs: Sequence[Mapping[str, float]], key: str, digits: int = 1) -> st
 # ---------------------------------------------------------------- where it comes from
 
 
-def facts(study: Study) -> list[tuple[str, str]]:
+def facts(study: StudyResults) -> list[tuple[str, str]]:
     """What else could change the numbers."""
     note, data = study.note, study.note["data"]
     environment = note.get("environment", {})
@@ -313,14 +317,14 @@ def facts(study: Study) -> list[tuple[str, str]]:
     packages = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items())
     machine = f"{environment.get('platform', '?')}, Python {environment.get('python', '?')}"
     return [
-        ("data", f"{data['name']}: {data.get('cases', '?')} cases; {data.get('group_rule', '')}"),
+        ("data set", f"{data['name']}: {data.get('cases', '?')} cases; {data.get('group_rule', '')}"),
         ("data hash", str(data["hash"])),
         ("classes", ", ".join(map(str, data["classes"]))),
         (
-            "scored",
+            "test cases",
             f"{len(study.cases)} cases"
             + (f" of {len(set(study.groups))} patients" if study.unit == "patient" else "")
-            + ", the same for all learners",
+            + " held out for testing, the same for every method and seed",
         ),
         ("encoders", encoders(study)),
         ("protocol", protocol),
@@ -328,13 +332,13 @@ def facts(study: Study) -> list[tuple[str, str]]:
         ("packages", packages),
         (
             "machine",
-            f"{machine}; {environment.get('gpu') or 'no GPU'}; {note.get('threads', '?')} threads a cell",
+            f"{machine}; {environment.get('gpu') or 'no GPU'}; threads per run: {note.get('threads', '?')}",
         ),
     ]
 
 
-def encoders(study: Study) -> str:
-    """Which encoder each learner reads; in words, those that read the same together."""
+def encoders(study: StudyResults) -> str:
+    """Which encoder each method reads, in words; methods that read the same one stand together."""
     readers: dict[str, list[str]] = {}
     for name, of in study.note["learners"].items():
         spec = of.get("spec", {})
@@ -347,8 +351,8 @@ def encoders(study: Study) -> str:
     return "; ".join(f"{encoder}: {', '.join(titles)}" for encoder, titles in readers.items()) or "none"
 
 
-def commands(study: Study) -> list[str]:
-    """What was typed; the program by its name, not by where it lay; with the encoder, which may differ elsewhere."""
+def commands(study: StudyResults) -> list[str]:
+    """The commands as they were typed, without the folder of the program; with the encoder, whose default may differ elsewhere."""
     given = study.note.get("encoder")
     return [
         shlex.join([Path(words[0]).name, *words[1:]])
@@ -358,8 +362,8 @@ def commands(study: Study) -> list[str]:
     ]
 
 
-def hash_table(study: Study) -> Table:
-    """Every cell with the hash of its scores."""
+def hash_table(study: StudyResults) -> ReportTable:
+    """Every finished run with the hash of its scores."""
     rows = [
         (
             study.learners[c.learner].title,
@@ -371,4 +375,6 @@ def hash_table(study: Study) -> Table:
         for c in study.cells
         if c.done
     ]
-    return Table(("learner", "labelled", "seed", "folder", "sha256 of scores.csv"), tuple(rows), words=5)
+    return ReportTable(
+        ("method", "labelled", "seed", "folder", "SHA-256 of scores.csv"), tuple(rows), words=5
+    )

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from samadapt.metrics import metric_info
+from samadapt.records import IGNORED
 from samadapt.report.figures import inline_png, overlay
-from samadapt.report.measures import Side, measure
-from samadapt.report.reading import Cell, Study
-
-_IGNORED = 255
+from samadapt.report.measures import Side
+from samadapt.report.reading import CellResults, StudyResults
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class WorstCase:
     picture: str
 
 
-def seed_mean(study: Study, side: Side, name: str) -> np.ndarray:
+def seed_mean(study: StudyResults, side: Side, name: str) -> np.ndarray:
     """(cases, targets) mean over seeds; nan where no seed has a value."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all nan is nan
@@ -42,8 +42,8 @@ def case_means(values: np.ndarray) -> np.ndarray:
         return np.where(known, values, 0).sum(1) / known.sum(1)
 
 
-def worst_cases(study: Study, sides: Sequence[Side], name: str, count: int = 5) -> list[WorstCase]:
-    """Of the first side, worst first; the other sides' answers to the same slice beside it."""
+def worst_cases(study: StudyResults, sides: Sequence[Side], name: str, count: int = 5) -> list[WorstCase]:
+    """The cases that the first side did worst, worst first, with the other sides' answers to the same slice."""
     if not sides:
         return []
     means = [case_means(seed_mean(study, side, name)) for side in sides]
@@ -52,7 +52,7 @@ def worst_cases(study: Study, sides: Sequence[Side], name: str, count: int = 5) 
     for i in order[:count]:
         drawn = _draw(study, sides, study.cases[i])
         if drawn is not None:
-            digits = measure(name).digits
+            digits = metric_info(name).digits
             said = tuple(
                 (
                     study.learners[side.learner].title,
@@ -64,7 +64,7 @@ def worst_cases(study: Study, sides: Sequence[Side], name: str, count: int = 5) 
     return found
 
 
-def _draw(study: Study, sides: Sequence[Side], case: str) -> tuple[int, str] | None:
+def _draw(study: StudyResults, sides: Sequence[Side], case: str) -> tuple[int, str] | None:
     """The slice that the first side got most wrong, with the answers of the lowest seed."""
     cells = [next(iter(sorted(study.seeds(s.learner, s.level).items())))[1] for s in sides]
     best: tuple[int, str, int] | None = None
@@ -72,7 +72,7 @@ def _draw(study: Study, sides: Sequence[Side], case: str) -> tuple[int, str] | N
         kept, answers = _load(study.folder / "cases" / f"{file}.npz"), _answer(study, cells[0], file)
         if kept is None or answers is None or answers.shape != kept["truth"].shape:
             continue
-        wrong = ((answers != kept["truth"]) & (kept["truth"] != _IGNORED)).sum((1, 2))
+        wrong = ((answers != kept["truth"]) & (kept["truth"] != IGNORED)).sum((1, 2))
         at = int(wrong.argmax())
         if best is None or wrong[at] > best[0]:
             best = int(wrong[at]), file, at
@@ -81,7 +81,7 @@ def _draw(study: Study, sides: Sequence[Side], case: str) -> tuple[int, str] | N
     _, file, at = best
     kept = _load(study.folder / "cases" / f"{file}.npz")
     assert kept is not None
-    labels = {"truth": kept["truth"][at]}
+    labels = {"ground truth": kept["truth"][at]}
     for side, cell in zip(sides, cells, strict=True):
         answers = _answer(study, cell, file)
         if answers is not None and answers.shape == kept["truth"].shape:
@@ -90,13 +90,13 @@ def _draw(study: Study, sides: Sequence[Side], case: str) -> tuple[int, str] | N
     return int(kept["slices"][at]), inline_png(overlay(kept["image"][at], labels, classes))
 
 
-def _files(study: Study, case: str) -> list[str]:
+def _files(study: StudyResults, case: str) -> list[str]:
     """The case, or all scans of the patient where these were scored as one."""
     scored = study.note["scored"]
     return [case] if case in scored else [c for c, patient in scored.items() if patient == case]
 
 
-def _answer(study: Study, cell: Cell, file: str) -> np.ndarray | None:
+def _answer(study: StudyResults, cell: CellResults, file: str) -> np.ndarray | None:
     slices = _load(study.folder / cell.digest / "slices.npz")
     return None if slices is None else slices.get(file)
 

@@ -1,0 +1,58 @@
+"""The scores of one cell of a study, and the hash that holds them to what the cell wrote.
+
+<cell>/cost.json     what the cell cost, and the hash of its scores
+<cell>/scores.csv    written last: it exists = the cell is done
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from samadapt.files import write_json
+from samadapt.metrics.table import read_scores, write_scores
+from samadapt.records import SamAdaptError, Score
+
+_HASH = "scores_sha256"
+
+
+def write_cell_scores(folder: Path, scores: Sequence[Score], cost: Mapping[str, Any]) -> None:
+    """cost.json with the hash of the scores, then the scores."""
+    draft = folder / "scores.draft.csv"
+    write_scores(draft, scores)
+    write_json(folder / "cost.json", {**cost, _HASH: _hash(draft)})
+    draft.replace(folder / "scores.csv")
+
+
+def check_cell_scores(folder: Path) -> dict[str, Any]:
+    """The cell's cost, once it is certain that its scores are those that it wrote.
+
+    Raises:
+        SamAdaptError: scores.csv is not what the cell wrote.
+    """
+    path = folder / "scores.csv"
+    found = _hash(path)
+    try:
+        cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+        expected = cost[_HASH]
+    except (OSError, KeyError, json.JSONDecodeError):
+        cost, expected = {}, "nothing readable"
+    if found != expected:
+        raise SamAdaptError(
+            f"{path} has the hash {found[:12]}, cost.json beside it says {expected[:12]}: it was cut short or "
+            "edited; remove that folder and run the experiment again"
+        )
+    return dict(cost)
+
+
+def read_cell_scores(folder: Path) -> tuple[list[Score], dict[str, Any]]:
+    """The scores and the cost of a finished cell, checked."""
+    cost = check_cell_scores(folder)
+    return read_scores(folder / "scores.csv"), cost
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
