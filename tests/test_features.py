@@ -122,7 +122,7 @@ def test_a_full_disk_is_said_and_keeps_finished_cases(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("samadapt.features.os.fsync", full)
+        patch.setattr("samadapt.features.store.os.fsync", full)
         with pytest.raises(SamAdaptError, match=r"No space left.*rerun"):
             store.encode([disc_case(1), disc_case(2)], MapSpec(encoder, READS))
     assert not [path for path in tmp_path.rglob(".*")]

@@ -139,6 +139,21 @@ def encode(
     return store.encode(data.cases, maps, pick_device(device), progress=progress)
 
 
+@dataclass(frozen=True)
+class FitOptions:
+    """What `fit` is rarely asked.
+
+    Args:
+        overwrite: whether a run folder of another configuration is replaced.
+        progress: called while maps are encoded.
+        start: puts weights into the fresh head before the first step, e.g. from a pre-training.
+    """
+
+    overwrite: bool = False
+    progress: Progress | None = None
+    start: Callable[[Head], None] | None = None
+
+
 def fit(
     learner: Learner,
     data: Dataset,
@@ -146,18 +161,14 @@ def fit(
     config: TrainConfig,
     out: str | Path,
     store: FeatureStore | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    start: Callable[[Head], None] | None = None,
+    more: FitOptions | None = None,
 ) -> Path:
     """Train on the labelled patients of the split and leave a run folder.
 
     With a store (and a frozen encoder), what is missing in it is encoded first; without, the encoder runs in
     every step. Selection uses `split.select`, which lies within the label budget unless the user widened it.
-
-    Args:
-        start: puts weights into the fresh head before the first step, e.g. from a pre-training.
     """
+    more = more or FitOptions()
     demand_writable(out, "--out")
     model = learner.build(len(data.classes), config.seed)
     head = model.head
@@ -166,16 +177,16 @@ def fit(
             f"head {learner.head!r} is for {head.task}, data set {data.name!r} is opened for {data.task}; choose another "
             "head (samadapt list heads), or open the data set with --task where it has labels for both"
         )
-    if start is not None:
-        start(head)
+    if more.start is not None:
+        more.start(head)
     device = pick_device(config.device)
     training, selection = data[split.train], data[split.select] if split.select else None
     stored = store if learner.views and TUNINGS[config.tune].frozen and not head.pixels_only else None
     maps = learner.maps(head.reads, data.window, config.seed)
     if stored is not None:
-        stored.encode(training.cases, maps, device, progress=progress)
+        stored.encode(training.cases, maps, device, progress=more.progress)
         if selection is not None:
-            stored.encode(selection.cases, maps.unaugmented, device, progress=progress)
+            stored.encode(selection.cases, maps.unaugmented, device, progress=more.progress)
     pairs = Pairs(training, maps, stored)
     select = Pairs(selection, maps.unaugmented, stored) if selection is not None else None
-    return train(model, pairs, select, config, out, split, overwrite)
+    return train(model, pairs, select, config, out, split, more.overwrite)

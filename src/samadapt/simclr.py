@@ -171,22 +171,26 @@ def pretrain(
             state = {"tensors": contrast.state_dict(), **loop.state(), "spent": spent}
             with replacing(folder / "state.ckpt") as temporary:
                 torch.save(state, temporary)
+    cost = _cost(config, size, len(slices), spent)
+    cost["parameters"] = sum(p.numel() for p in path.parameters())
+    write_json(folder / "cost.json", cost)
+    save_state(path, folder / "contracting.safetensors")
+    (folder / "state.ckpt").unlink(missing_ok=True)
+    return cost
+
+
+def _cost(config: SimclrConfig, batch_size: int, slices: int, spent: dict[str, Any]) -> dict[str, Any]:
     last = spent["losses"][-10:]
-    cost = {
+    return {
         "steps": config.steps,
-        "batch_size": size,
-        "slices": len(slices),
+        "batch_size": batch_size,
+        "slices": slices,
         "augmentation": f"{config.augment}, two new views of a slice in every step",
-        "parameters": sum(p.numel() for p in path.parameters()),
         "wall_s": round(spent["wall_s"], 3),
         "cpu_s": round(spent["cpu_s"], 3),
         "loss_first": spent["losses"][0],
         "loss_last": sum(last) / len(last),
     }
-    write_json(folder / "cost.json", cost)
-    save_state(path, folder / "contracting.safetensors")
-    (folder / "state.ckpt").unlink(missing_ok=True)
-    return cost
 
 
 def _batch(slices: Sequence[Tensor], view: View, config: SimclrConfig, key: tuple) -> Tensor:

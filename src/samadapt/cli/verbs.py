@@ -121,7 +121,7 @@ def train(
     chosen = make_learner(dataclasses.replace(settings, options={**settings.options, **given}))
     check_device(config.device)
     from samadapt.features import FeatureStore
-    from samadapt.learner import fit
+    from samadapt.learner import FitOptions, fit
     from samadapt.training import precision_note
 
     opened = open_data(data, opening, settings.head)
@@ -134,7 +134,9 @@ def train(
     for text in notes:
         say(text, quiet)
     maps = None if live else FeatureStore(store)
-    run = fit(chosen, opened, split, config, out, maps, overwrite, encode_line(len(split.train), quiet))
+    run = fit(
+        chosen, opened, split, config, out, maps, FitOptions(overwrite, encode_line(len(split.train), quiet))
+    )
     print(f"trained: {run}")
 
 

@@ -20,7 +20,7 @@ from samadapt.baselines.zero_shot import ZeroShot, load_decoder
 from samadapt.datasets import Dataset
 from samadapt.experiment.methods import Encode, Fitted, Job, Method, TrainedMethod, fitted_run, one_by_one
 from samadapt.features import MapSpec
-from samadapt.learner import Learner, fit
+from samadapt.learner import FitOptions, Learner, fit
 from samadapt.runs import pick_device
 from samadapt.types import Case, SamAdaptError
 
@@ -56,7 +56,7 @@ class SimclrMethod(Method):
         cost = self._pretrain(job, folder)
         config = self.trained.config(job.config)
         start = functools.partial(simclr.load_contracting, folder=folder)
-        fit(self.trained.learner, job.data, job.split, config, job.out, job.store, start=start)
+        fit(self.trained.learner, job.data, job.split, config, job.out, job.store, FitOptions(start=start))
         fitted = fitted_run(job, config, self.trained.learner)
         notes = {**fitted.notes, "pretraining": {**cost, "shared": "by all numbers of labels of this seed"}}
         return dataclasses.replace(fitted, notes=notes)
