@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from samadapt.types import IGNORED
 
@@ -34,11 +36,21 @@ def as_shares(target: Tensor, n_classes: int) -> Tensor:
     )
 
 
+def over_processes(x: Tensor) -> Tensor:
+    """The sum over all processes that share a batch (`--devices`), with its gradient; x itself where there is but one.
+
+    A loss of sums over the batch is then the same however many processes share it.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    return all_reduce(x)
+
+
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Mean over the cells that count; zero (not nan) when none does."""
     shares = as_shares(target, logits.shape[1])
     total = F.cross_entropy(logits.float(), shares, reduction="sum")
-    return total / shares.sum().clamp_min(1)
+    return over_processes(total) / over_processes(shares.sum()).clamp_min(1)
 
 
 def _overlap(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,8 +71,9 @@ def soft_dice(logits: Tensor, target: Tensor, batch: bool = True, smooth: float 
     p, y = _overlap(logits, target)
     axes = (0, 2, 3) if batch else (2, 3)
     p, y = p[:, 1:], y[:, 1:]
-    dice = (2 * (p * y).sum(axes) + smooth) / (p.sum(axes) + y.sum(axes) + smooth)
-    return 1 - dice.mean()
+    sums = torch.stack([(p * y).sum(axes), p.sum(axes) + y.sum(axes)])
+    both, total = over_processes(sums) if batch else sums
+    return 1 - ((2 * both + smooth) / (total + smooth)).mean()
 
 
 def dice_ce(logits: Tensor, target: Tensor, batch: bool = True, dice: float = 0.5) -> Tensor:
@@ -87,7 +100,9 @@ def autosam_loss(logits: Tensor, target: Tensor) -> Tensor:
     logits = to_grid(logits, target.shape[-2:])
     p, y = (x[:, 1:] for x in _overlap(logits, target))
     axes = (0, 2, 3)
-    loss = 1 - (2 * (p * y).sum(axes) + 1) / (p.square().sum(axes) + y.square().sum(axes) + 1)
+    sums = torch.stack([(p * y).sum(axes), p.square().sum(axes) + y.square().sum(axes)])
+    both, total = over_processes(sums)
+    loss = 1 - (2 * both + 1) / (total + 1)
     counted = loss > 0
     return cross_entropy(logits, target) + (loss * counted).sum() / counted.sum().clamp_min(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 import warnings
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
     from samadapt.datasets import Dataset, Split
     from samadapt.features import EncodeReport
     from samadapt.learner import Learner
+
+
+def one_voice() -> None:
+    """Of several processes of one training (`--devices`), which all run the whole command, the first one speaks."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def say(text: str | None, quiet: bool) -> None:

@@ -29,6 +29,7 @@ from samadapt.cli.terminal import (
     encode_line,
     never_fail_to_print,
     note,
+    one_voice,
     say,
     say_warnings_once,
     split_summary,
@@ -314,6 +315,7 @@ def main() -> None:
     debug = "--debug" in arguments
     never_fail_to_print()
     say_warnings_once()
+    one_voice()
     try:
         app(args=[a for a in arguments if a != "--debug"], prog_name="samadapt")
     except KeyboardInterrupt:

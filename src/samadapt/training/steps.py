@@ -117,7 +117,7 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Lightning's notices help nobody here; its errors still come through."""
-    logger = logging.getLogger("lightning")
+    logger = logging.getLogger("lightning.fabric")  # has a level of its own
     level = logger.level
     logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
