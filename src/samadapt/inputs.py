@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from samadapt import io
 from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_of, split_masks
+from samadapt.files import file_sha256
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
@@ -131,4 +131,4 @@ def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[In
 
 def model_hash(run: Path) -> str:
     """sha256 of the trained weights."""
-    return hashlib.sha256((run / "head.safetensors").read_bytes()).hexdigest()
+    return file_sha256(run / "head.safetensors")

@@ -70,7 +70,7 @@ class Predictions:
             },
             "opening": self.opening.to_json(),
         }  # fmt: skip
-        write_json(folder / NAME, content)
+        write_json(folder / NAME, content, self.finished)
 
 
 def read_predictions(folder: Path) -> Predictions | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import json
 import os
 import resource
@@ -28,7 +27,7 @@ from samadapt.experiment.methods import Fitted, Job
 from samadapt.experiment.previews import PreviewWriter
 from samadapt.experiment.saliency import keep_saliency
 from samadapt.features import FeatureStore
-from samadapt.files import write_json
+from samadapt.files import file_sha256, replacing, write_json
 from samadapt.metrics import score_case, score_predictions, write_scores
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
@@ -93,7 +92,7 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         if data.task == "segmentation":
             keeper = PreviewWriter(study.out / "cases", data.window)
             scores = _score_segmentation(cell, timed, cases, data, keeper)
-            keeper.save(out / "slices.npz")
+            keeper.write(out / "slices.npz")
         else:
             answers = _class_answers(timed, cases)
             scores = score_predictions(*answers, data.classes)
@@ -116,15 +115,14 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
 
 def finish(out: Path, scores: list[Score], cost: dict[str, Any]) -> None:
     """cost.json with the hash of the scores, then the scores: they exist = the cell is done."""
-    draft = out / "scores.draft.csv"
-    write_scores(draft, scores)
-    write_json(out / "cost.json", cost | {"scores_sha256": hashlib.sha256(draft.read_bytes()).hexdigest()})
-    draft.replace(out / "scores.csv")
+    with replacing(out / "scores.csv", finished=True) as draft:
+        write_scores(draft, scores)
+        write_json(out / "cost.json", cost | {"scores_sha256": file_sha256(draft)})
 
 
 def check_scores(out: Path) -> None:
     """Raise where scores.csv is not what the cell wrote."""
-    found = hashlib.sha256((out / "scores.csv").read_bytes()).hexdigest()
+    found = file_sha256(out / "scores.csv")
     try:
         expected = json.loads((out / "cost.json").read_text())["scores_sha256"]
     except (OSError, KeyError, json.JSONDecodeError):

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.files import replacing
 from samadapt.io import nifti, pictures
 from samadapt.io.listing import cure
-from samadapt.io.nifti import Geometry, replace_file, same_place
+from samadapt.io.nifti import Geometry, same_place
 from samadapt.io.planes import Plane
 from samadapt.io.scans import IMAGE_SUFFIXES, suffix_of
 from samadapt.types import IGNORED, Case, SamAdaptError
@@ -215,8 +216,7 @@ def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: i
     if path.suffix != ".npy":
         raise SamAdaptError(f"probabilities are written as .npy; {path} has another suffix")
     shape = np.array(case.image.shape[1:])[np.argsort(case.axes)].tolist()
-
-    def write(temporary: Path) -> None:
+    with replacing(path) as temporary:
         # Fortran order puts the last file axis outermost: the usual slice is one run of bytes.
         stored = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.float16, shape=(n_classes, *shape), fortran_order=True
@@ -229,8 +229,6 @@ def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: i
             count += 1
         assert count == view.shape[1], f"case {case.id!r} has {view.shape[1]} slices; {count} were given"
         stored.flush()
-
-    replace_file(path, write)
     return path
 
 

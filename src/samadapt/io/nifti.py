@@ -170,7 +170,8 @@ def save_label(path: Path, label: np.ndarray, source: Path | None, affine: np.nd
         header["cal_max"], header["cal_min"], header["descrip"] = 0, 0, b""
         flat = len(original.shape) == 2
         image = type(original)(label[..., 0] if flat else label, original.affine, header)
-    replace_file(path, lambda temporary: nib.save(image, temporary))
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
 
 
 def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Path:
@@ -180,14 +181,9 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Pat
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    replace_file(path, lambda temporary: nib.save(image, temporary))
-    return path
-
-
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write` to a temporary name beside `path`, then rename."""
     with replacing(path) as temporary:
-        write(temporary)
+        nib.save(image, temporary)
+    return path
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from samadapt.io.nifti import Geometry, replace_file
+from samadapt.files import replacing
+from samadapt.io.nifti import Geometry
 from samadapt.types import SamAdaptError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
@@ -77,13 +78,15 @@ def save_mask(path: Path, label: np.ndarray) -> None:
     """(rows, columns, 1) uint8 -> an indexed PNG: the pixel values are the classes, the colours only show them."""
     image = Image.fromarray(np.ascontiguousarray(label[..., 0]))
     image.putpalette(_palette())
-    replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def write_photo(path: str | Path, array: np.ndarray) -> Path:
     """(H, W) or (H, W, 3) uint8 -> a PNG as it is."""
     path = Path(path)
-    replace_file(path, lambda temporary: Image.fromarray(array).save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
     return path
 
 
