@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "predicted": {"files", "opening", "runs"},
     "inputs": {"files", "names", "datasets", "io", "opening", "predicted", "runs"},
     "learner": {"files", "datasets", "encoders", "heads", "features", "overlap", "training", "runs"},
-    "folders": {"encoders", "files", "figures", "inputs", "overlap", "predicted", "prediction"},
+    "folders": {"encoders", "files", "figures", "inputs", "io", "overlap", "predicted", "prediction"},
     "evaluation": {"files", "datasets", "io", "metrics", "overlap", "predicted", "prediction", "runs"},
     "experiment": {
         "files",
@@ -85,6 +86,9 @@ DOORS = {"cli", "__init__"}
 
 #: Modules that still write files in a way of their own.
 OWN_WRITERS = {"features.py", "simclr.py", "runs.py", "loop.py"}  # until the core is rebuilt
+
+#: Modules that look at the end of a file's name, though not at an image's: weights and tables.
+OWN_SUFFIXES = {"weights.py", "checkpoints.py", "csvs.py"}
 
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
@@ -224,6 +228,33 @@ def is_writer(call: ast.Call) -> bool:
     return name in WRITERS and not ours and not (name == "copy" and owner != "shutil")
 
 
+def suffix_tests(root: Path) -> list[str]:
+    """What a file's name says of its format is asked of `io.FORMATS`."""
+    return [
+        f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+        for path, room, tree in sources(root)
+        if room != "io" and path.name not in OWN_SUFFIXES
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in ("suffix", "suffixes"))
+        or (isinstance(node, ast.Compare | ast.Call) and looks_at_suffix(node))
+    ]
+
+
+def looks_at_suffix(node: ast.Compare | ast.Call) -> bool:
+    if isinstance(node, ast.Compare):
+        parts = [node.left, *node.comparators]
+    else:
+        asked = isinstance(node.func, ast.Attribute) and node.func.attr in (
+            "endswith",
+            "removesuffix",
+            "match",
+        )
+        parts = node.args if asked else []
+    parts = [p for part in parts for p in getattr(part, "elts", [part])]
+    texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+    return any(isinstance(text, str) and re.fullmatch(r"\*?(\.[a-z]\w*)(\.gz)?", text) for text in texts)
+
+
 def halls(root: Path) -> list[str]:
     found = []
     for path, _, tree in sources(root):
@@ -237,7 +268,7 @@ def halls(root: Path) -> list[str]:
     return found
 
 
-RULES = [forbidden_imports, hidden_imports, duck_sniffing, busy_imports, own_writers, halls]
+RULES = [forbidden_imports, hidden_imports, duck_sniffing, busy_imports, own_writers, suffix_tests, halls]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -270,6 +301,11 @@ def test_the_house_keeps_the_rule(rule):
         (own_writers, "folders.py", "with replacing(p) as t:\n    pass\nfigure.savefig(t)"),
         (own_writers, "folders.py", "os.replace(a, b)"),
         (own_writers, "folders.py", "draft.replace(path)"),
+        (suffix_tests, "folders.py", "if path.suffix.lower() in KNOWN:\n    pass"),
+        (suffix_tests, "folders.py", "path.name.endswith('.nii.gz')"),
+        (suffix_tests, "folders.py", "name.endswith(('.png', '.jpg'))"),
+        (suffix_tests, "folders.py", "ending == '.nii'"),
+        (suffix_tests, "folders.py", "path.match('*.png')"),
         (halls, "io/nifti.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
         (halls, "io/nifti.py", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
     ],

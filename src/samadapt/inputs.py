@@ -96,7 +96,7 @@ def _scan_files(folder: Path) -> list[Path]:
         strange = io.in_words(left_out, folder)
         raise SamAdaptError(
             f"{folder} holds no images{f'; it has {strange}' if strange else ''}; formats that are read: "
-            f"{', '.join(io.IMAGE_SUFFIXES)}"
+            f"{', '.join(io.known_suffixes())}"
         )
     if left_out:
         warnings.warn(f"left out of {folder}: {io.in_words(left_out, folder)}", SamAdaptWarning, stacklevel=2)

@@ -142,7 +142,7 @@ def as_volume(case: Case) -> Case:
     """A picture as the volume of one slice that nnU-Net gets in its place; a volume as it is."""
     if case.affine is not None:
         return case
-    return dataclasses.replace(case, affine=np.diag([1.0, 1.0, _NO_DEPTH_MM, 1.0]), source=None)
+    return dataclasses.replace(case, affine=np.diag([1.0, 1.0, _NO_DEPTH_MM, 1.0]), source=None, format=None)
 
 
 # ---------------------------------------------------------------- running it

@@ -13,6 +13,11 @@ from samadapt.types import SamAdaptError, SamAdaptWarning
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
+def is_csv(path: str | Path) -> bool:
+    """Whether the file is a table by its name."""
+    return str(path).lower().endswith(".csv")
+
+
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """(line, cells) of every row that is not empty, the header first; cells without blanks around them.
 

@@ -39,7 +39,7 @@ def read_pairs(path: Path, label_column: str | None) -> ParsedLayout:
     """`images/NAME.*` with `masks/NAME.*`, `NAME_mask.*`, `NAME_segmentation.*`, ... in one of the mask folders."""
     entries = [entry for part, folder in _roots(path) for entry in _pairs(folder, part)]
     if not entries:
-        raise SamAdaptError(f"{path}: the images folder is empty; expected {', '.join(io.IMAGE_SUFFIXES)}")
+        raise SamAdaptError(f"{path}: the images folder is empty; expected {', '.join(io.known_suffixes())}")
     return _found(unique_names(entries, path), path)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.csvs import read_rows
+from samadapt.datasets.csvs import is_csv, read_rows
 from samadapt.datasets.dataset import Entry
 from samadapt.datasets.parsed import ParsedLayout
 from samadapt.datasets.patient_names import patients_by_name
@@ -66,7 +66,7 @@ def _told(
 ) -> tuple[dict[str, str], str]:
     if group in columns:
         found, rule = dict(columns[group]), f"column {group!r}"
-    elif group.lower().endswith(".csv"):
+    elif is_csv(group):
         found, rule = _from_csv(Path(group), entries), f"the table {Path(group).name}"
     elif "(" in group:
         found, rule = _from_pattern(entries, root, group), f"the pattern {group!r}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import adopted, bids, folders, medmnist, nnunet, organs, pictures, tables
+from samadapt.datasets.csvs import is_csv
 from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.groups import assign_groups
 from samadapt.datasets.parsed import ParsedLayout
@@ -96,7 +97,7 @@ def open_dataset(
     path = Path(path)
     layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column)
     entries, rule = assign_groups(found, _root(path), group)
-    volumes = [e.images[0] for e in entries if io.suffix_of(e.images[0]) in io.VOLUME_SUFFIXES]
+    volumes = [e.images[0] for e in entries if e.row is None and not io.is_picture(e.images[0])]
     opening = Opening(
         task=layout.task,
         classes=found.classes if classes is None else _renamed(found, classes),
@@ -104,7 +105,7 @@ def open_dataset(
         multilabel=found.multilabel,
         channel_names=found.channel_names,
         channels=_channels(found, channels),
-        depth=_depth(entries[0].images[0]) if entries else None,
+        depth=found.depth or (io.depth_of(entries[0].images[0]) if entries else None),
         window=found.window,
         plane=io.common_plane(_readable_geometries(volumes), slice_axis),
         label_values=found.label_values,
@@ -217,15 +218,9 @@ def _root(path: Path) -> Path:
 
 def _absolute(group: str | Path | None) -> str | None:
     """A table of patients is found again from any folder."""
-    if group is None or not str(group).lower().endswith(".csv"):
+    if group is None or not is_csv(group):
         return None if group is None else str(group)
     return str(Path(group).resolve())
-
-
-def _depth(first: Path) -> str | None:
-    if first.suffix.lower() == ".npz":
-        return "uint8"
-    return io.read_geometry(first).dtype if io.suffix_of(first) in io.PICTURE_SUFFIXES else None
 
 
 def _readable_geometries(paths: Sequence[Path]) -> Iterator[io.Geometry]:

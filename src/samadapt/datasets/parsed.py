@@ -38,6 +38,7 @@ class ParsedLayout:
     channels: tuple[int, ...] | None = None
     multilabel: bool = False
     window: str = "percentile"
+    depth: str | None = None  # the type of the numbers in its pictures; None: as the first file says
     label_values: Mapping[int, int] = field(default_factory=dict)
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     columns: Mapping[str, Mapping[str, str]] = field(
@@ -67,8 +68,7 @@ def window_of(first: Path, channel_names: Sequence[str]) -> str:
     """The intensity window by what the data set says: CT in Hounsfield units, 8-bit pictures as they are."""
     if all(name.strip().lower() == "ct" for name in channel_names):
         return "ct"
-    picture = io.suffix_of(first) in io.PICTURE_SUFFIXES
-    return "none" if picture and io.read_geometry(first).dtype == "uint8" else "percentile"
+    return "none" if io.depth_of(first) == "uint8" else "percentile"
 
 
 def part_folders(path: Path) -> dict[Part, Path]:

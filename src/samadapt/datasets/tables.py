@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.csvs import read_rows
+from samadapt.datasets.csvs import is_csv, read_rows
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.masks import is_in_mask_folder
 from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
@@ -48,7 +48,7 @@ def _csv_of(folder: Path) -> Path | None:
 
 def _tables(path: Path) -> list[tuple[Part | None, Path]]:
     if path.is_file():
-        return [(None, path)] if path.suffix.lower() == ".csv" else []
+        return [(None, path)] if is_csv(path) else []
     if own := _csv_of(path):
         return [(None, own)]
     return [(part, file) for part, folder in part_folders(path).items() if (file := _csv_of(folder))]

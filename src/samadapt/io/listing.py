@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samadapt.io.scans import suffix_of
+from samadapt.io.formats import scans_among, suffix_of
 
 BROKEN = "broken links"
 UNREAD = "in formats that are not read"
@@ -42,20 +42,26 @@ def list_files(folder: Path, recursive: bool = False) -> Listing:
     files: list[Path] = []
     left_out: list[tuple[Path, str]] = []
     for place, hidden in _walk(folder, recursive):
+        inside = []
         for entry in sorted(os.scandir(place), key=lambda e: e.name):
             path = Path(entry.path)
             if entry.name.lower() in _JUNK or entry.is_dir():
                 continue
             if reason := _why_not(path, hidden):
                 left_out.append((path, reason))
-            elif suffix_of(path):
-                files.append(path)
+            else:
+                inside.append(path)
+        files += scans_among(inside)
     return Listing(tuple(sorted(files)), tuple(left_out))
 
 
-def find_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The image files of a folder, sorted."""
-    return list(list_files(folder, recursive).files)
+def find_files(folder: Path, ending: str = "") -> list[Path]:
+    """The image files of a folder, sorted.
+
+    Args:
+        ending: that of their names, as nnU-Net's `file_ending`; "": any.
+    """
+    return [path for path in list_files(folder).files if ending in ("", suffix_of(path))]
 
 
 def find_folders(folder: Path) -> list[Path]:

@@ -13,10 +13,8 @@ import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from samadapt.files import replacing
-from samadapt.io.nifti import Geometry
-from samadapt.types import SamAdaptError
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+from samadapt.io.geometry import Geometry
+from samadapt.types import Case, SamAdaptError
 
 _GREY = {"1": "uint8", "L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 _COLOUR = {"RGB": "uint8", "P": "uint8"}
@@ -28,27 +26,32 @@ _CURES = {
 }
 
 
-def picture_geometry(path: Path) -> Geometry:
+def read_geometry(path: Path) -> Geometry:
     """From the header alone."""
     with _open(path) as image:
-        _refuse(image, path)
-        grey = image.mode in _GREY
-        dtype = _GREY[image.mode] if grey else _COLOUR[image.mode]
-        return Geometry((image.height, image.width, 1), None, None, 1 if grey else 3, dtype)
+        return _geometry(image, path)
 
 
-def read_picture(path: Path) -> np.ndarray:
+def _geometry(image: Image.Image, path: Path) -> Geometry:
+    _refuse(image, path)
+    grey = image.mode in _GREY
+    dtype = _GREY[image.mode] if grey else _COLOUR[image.mode]
+    return Geometry((image.height, image.width, 1), None, None, 1 if grey else 3, dtype)
+
+
+def read(path: Path) -> tuple[np.ndarray, Geometry]:
     """(C, rows, columns, 1) float32 as stored; black-and-white becomes 0 and 255, a palette its colours."""
     with _open(path) as file:
         image = _loaded(file, path)
-        _refuse(image, path)
+        geometry = _geometry(image, path)
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGB")
         array = np.asarray(image, dtype=np.float32)
-    return array[None, :, :, None] if array.ndim == 2 else array.transpose(2, 0, 1)[..., None].copy()
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy()
+    return array[..., None], geometry
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_label(path: Path) -> tuple[np.ndarray, Geometry]:
     """(rows, columns, 1) integers as stored: palette indices, grey values; black-and-white becomes 0 and 255."""
     with _open(path) as image:
         if image.mode in ("1", *_GREY, "P"):
@@ -63,7 +66,7 @@ def read_mask(path: Path) -> np.ndarray:
             array = colours[..., 0]
         else:
             raise _mode_error(image.mode, path)
-    return array[..., None]
+    return array[..., None], Geometry((*array.shape, 1), None, None, 1, str(array.dtype))
 
 
 def _grey_palette(image: Image.Image) -> bool:
@@ -74,7 +77,7 @@ def _grey_palette(image: Image.Image) -> bool:
     return bool(np.all(colours == colours[:, :1]))
 
 
-def save_mask(path: Path, label: np.ndarray) -> None:
+def write_label(path: Path, label: np.ndarray, case: Case) -> None:
     """(rows, columns, 1) uint8 -> an indexed PNG: the pixel values are the classes, the colours only show them."""
     image = Image.fromarray(np.ascontiguousarray(label[..., 0]))
     image.putpalette(_palette())
@@ -87,6 +90,14 @@ def write_photo(path: str | Path, array: np.ndarray) -> Path:
     path = Path(path)
     with replacing(path) as temporary:
         Image.fromarray(array).save(temporary, format="PNG")
+    return path
+
+
+def example(folder: Path, suffix: str) -> Path:
+    """A tiny file for tests."""
+    path = folder / f"example{suffix}"
+    with replacing(path) as temporary:
+        Image.fromarray(np.arange(0, 240, 4, dtype=np.uint8).reshape(6, 10)).save(temporary)
     return path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from samadapt.io.nifti import Geometry
+from samadapt.io.geometry import Geometry
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
 Axes = tuple[int, int, int]
