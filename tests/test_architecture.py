@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "backbones": {"weights"},
     "opening": {"io"},
     "datasets": {"io", "opening"},
-    "check": {"datasets", "io", "overlap"},
+    "check": {"datasets", "io", "overlap", "transforms"},
     "phantom": {"files", "io"},
     "encoders": {"backbones", "transforms", "weights"},
     "heads": {"losses", "backbones", "transforms"},

@@ -31,7 +31,16 @@ CODES = [
     for order in itertools.permutations(range(3))
     for signs in itertools.product(("RAS", "LPI"), repeat=3)
 ]
-RAS = Opening("segmentation", ("background", "bright"), plane=io.Plane.of("RAS"))
+
+
+def plane_of(code: str, thickness: float = 1.0) -> io.Plane:
+    """That of files whose axes point right or left, front or back, up or down, as the code says."""
+    affine = np.diag([*(1.0 if letter in "RAS" else -1.0 for letter in code), 1.0])
+    affine[2, 2] *= thickness
+    return io.common_plane([io.Geometry((4, 5, 6), (1.0, 1.0, thickness), affine, 1, "int16")])
+
+
+RAS = Opening("segmentation", ("background", "bright"), plane=plane_of("RAS"))
 #: Oblique by some degrees about every axis, voxels of three sizes.
 OBLIQUE = np.array([[1.4, -0.2, 0.3, 5], [0.2, 1.1, -0.4, -7], [-0.25, 0.3, 2.6, 9], [0, 0, 0, 1]])
 
@@ -149,7 +158,7 @@ def test_the_plane_is_that_of_most_volumes_and_not_that_of_each_file(tmp_path: P
             },
         )
     )
-    assert data.opening.plane == io.Plane.of("RAS", thick=True)
+    assert data.opening.plane == plane_of("RAS", 5.0)
     assert data.opening.slices.startswith(
         "thick slices as acquired, axial or closest to it; every volume is turned to RAS"
     )
@@ -207,7 +216,7 @@ def test_thick_slices_stay_slices_however_the_acquisition_was_tilted(tmp_path: P
 
 def test_no_patient_is_mirrored(tmp_path: Path) -> None:
     """Whatever a file's axes are, the turned volume has the handedness of the reference."""
-    plane = io.Plane.of("LPS")
+    plane = plane_of("LPS")
     for code in CODES:
         geometry = nifti.geometry(turned(nib.Nifti1Image(np.zeros((4, 5, 6)), OBLIQUE), code), Path("x"))
         axes, flips = plane.place(geometry, Path("x"))

@@ -14,6 +14,7 @@ import numpy as np
 from samadapt import io
 from samadapt.datasets.patient_names import alike
 from samadapt.overlap import overlaps_of, training_of
+from samadapt.transforms import image_hash
 from samadapt.types import IGNORED, Case, SamAdaptError, Task
 
 Level = Literal["error", "warning", "note"]
@@ -154,10 +155,8 @@ def _commonest_share(image: np.ndarray) -> float:
 
 
 def _note(case: Case, data: Checkable, seen: _Seen) -> None:
-    array = np.ascontiguousarray(case.image.numpy())
-    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
-    seen.images[digest].append(case.id)
-    seen.channels[len(array)] += 1
+    seen.images[image_hash(case)].append(case.id)
+    seen.channels[len(case.image)] += 1
     if case.affine is not None:
         if case.source is not None:
             _note_place(case, io.read_geometry(case.source), data.opening.plane, seen)

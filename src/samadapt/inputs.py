@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from samadapt import io
-from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_of, split_masks
+from samadapt.datasets import Dataset, Entry, Split, find_layout, open_like, patients_of, split_masks
 from samadapt.files import file_sha256
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
@@ -32,25 +30,39 @@ class Input:
 class Trained:
     """What a run folder knows of the cases of its data set."""
 
-    split: Mapping[str, Any]  # "train", "select", "val" -> case names
-    patients: Mapping[str, str]  # case -> patient, where they differ
+    split: Split | None  # None: it was trained without one
 
     @staticmethod
     def of(run: Path) -> Trained:
-        """Of a finished run; of one that was trained without a split, nothing."""
+        """What a finished run knows."""
         path = run / "split.json"
-        if not path.is_file() and read_config(run).get("split_hash"):
+        if path.is_file():
+            return Trained(Split.read(path))
+        if read_config(run).get("split_hash"):
             raise SamAdaptError(
                 f"{run} was trained on a split, and its split.json is missing, so nobody knows which cases it learned from; "
                 "copy the whole run folder again"
             )
-        split = json.loads(path.read_text()) if path.is_file() else {}
-        return Trained(split, split.get("patient_of", {}))
+        return Trained(None)
+
+    @property
+    def patients(self) -> Mapping[str, str]:
+        """Case -> patient, where they differ."""
+        return {} if self.split is None else self.split.patient_of
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """The cases that are kept for scoring."""
+        return frozenset() if self.split is None else frozenset(self.split.val)
 
     def part(self, case: str) -> str:
-        return next((part for part in ("train", "select", "val") if case in self.split.get(part, ())), "")
+        """ "train", "select" or "val"; "" for a case that the split does not name."""
+        split = self.split
+        lists = {} if split is None else {"train": split.train, "select": split.select, "val": split.val}
+        return next((part for part, cases in lists.items() if case in cases), "")
 
     def learned(self, case: str) -> bool:
+        """Whether the model has seen the label of a case of this name."""
         return self.part(case) in ("train", "select")
 
 
@@ -104,7 +116,7 @@ def _scan_files(folder: Path) -> list[Path]:
 
 
 def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[Input]:
-    scored = set(data.ids) & set(trained.split.get("val", ()))
+    scored = trained.scored & set(data.ids)
     parts = {i: data.parts[i] or trained.part(i) for i in data.ids}
     chosen = [
         i for i in data.ids if subset in ("all", parts[i]) or (subset is None and (i in scored or not scored))

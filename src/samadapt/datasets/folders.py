@@ -12,7 +12,7 @@ from samadapt.datasets.coding import told_classes
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.masks import find_masks, image_name, masks_beside, split_masks
 from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
-from samadapt.datasets.pictures import unique_names
+from samadapt.datasets.pictures import channel_names, unique_names
 from samadapt.types import SamAdaptError
 
 # ---------------------------------------------------------------- images/ and masks/
@@ -62,7 +62,7 @@ def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data 
 def _channel_names(entry: Entry) -> tuple[str, ...]:
     if len(entry.images) > 1:
         return tuple(f"channel {n}" for n in range(len(entry.images)))
-    return ("red", "green", "blue") if io.read_geometry(entry.images[0]).channels == 3 else ("image",)
+    return channel_names(entry.images[0])
 
 
 def _pairs(folder: Path, part: Part | None) -> list[Entry]:

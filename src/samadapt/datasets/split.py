@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from samadapt.types import SamAdaptError, Task
@@ -47,17 +48,21 @@ class Split:
         return {**asdict(self), "hash": self.hash}
 
     @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Split:
-        """The inverse of `to_json`; a file that was edited is an error."""
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list | tuple) else v for k, v in content.items() if k != "hash"
-        }
+    def read(path: Path) -> Split:
+        """The split of a run folder; a file that was edited is an error."""
         try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            stored = content.pop("hash")
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             split = Split(**fields)
-        except TypeError as error:
-            raise SamAdaptError(f"this split is not one that samadapt wrote ({error})") from error
-        if content.get("hash") != split.hash:
-            raise SamAdaptError("the split's lists do not fit its hash: it was changed after it was written")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SamAdaptError(
+                f"{path} is not a split that samadapt wrote ({error}); copy the whole run folder again"
+            ) from error
+        if stored != split.hash:
+            raise SamAdaptError(
+                f"the lists of {path} do not fit its hash: it was changed after it was written; copy the whole run folder again"
+            )
         return split
 
 

@@ -21,8 +21,8 @@ from samadapt.io.cases import (
     write_probabilities,
 )
 from samadapt.io.formats import FORMATS, Format, find_label, is_lossy, is_picture, known_suffixes, label_file
-from samadapt.io.geometry import Geometry, orientation
-from samadapt.io.listing import Listing, find_files, find_folders, in_words, list_files, not_used
+from samadapt.io.geometry import Geometry
+from samadapt.io.listing import find_files, find_folders, in_words, list_files, not_used
 from samadapt.io.nifti import write_volume
 from samadapt.io.pictures import write_photo
 from samadapt.io.planes import Plane, common_plane
@@ -38,7 +38,6 @@ __all__ = [
     "FORMATS",
     "Format",
     "Geometry",
-    "Listing",
     "NpzArrays",
     "Plane",
     "case_name",
@@ -63,7 +62,6 @@ __all__ = [
     "make_case",
     "not_used",
     "open_npz",
-    "orientation",
     "read_case",
     "read_geometry",
     "read_label",

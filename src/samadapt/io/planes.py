@@ -52,14 +52,6 @@ class Plane:
     )
     thick: bool = False  # whether the reference was acquired in thick slices
 
-    @staticmethod
-    def of(code: str, slice_axis: int = 2, thick: bool = False) -> Plane:
-        """That of files whose axes i, j, k point exactly as the code says: Plane.of("RAS")."""
-        affine = np.zeros((4, 4))
-        for axis, letter in enumerate(code):
-            affine[_PLACES[letter], axis] = 1.0 if letter in "RAS" else -1.0
-        return Plane(_directions(affine, slice_axis), slice_axis, thick)
-
     @property
     def orientation(self) -> str | None:
         """Where W, H and D point, closest: "RAS" of axial slices; None where files are taken as stored."""
