@@ -613,10 +613,10 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(SamAdaptError, match=r"nowhere does not exist"):
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(
-        SamAdaptError, match=r"has no layout that is known\. Known are .*nnU-Net raw: dataset\.json"
+        SamAdaptError, match=r"has no known layout\. Known layouts: .*nnU-Net raw: dataset\.json"
     ):
         open_dataset(tmp_path)
-    with pytest.raises(SamAdaptError, match="has no layout that is known for classification"):
+    with pytest.raises(SamAdaptError, match="has no known layout for classification"):
         open_dataset(nnunet(tmp_path), task="classification")
     empty = tmp_path / "empty"
     (empty / "images").mkdir(parents=True)

@@ -108,7 +108,9 @@ def test_selection_stays_within_the_budget() -> None:
     data = scans()
     plain = data.split(labels=3)
     assert (
-        not plain.select and "selection on nothing" in plain.rule and "3 of 8 labelled patients" in plain.rule
+        not plain.select
+        and "no checkpoint selection" in plain.rule
+        and "3 of 8 labelled patients" in plain.rule
     )
     inside = data.split(labels=3, select=1)
     assert set(inside.train + inside.select) == set(plain.train) and len(inside.patients) == 3

@@ -173,9 +173,9 @@ def test_volumes_that_do_not_say_how_they_lie_are_taken_as_stored_and_that_is_sa
     with pytest.warns(SamAdaptWarning, match="sform and qform codes are 0"):
         assert data.case("silent").image.shape == (1, 3, 7, 8)
     alone = open_dataset(pairs(tmp_path / "alone", {"silent": silent, "again": silent}))
-    assert alone.opening.plane == io.Plane(None, 2) and "do not say" in alone.opening.slices
+    assert alone.opening.plane == io.Plane(None, 2) and "store no orientation" in alone.opening.slices
     nib.save(noise((8, 7, 3), (1, 1, 5), "LPS"), tmp_path / "lps.nii")
-    with pytest.warns(SamAdaptWarning, match="cannot be turned"):
+    with pytest.warns(SamAdaptWarning, match="cannot be reoriented"):
         alone.opening.read_case([tmp_path / "lps.nii"], "lps")
 
 

@@ -72,7 +72,7 @@ def evaluate_folder(
 
 
 def _recorded(found: dict[str, Path], note: Predictions, predictions: Path) -> dict[str, Path]:
-    """The label maps that the note tells of, all of them and no other."""
+    """The label maps that the note lists, all of them and no others."""
     expected = [case for case in note.cases if case not in note.failed]
     missing = [case for case in expected if case not in found]
     strange = sorted(set(found) - set(expected))
@@ -195,7 +195,7 @@ def _demand_truth(missing: list[str], total: int, truth: Path) -> None:
 
 
 def _notes(note: Predictions | None, ids: list[str], names: list[str]) -> tuple[str, ...]:
-    """What the numbers alone do not say.
+    """Remarks that a reader of the scores needs.
 
     Args:
         names: of the data set, by which it may be known as one that the encoder's training has seen.

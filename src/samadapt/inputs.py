@@ -100,7 +100,7 @@ def _of_scans(given: Path, opening: Opening, trained: Trained) -> list[Input]:
 
 
 def _scan_files(folder: Path) -> list[Path]:
-    """The scans of a folder; masks beside them, and what cannot be read, are left out, which is said."""
+    """The scans of a folder; masks beside them and files that cannot be read are left out with a warning."""
     listing = io.list_files(folder)
     scans, masks = split_masks(listing.files)
     left_out = [*listing.left_out, *((mask, "masks") for files in masks.values() for mask in files)]

@@ -127,12 +127,12 @@ class Opening:
 
     @property
     def slices(self) -> str:
-        """In words: how the slices lie."""
+        """The orientation of the slices, in words."""
         if self.depth is not None:
-            return "pictures are taken as stored, for they do not say how they lie"
+            return "pictures are taken as stored, because they store no orientation"
         plane = self.plane
         if plane.orientation is None:
-            return "the volumes do not say how they lie in the body; their slices are taken as stored"
+            return "the volumes store no orientation in the body; their slices are taken as stored"
         kind = (
             f"thick slices as acquired, {plane.name} or closest to it"
             if plane.thick

@@ -150,7 +150,7 @@ def _draw_patient(rng: np.random.Generator, slices: int) -> _Patient:
 
 
 def _oblique_affine(rng: np.random.Generator, spacing: float, thickness: float) -> np.ndarray:
-    """As a short-axis scan lies: oblique, and each axis may run either way."""
+    """The affine of a short-axis scan: oblique, and each axis may run either way."""
     axis = rng.normal(size=3) + np.array([1.0, 1.0, 0.4])
     x, y, z = axis / np.linalg.norm(axis)
     angle = rng.uniform(0.5, 1.2)

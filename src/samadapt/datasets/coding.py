@@ -1,4 +1,4 @@
-"""Which values of masks are which classes, where no description says so."""
+"""Classes from the grey values of masks, for data sets without a description."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FEW = 8  # at most so many grey values can be classes that were spread out to b
 _FLOOR = 64  # values below are taken as class numbers
 
 
-def told_classes(masks: Sequence[Path], root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+def classes_from_values(masks: Sequence[Path], root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """Class names and stored value -> class, from the values of all masks.
 
     0/255 is background and foreground; small numbers are the classes themselves, with 255 ignored; a few

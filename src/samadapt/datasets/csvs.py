@@ -1,4 +1,4 @@
-"""Tables as people's programs save them: UTF-8, UTF-16 or Latin-1, with commas, semicolons or tabs."""
+"""Tables as common programs save them: UTF-8, UTF-16 or Latin-1, with commas, semicolons or tabs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dataset: cases that lie on disk, loaded one at a time when asked for."""
+"""Dataset: cases on disk, loaded one at a time on access."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _END = 1 << 20
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one case lies; nothing of it is loaded."""
+    """The files of one case and what the data set says of it; nothing is loaded."""
 
     id: str
     images: tuple[Path, ...]  # one for each channel file
@@ -107,7 +107,7 @@ class Dataset:
         return self.opening.group_rule
 
     def with_window(self, window: str) -> Dataset:
-        """The same data set, its intensities shown otherwise."""
+        """The same data set, with another intensity window."""
         return dataclasses.replace(self, opening=dataclasses.replace(self.opening, window=window))
 
     # ------------------------------------------------ names
@@ -119,7 +119,7 @@ class Dataset:
 
     @cached_property
     def labelled_ids(self) -> tuple[str, ...]:
-        """Of the cases that have a label."""
+        """The names of the cases that have a label."""
         return tuple(e.id for e in self.entries if e.label is not None or e.target is not None)
 
     @cached_property
@@ -137,7 +137,7 @@ class Dataset:
         return {entry.id: entry for entry in self.entries}
 
     def entry(self, case_id: str) -> Entry:
-        """Where the case lies."""
+        """The files of a case."""
         if case_id not in self._by_id:
             near = difflib.get_close_matches(case_id, self.ids, n=3) or list(self.ids[:3])
             raise SamAdaptError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.coding import told_classes
+from samadapt.datasets.coding import classes_from_values
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.masks import find_masks, image_name, masks_beside, split_masks
 from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
@@ -45,7 +45,7 @@ def read_pairs(path: Path, label_column: str | None) -> ParsedLayout:
 
 def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data set says") -> ParsedLayout:
     """With classes made from the values in the masks."""
-    classes, values = told_classes([file for entry in entries for file in entry.label_files], path)
+    classes, values = classes_from_values([file for entry in entries for file in entry.label_files], path)
     names = _channel_names(entries[0])
     window = window_of(entries[0].images[0], names)
     return ParsedLayout(

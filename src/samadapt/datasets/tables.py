@@ -121,7 +121,7 @@ def _label_columns(table: LabelTable, label_column: str | None) -> tuple[str, ..
     if len(rest) == 1 or (rest and all(row[c] in _ZERO_ONE for row in table.rows for c in rest)):
         return rest
     raise SamAdaptError(
-        f"{table.path}: which column is the label? It has {', '.join(table.columns)}; tell it with --label-column "
+        f"{table.path}: which column is the label? It has {', '.join(table.columns)}; name it with --label-column "
         "(several, comma-separated, for one 0/1 column per class)"
     )
 

@@ -43,11 +43,11 @@ def read_case(
     Args:
         image_paths: one file, or one for each channel.
         label_path: class values, voxel on voxel.
-        group: the patient; the case itself when not told.
+        group: the patient; None: the case is a patient of its own.
         plane: which anatomical directions become D, H, W; None: the file's axes as they are, with D the only axis
             of length 1, else that of the largest spacing.
-        channels: which channels to keep. Told, the fourth axis of a 4-D file is its channels; untold, a
-            4-D file is an error, for the axis could as well be time.
+        channels: which channels to keep. With it, the fourth axis of a 4-D file holds the channels; without it, a
+            4-D file is an error, because the axis could as well be time.
     """
     paths = [Path(p) for p in ([image_paths] if isinstance(image_paths, str | Path) else image_paths)]
     if channels is not None and len(paths) > 1:
@@ -254,7 +254,7 @@ def _turned(array: np.ndarray, axes: tuple[int, int, int], flips: tuple[bool, bo
 
 
 def _positive(array: np.ndarray) -> np.ndarray:
-    """torch knows no negative strides; what is not mirrored need not be copied."""
+    """A copy where the array is mirrored, because torch has no negative strides; else the array itself."""
     return np.ascontiguousarray(array) if any(stride < 0 for stride in array.strides) else array
 
 

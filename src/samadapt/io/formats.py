@@ -21,7 +21,7 @@ class Format:
     """How files of one format are found, read and written; arrays lie in the file's own axis order."""
 
     name: str
-    suffixes: tuple[str, ...]  # in small letters; files are written with the first
+    suffixes: tuple[str, ...]  # in lower case; files are written with the first
     geometry: Callable[[Path], Geometry]  # from the header alone; the voxels stay on disk
     read: Read  # (C, i, j, k) float32, values as stored; a picture is (C, rows, columns, 1)
     example: Callable[[Path], Path]  # writes a tiny file into a folder, for tests
@@ -65,7 +65,7 @@ _NIFTI = Format(
 )
 _PNG = _picture("png", ".png", write_label=pictures.write_label)
 
-#: By name, as `Case.format` tells it.
+#: By name, which is that of `Case.format`.
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
@@ -81,12 +81,12 @@ FORMATS: dict[str, Format] = {
 
 
 def known_suffixes() -> tuple[str, ...]:
-    """Of all formats, in small letters."""
+    """The suffixes of all formats, in lower case."""
     return tuple(suffix for each in FORMATS.values() for suffix in each.suffixes)
 
 
 def suffix_of(path: Path) -> str:
-    """`.nii.gz`, `.png`, ... in small letters; "" for what is not an image file."""
+    """`.nii.gz`, `.png`, ... in lower case; "" for what is not an image file."""
     name = path.name.lower()
     return max((s for s in known_suffixes() if name.endswith(s)), key=len, default="")
 

@@ -32,7 +32,7 @@ class Geometry:
     def axes(self, slice_axis: int | None = None) -> tuple[int, int, int]:
         """The file axes that lie along D, H, W.
 
-        The slicing axis is the one told, else the only axis of length 1, else the one with the largest
+        The slicing axis is the one given, else the only axis of length 1, else the one with the largest
         spacing (the thick slices); equal spacings mean the last axis.
         """
         if self.affine is None:

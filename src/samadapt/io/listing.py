@@ -1,4 +1,4 @@
-"""Which files of a folder count, and which are left out and why: the one place that walks folders."""
+"""Which files of a folder are used, which are left out and why. No other module walks through folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OURS = (("config.json", "environment.json"), ("predictions.json",), ("frame.jso
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files below a folder, sorted, and what was not taken: (file, why)."""
+    """The image files below a folder, sorted, and the files that were left out: (file, why)."""
 
     files: tuple[Path, ...]
     left_out: tuple[tuple[Path, str], ...] = ()
@@ -92,12 +92,12 @@ def in_words(left_out: Sequence[tuple[Path, str]], root: Path) -> str:
 
 
 def cure(path: Path) -> str:
-    """What to do with a file of a format that is not read; "" where nothing is known."""
+    """Advice for a file of a format that is not read; "" where there is none."""
     return _UNREAD.get(path.suffix.lower(), "")
 
 
 def not_used(listing: Listing, used: Collection[Path]) -> tuple[tuple[Path, str], ...]:
-    """What a data set leaves out: what cannot be taken, and images that are in no case."""
+    """The files that a data set leaves out: those that cannot be read, and images that belong to no case."""
     return (*listing.left_out, *((path, UNUSED) for path in listing.files if path not in used))
 
 

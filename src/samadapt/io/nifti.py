@@ -26,7 +26,7 @@ _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}  # "mm" and "unknown" are take
 
 
 def read_geometry(path: Path) -> Geometry:
-    """From the header alone."""
+    """The geometry of a file, read from its header alone."""
     return geometry(load_header(path), path)
 
 
@@ -55,7 +55,7 @@ def load_header(path: Path) -> Any:
 
 
 def geometry(image: Any, path: Path) -> Geometry:
-    """Of a nibabel image. Axes of length 1 beyond the third are left out; a 2-D file gets a third axis."""
+    """The geometry of a nibabel image. Axes of length 1 beyond the third are left out; a 2-D file gets a third axis."""
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

@@ -1,6 +1,6 @@
 """PNG, JPEG, TIFF, BMP, GIF and WebP: pictures as they are stored, masks as class values.
 
-What would be guessed is refused: a colour profile (CMYK), what lies under transparency, which way an EXIF tag
+Where the meaning would be a guess, the file is refused: a colour profile (CMYK), what lies under transparency, which way an EXIF tag
 turns a picture whose mask has no such tag, 16-bit colour that readers cut to 8 bits.
 """
 
@@ -27,7 +27,7 @@ _CURES = {
 
 
 def read_geometry(path: Path) -> Geometry:
-    """From the header alone."""
+    """The geometry of a picture, read from its header alone."""
     with _open(path) as image:
         return _geometry(image, path)
 
@@ -127,7 +127,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _why_unidentified(path: Path) -> str:
-    """PIL does not say what kind of TIFF it does not know."""
+    """The reason in words; PIL does not name the kind of TIFF that it cannot read."""
     if path.stat().st_size == 0:
         return f"{path} is empty; copy or export it again"
     if path.suffix.lower() in (".tif", ".tiff"):
@@ -174,7 +174,7 @@ def _refuse(image: Image.Image, path: Path) -> None:
 
 
 def _bits(image: Image.Image, path: Path) -> int:
-    """Of a colour, in the file; PIL reads 8 of 16 and does not say so."""
+    """Bits of a colour channel in the file, because PIL silently reads 8 of 16."""
     if isinstance(image, PngImagePlugin.PngImageFile):
         with open(path, "rb") as file:
             return file.read(25)[24]

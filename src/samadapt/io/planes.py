@@ -1,4 +1,4 @@
-"""Which way the slices of a volume are cut and turned: by the body's directions, not by the order in a file."""
+"""The orientation of slices: by anatomical directions, not by the order of voxels in a file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _OBLIQUE = 0.5  # cosine: slices turned by more than this were acquired in anoth
 _PLACES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 _NAMES = ("sagittal", "coronal", "axial")  # the planes that are cut across these directions
 _AS_STORED = (
-    "volumes that do not say how they lie in the body (sform and qform codes are 0) are taken as stored, as if they lay "
-    "like most of the data set; correct their headers if they do not",
-    "the volumes that were trained on do not say how they lie in the body, so others cannot be turned to lie like them; "
+    "volumes whose header stores no orientation in the body (sform and qform codes are 0) are taken as stored, as if they "
+    "had that of most of the data set; correct their headers if they do not",
+    "the volumes that were trained on store no orientation in the body, so others cannot be reoriented to match them; "
     "they are taken as stored",
 )
 _ACROSS = (
@@ -54,7 +54,7 @@ class Plane:
 
     @property
     def orientation(self) -> str | None:
-        """Where W, H and D point, closest: "RAS" of axial slices; None where files are taken as stored."""
+        """The anatomical directions of W, H and D, to the nearest axis: "RAS" of axial slices; None where files are taken as stored."""
         if self.directions is None:
             return None
         affine = np.eye(4)
