@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,13 +30,13 @@ ROOMS: dict[str, set[str]] = {
     "runs": {"files"},
     "figures": {"files"},
     "report": {"files", "metrics", "overlap", "statistics"},
-    "weights": set(),
+    "weights": {"files"},
     "overlap": set(),
     "backbones": {"weights"},
     "opening": {"io"},
     "datasets": {"io", "opening"},
-    "check": {"datasets", "io", "overlap"},
-    "phantom": {"io"},
+    "check": {"datasets", "io", "overlap", "transforms"},
+    "phantom": {"files", "io"},
     "views": {"transforms"},
     "encoders": {"backbones", "transforms", "views", "weights"},
     "heads": {"options", "losses", "backbones", "transforms"},
@@ -58,7 +59,7 @@ ROOMS: dict[str, set[str]] = {
         "views",
     },
     "predicted": {"files", "opening", "runs"},
-    "inputs": {"names", "datasets", "io", "opening", "predicted", "runs"},
+    "inputs": {"files", "names", "datasets", "io", "opening", "predicted", "runs"},
     "learner": {
         "adapted",
         "settings",
@@ -73,7 +74,7 @@ ROOMS: dict[str, set[str]] = {
         "runs",
         "weights",
     },
-    "folders": {"encoders", "files", "figures", "inputs", "overlap", "predicted", "prediction"},
+    "folders": {"encoders", "files", "figures", "inputs", "io", "overlap", "predicted", "prediction"},
     "evaluation": {"files", "datasets", "io", "metrics", "overlap", "predicted", "prediction", "runs"},
     "experiment": {
         "options",
@@ -114,6 +115,9 @@ ROOMS: dict[str, set[str]] = {
 }
 #: They may import everything; nobody imports them.
 DOORS = {"cli", "__init__"}
+
+#: Modules that look at the end of a file's name, though not at an image's: weights and tables.
+OWN_SUFFIXES = {"weights.py", "checkpoints.py", "csvs.py"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -201,6 +205,86 @@ def busy_imports(root: Path) -> list[str]:
     ]
 
 
+#: Calls that write a file, or rename one; a path among their arguments may only be one that `files.replacing` gave.
+WRITERS = {
+    *("open_memmap", "save", "save_file", "savefig", "savez", "savez_compressed", "tofile", "to_filename"),
+    *("to_csv", "write_bytes", "write_text", "imwrite", "copy", "copy2", "copyfile", "copytree", "move"),
+}
+
+
+def own_writers(root: Path) -> list[str]:
+    """Files are written through `files` alone: a temporary name, then renamed."""
+    found = []
+    for path, room, tree in sources(root):
+        if room != "files":
+            found += [
+                f"{path.name}:{call.lineno}: {ast.unparse(call)}" for call in writing(tree, frozenset())
+            ]
+    return found
+
+
+def writing(node: ast.AST, temporary: frozenset[str]) -> Iterator[ast.Call]:
+    """Calls that write elsewhere than to a temporary path, whose names are known by the blocks around them."""
+    if isinstance(node, ast.With):
+        given = [
+            i
+            for i in node.items
+            if ast.unparse(i.context_expr).startswith(("replacing(", "files.replacing("))
+        ]
+        temporary |= {ast.unparse(item.optional_vars) for item in given if item.optional_vars}
+    if isinstance(node, ast.Call):
+        used = {n.id for part in (*node.args, node.func) for n in ast.walk(part) if isinstance(n, ast.Name)}
+        if is_writer(node) and not used & temporary:
+            yield node
+    for child in ast.iter_child_nodes(node):
+        yield from writing(child, temporary)
+
+
+def is_writer(call: ast.Call) -> bool:
+    owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+    if name == "open":
+        given = [*call.args[0 if owner else 1 :], *(k.value for k in call.keywords if k.arg == "mode")]
+        modes = [str(a.value) for a in given if isinstance(a, ast.Constant)]
+        return any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+    if name in (
+        "replace",
+        "rename",
+    ):  # of a path: one argument; of a text, a dataclass or a network: more, or not `os`
+        return owner == "os" or (name == "replace" and len(call.args) == 1 and not call.keywords)
+    if owner.startswith("Path('/proc"):  # a switch of the kernel and not a file
+        return False
+    ours = name in ("write_bytes", "write_text") and owner in ("", "files")
+    return name in WRITERS and not ours and not (name == "copy" and owner != "shutil")
+
+
+def suffix_tests(root: Path) -> list[str]:
+    """What a file's name says of its format is asked of `io.FORMATS`."""
+    return [
+        f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+        for path, room, tree in sources(root)
+        if room != "io" and path.name not in OWN_SUFFIXES
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in ("suffix", "suffixes"))
+        or (isinstance(node, ast.Compare | ast.Call) and looks_at_suffix(node))
+    ]
+
+
+def looks_at_suffix(node: ast.Compare | ast.Call) -> bool:
+    if isinstance(node, ast.Compare):
+        parts = [node.left, *node.comparators]
+    else:
+        asked = isinstance(node.func, ast.Attribute) and node.func.attr in (
+            "endswith",
+            "removesuffix",
+            "match",
+        )
+        parts = node.args if asked else []
+    parts = [p for part in parts for p in getattr(part, "elts", [part])]
+    texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+    return any(isinstance(text, str) and re.fullmatch(r"\*?(\.[a-z]\w*)(\.gz)?", text) for text in texts)
+
+
 def oversized(root: Path) -> list[str]:
     found = []
     for path, _, tree in sources(root):
@@ -211,9 +295,7 @@ def oversized(root: Path) -> list[str]:
             length = (function.end_lineno or function.lineno) - function.lineno + 1
             if length > MAX_FUNCTION_LINES:
                 found.append(f"{path.name}:{function.name}: {length} lines, at most {MAX_FUNCTION_LINES}")
-            arguments = [
-                x.arg for x in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
-            ]
+            arguments = [x.arg for x in (*function.args.posonlyargs, *function.args.args)]
             own = [name for name in arguments if name not in ("self", "cls")]
             if len(own) > MAX_PARAMETERS and not _declares_options(path, function):
                 found.append(f"{path.name}:{function.name}: {len(own)} parameters, at most {MAX_PARAMETERS}")
@@ -248,7 +330,16 @@ def named_behaviour(root: Path) -> list[str]:
     return found
 
 
-RULES = [forbidden_imports, hidden_imports, duck_sniffing, busy_imports, oversized, named_behaviour]
+RULES = [
+    forbidden_imports,
+    hidden_imports,
+    duck_sniffing,
+    busy_imports,
+    oversized,
+    own_writers,
+    suffix_tests,
+    named_behaviour,
+]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -271,6 +362,21 @@ def test_the_house_keeps_the_rule(rule):
         (hidden_imports, "folders.py", "def f():\n    from samadapt.io import read_case"),
         (duck_sniffing, "heads/unet.py", "x = hasattr(object, 'y')"),
         (busy_imports, "features.py", "import logging\nlogging.basicConfig()"),
+        (own_writers, "folders.py", "open(p, 'w')"),
+        (own_writers, "folders.py", "p.open(mode='ab')"),
+        (own_writers, "folders.py", "gzip.open(p, 'wb')"),
+        (own_writers, "folders.py", "p.write_text('x')"),
+        (own_writers, "folders.py", "np.savez(p, a=1)"),
+        (own_writers, "folders.py", "np.lib.format.open_memmap(p, mode='w+')"),
+        (own_writers, "folders.py", "with replacing(p) as t:\n    image.save(p)"),
+        (own_writers, "folders.py", "with replacing(p) as t:\n    pass\nfigure.savefig(t)"),
+        (own_writers, "folders.py", "os.replace(a, b)"),
+        (own_writers, "folders.py", "draft.replace(path)"),
+        (suffix_tests, "folders.py", "if path.suffix.lower() in KNOWN:\n    pass"),
+        (suffix_tests, "folders.py", "path.name.endswith('.nii.gz')"),
+        (suffix_tests, "folders.py", "name.endswith(('.png', '.jpg'))"),
+        (suffix_tests, "folders.py", "ending == '.nii'"),
+        (suffix_tests, "folders.py", "path.match('*.png')"),
         (oversized, "io/nifti.py", "x = 1\n" * (MAX_FILE_LINES + 1)),
         (oversized, "io/nifti.py", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
     ],
@@ -279,6 +385,14 @@ def test_the_rule_sees_an_offender(tmp_path, rule, file, text):
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(text)
     assert len(rule(tmp_path)) == 1
+
+
+def test_a_temporary_path_may_be_written_to(tmp_path):
+    (tmp_path / "folders.py").write_text(
+        "with files.replacing(p) as t, open(t, 'w') as file:\n    image.save(t)\n"
+        "open(p)\np.open('rb')\ntext.replace('a', 'b')\nreplace(case, id='x')\narray.copy()"
+    )
+    assert own_writers(tmp_path) == []
 
 
 def test_the_allow_list_has_no_cycle_and_no_unknown_room():

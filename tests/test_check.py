@@ -47,7 +47,7 @@ def test_a_sound_data_set(scans: Path) -> None:
     findings = check(open_dataset(scans), seen.append)
     assert [finding.message for finding in findings] == [
         "thick slices as acquired, axial or closest to it; every volume is turned to RAS, as closely as its axes allow",
-        "patients: each case is a patient of its own (tell them apart with --group)",
+        "patients: each case is a patient of its own (assign patients with --group)",
     ]
     assert seen == [1, 2, 3, 4]
 
@@ -71,7 +71,7 @@ def test_a_class_that_nobody_has(scans: Path) -> None:
     about = json.loads((scans / "dataset.json").read_text())
     about["labels"]["ghost"] = 3
     (scans / "dataset.json").write_text(json.dumps(about))
-    assert found(scans, "warning") == [": class 'ghost' is declared, but no case has it"]
+    assert found(scans, "warning") == [": class 'ghost' is declared, but occurs in no case"]
 
 
 def test_constant_slices_and_near_constant_images(scans: Path) -> None:
@@ -138,10 +138,14 @@ def test_mixed_files(scans: Path) -> None:
     assert any(
         "1 cases were acquired in thick slices of another plane (the first is 'p0')" in w for w in warnings_
     )
-    assert any("1 files do not say how they lie in the body (the first is 'p1')" in w for w in warnings_)
+    assert any(
+        "1 files do not store their orientation in the body (the first is 'p1')" in w for w in warnings_
+    )
     notes = found(scans, "note")
-    assert any("different orientations" in n and "turned" in n and "LAS" in n and "RAS" in n for n in notes)
-    assert any("1 files do not say their spacing (the first is 'p1')" in n for n in notes)
+    assert any(
+        "different orientations" in n and "brought into one" in n and "LAS" in n and "RAS" in n for n in notes
+    )
+    assert any("1 files do not store their voxel spacing (the first is 'p1')" in n for n in notes)
 
 
 def test_signs_that_patients_are_told_apart_wrongly(tmp_path: Path) -> None:
@@ -171,7 +175,7 @@ def test_signs_that_patients_are_told_apart_wrongly(tmp_path: Path) -> None:
 def test_no_labels_at_all(scans: Path) -> None:
     for file in (scans / "labelsTr").iterdir():
         file.unlink()
-    assert ": no case has a label: nothing can be trained or scored" in found(scans, "error")
+    assert ": no case has a label: nothing can be trained or evaluated" in found(scans, "error")
 
 
 def test_constant_channel(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_selection_stays_within_the_budget() -> None:
     data = scans()
     plain = data.split(labels=3)
     assert (
-        not plain.select and "selection on nothing" in plain.rule and "3 of 8 labelled patients" in plain.rule
+        not plain.select
+        and "no checkpoint selection" in plain.rule
+        and "3 of 8 labelled patients" in plain.rule
     )
     inside = data.split(labels=3, select=1)
     assert set(inside.train + inside.select) == set(plain.train) and len(inside.patients) == 3
@@ -258,13 +260,16 @@ def test_several_labels_are_stratified_by_their_combination() -> None:
 # ---------------------------------------------------------------- on disk
 
 
-def test_json_round_trip() -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     split = scans().split(labels=3, select=1)
-    stored = json.loads(json.dumps(split.to_json()))
-    assert Split.from_json(stored) == split and stored["hash"] == split.hash
+    path, stored = tmp_path / "split.json", split.to_json()
+    path.write_text(json.dumps(stored))
+    assert Split.read(path) == split and stored["hash"] == split.hash
     assert scans().split(labels=2).hash != split.hash
-    stored["train"] = stored["train"][1:]
+    path.write_text(json.dumps(stored | {"train": stored["train"][1:]}))
     with pytest.raises(SamAdaptError, match="changed after it was written"):
-        Split.from_json(stored)
-    with pytest.raises(SamAdaptError, match="not one that samadapt wrote"):
-        Split.from_json({"train": []})
+        Split.read(path)
+    for content in ('{"train": []}', '{"hash": "1", "train": []}', "[]", "{"):
+        path.write_text(content)
+        with pytest.raises(SamAdaptError, match=r"split\.json is not a split that samadapt wrote"):
+            Split.read(path)

@@ -15,7 +15,9 @@ from samadapt.phantom import make_phantom
 def trained(folder: Path, name: str, *more: str) -> Path:
     """A run of the command line in a process of its own, as a user starts it."""
     words = f"train {folder / 'data'} --out {folder / name} --head cnn --encoder sam_nano --side 64 --views 2 --labels 2"
-    words += f" --steps 6 --batch-size 4 --check-every 2 --precision 32 --device cpu --store {folder / 'features'}"
+    words += (
+        f" --steps 6 --batch-size 4 --check-every 2 --precision 32 --device cpu --store {folder / 'features'}"
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     found = subprocess.run(
         [sys.executable, "-m", "samadapt.cli", *words.split(), *more],

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from samadapt.encoders.prepare import PREPARES
 
 from fixtures.known import known_normal, known_weights
 from fixtures.tiny_hub import TINY_HUB
 from samadapt.encoders import ENCODERS, load_encoder, tiny_vit, tiny_vit_network
 from samadapt.encoders.checkpoints import SHA256, HubModel, original_key, original_layout
 from samadapt.encoders.dinov3 import DINOV3_MODELS
-from samadapt.encoders.prepare import PREPARES
 from samadapt.encoders.sam import SAM_MODELS, VIT_B, VIT_H, VIT_L, Architecture, Model, _config
 from samadapt.encoders.sam2 import SAM2_MODELS
 from samadapt.encoders.tiny_vit import TINY_VITS
@@ -462,7 +462,8 @@ def test_an_official_name_with_another_content(original, tmp_path):
     path = tmp_path / "sam_vit_b_01ec64.pth"
     path.write_bytes(original.read_bytes())
     refuse(
-        r"is truncated or altered: its sha256 begins with [0-9a-f]{12}, .* with ec2df6273261", checkpoint=path
+        r"is truncated, altered or of another version: its sha256 begins with [0-9a-f]{12}, .* with ec2df6273261",
+        checkpoint=path,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from fakes import tiny_model
 from samadapt import folders
-from samadapt.datasets import open_dataset, open_like
+from samadapt.datasets import Split, open_dataset, open_like
 from samadapt.evaluation import Evaluation, evaluate_folder, write_evaluation
 from samadapt.folders import predict_folder
 from samadapt.opening import Opening
@@ -58,11 +59,21 @@ def volume(path: Path, spacing: float = 5.0) -> np.ndarray:
 def a_run(tmp_path, monkeypatch):
     """Makes a run folder whose model calls bright pixels the class 1, as if it had been trained on such a data set."""
 
-    def make(opening: Opening, **split: list[str]) -> Path:
+    def make(opening: Opening, **split: Any) -> Path:
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
         (run / "head.safetensors").write_bytes(b"weights")
-        (run / "split.json").write_text(json.dumps(split))
+        lists = {part: tuple(split.get(part, ())) for part in ("train", "select", "val")}
+        known = Split(
+            **lists,
+            pool=(),
+            patients=(),
+            labels=None,
+            seed=0,
+            rule="",
+            patient_of=split.get("patient_of", {}),
+        )
+        (run / "split.json").write_text(json.dumps(known.to_json()))
         if opening.task == "segmentation":
             model = Segmenter(tiny_model(BrightHead(), side=64), opening)
         else:

@@ -373,17 +373,6 @@ def test_an_answer_that_does_not_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "out.nii").exists()
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    (tmp_path / "a.txt").write_text("before")
-    with pytest.raises(SamAdaptError, match=r"could not write .*No space left"):
-        io.nifti.replace_file(tmp_path / "a.txt", fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and (tmp_path / "a.txt").read_text() == "before"
-
-
 # ---------------------------------------------------------------- probabilities
 
 

@@ -32,7 +32,16 @@ CODES = [
     for order in itertools.permutations(range(3))
     for signs in itertools.product(("RAS", "LPI"), repeat=3)
 ]
-RAS = Opening("segmentation", ("background", "bright"), plane=io.Plane.of("RAS"))
+
+
+def plane_of(code: str, thickness: float = 1.0) -> io.Plane:
+    """That of files whose axes point right or left, front or back, up or down, as the code says."""
+    affine = np.diag([*(1.0 if letter in "RAS" else -1.0 for letter in code), 1.0])
+    affine[2, 2] *= thickness
+    return io.common_plane([io.Geometry((4, 5, 6), (1.0, 1.0, thickness), affine, 1, "int16")])
+
+
+RAS = Opening("segmentation", ("background", "bright"), plane=plane_of("RAS"))
 #: Oblique by some degrees about every axis, voxels of three sizes.
 OBLIQUE = np.array([[1.4, -0.2, 0.3, 5], [0.2, 1.1, -0.4, -7], [-0.25, 0.3, 2.6, 9], [0, 0, 0, 1]])
 
@@ -150,7 +159,7 @@ def test_the_plane_is_that_of_most_volumes_and_not_that_of_each_file(tmp_path: P
             },
         )
     )
-    assert data.opening.plane == io.Plane.of("RAS", thick=True)
+    assert data.opening.plane == plane_of("RAS", 5.0)
     assert data.opening.slices.startswith(
         "thick slices as acquired, axial or closest to it; every volume is turned to RAS"
     )
@@ -165,9 +174,9 @@ def test_volumes_that_do_not_say_how_they_lie_are_taken_as_stored_and_that_is_sa
     with pytest.warns(SamAdaptWarning, match="sform and qform codes are 0"):
         assert data.case("silent").image.shape == (1, 3, 7, 8)
     alone = open_dataset(pairs(tmp_path / "alone", {"silent": silent, "again": silent}))
-    assert alone.opening.plane == io.Plane(None, 2) and "do not say" in alone.opening.slices
+    assert alone.opening.plane == io.Plane(None, 2) and "store no orientation" in alone.opening.slices
     nib.save(noise((8, 7, 3), (1, 1, 5), "LPS"), tmp_path / "lps.nii")
-    with pytest.warns(SamAdaptWarning, match="cannot be turned"):
+    with pytest.warns(SamAdaptWarning, match="cannot be reoriented"):
         alone.opening.read_case([tmp_path / "lps.nii"], "lps")
 
 
@@ -208,7 +217,7 @@ def test_thick_slices_stay_slices_however_the_acquisition_was_tilted(tmp_path: P
 
 def test_no_patient_is_mirrored(tmp_path: Path) -> None:
     """Whatever a file's axes are, the turned volume has the handedness of the reference."""
-    plane = io.Plane.of("LPS")
+    plane = plane_of("LPS")
     for code in CODES:
         geometry = nifti.geometry(turned(nib.Nifti1Image(np.zeros((4, 5, 6)), OBLIQUE), code), Path("x"))
         axes, flips = plane.place(geometry, Path("x"))

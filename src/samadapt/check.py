@@ -1,4 +1,4 @@
-"""The data doctor: reads every case once and says what would spoil a study."""
+"""`check`: reads every case once and checks pairing, labels, geometry, duplicates and leakage between patients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from samadapt import io
 from samadapt.datasets.patient_names import alike
 from samadapt.overlap import overlaps_of, training_of
+from samadapt.transforms import image_hash
 from samadapt.types import IGNORED, Case, SamAdaptError, Task
 
 Level = Literal["error", "warning", "note"]
@@ -27,7 +28,7 @@ _FEW_CASES = 5  # a class with fewer cannot be learned and scored
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found. Errors make a training fail or its scores wrong; the rest is for the reader."""
+    """One finding. Errors make a training fail or its scores wrong; warnings and notes are for the reader to judge."""
 
     level: Level
     case: str  # "" where it is about the data set
@@ -38,7 +39,7 @@ class Finding:
 
 
 class Checkable(Protocol):
-    """What the doctor needs of a data set."""
+    """What `check` needs of a data set."""
 
     @property
     def name(self) -> str: ...
@@ -70,13 +71,13 @@ class Checkable(Protocol):
 
 @dataclass
 class _Seen:
-    """What is compared between cases, gathered while they pass one at a time."""
+    """What is compared between cases, collected while each is read once."""
 
     images: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # hash -> cases
     labels: dict[str, str] = field(default_factory=dict)  # case -> hash
     orientations: Counter[str] = field(default_factory=Counter)
     across: list[str] = field(default_factory=list)  # cases whose thickest slices lie in another plane
-    silent: list[str] = field(default_factory=list)  # cases that do not say how they lie in the body
+    silent: list[str] = field(default_factory=list)  # cases that do not store their orientation in the body
     channels: Counter[int] = field(default_factory=Counter)
     no_spacing: list[str] = field(default_factory=list)
     classes: Counter[int] = field(default_factory=Counter)  # class -> cases that have it
@@ -85,11 +86,11 @@ class _Seen:
 def check(
     data: Checkable, progress: Callable[[int], None] | None = None, encoder: str | None = None
 ) -> list[Finding]:
-    """Everything that was found, the worst first. Without errors and warnings the data set is sound.
+    """All findings, the most severe first. A data set without errors and warnings is sound.
 
     Args:
         progress: called with the number of cases read so far.
-        encoder: whose training is asked about: has it seen these data?
+        encoder: its name; whether its training data include this data set is checked too.
     """
     findings: list[Finding] = []
     seen = _Seen()
@@ -140,24 +141,20 @@ def _check_case(case: Case, data: Checkable) -> list[Finding]:
     if data.task == "segmentation" and case.label is not None:
         values = case.label.numpy()
         if not np.any((values > 0) & (values != IGNORED)):
-            found.append(
-                Finding("warning", case.id, "the label is empty: no voxel of any class but background")
-            )
+            found.append(Finding("warning", case.id, "the label is empty: all voxels are background"))
     return found
 
 
 def _commonest_share(image: np.ndarray) -> float:
-    """How many voxels have the commonest value: looked for among a sample, counted in all."""
+    """The share of voxels with the most frequent value, which is estimated from a sample and counted in all voxels."""
     sample = image.ravel()[:: max(1, image.size // 10_000)]
     values, counts = np.unique(sample, return_counts=True)
     return float(np.mean(image == values[counts.argmax()]))
 
 
 def _note(case: Case, data: Checkable, seen: _Seen) -> None:
-    array = np.ascontiguousarray(case.image.numpy())
-    digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
-    seen.images[digest].append(case.id)
-    seen.channels[len(array)] += 1
+    seen.images[image_hash(case)].append(case.id)
+    seen.channels[len(case.image)] += 1
     if case.affine is not None:
         if case.source is not None:
             _note_place(case, io.read_geometry(case.source), data.opening.plane, seen)
@@ -185,12 +182,12 @@ def _note_place(case: Case, geometry: io.Geometry, plane: io.Plane, seen: _Seen)
 
 def _labels(data: Checkable, seen: _Seen) -> list[Finding]:
     if not data.labelled_ids:
-        return [Finding("error", "", "no case has a label: nothing can be trained or scored")]
+        return [Finding("error", "", "no case has a label: nothing can be trained or evaluated")]
     found = []
     for number, name in enumerate(data.classes):
         count = seen.classes[number]
         if count == 0 and not (number == 0 and data.task == "segmentation"):
-            found.append(Finding("warning", "", f"class {name!r} is declared, but no case has it"))
+            found.append(Finding("warning", "", f"class {name!r} is declared, but occurs in no case"))
         elif data.task == "classification" and count < _FEW_CASES:
             found.append(Finding("warning", "", f"class {name!r} has only {count} cases"))
     bare = len(data.ids) - len(data.labelled_ids)
@@ -208,7 +205,9 @@ def _duplicates(data: Checkable, seen: _Seen) -> list[Finding]:
             if data.parts[first] != data.parts[other]:
                 sides = f"{data.parts[other] or 'no part'}, that one in {data.parts[first] or 'no part'}"
                 found.append(
-                    Finding("error", other, f"{same}, but this one is in {sides}: scores would be too good")
+                    Finding(
+                        "error", other, f"{same}, but this one is in {sides}: scores would be too optimistic"
+                    )
                 )
             elif seen.labels.get(first) != seen.labels.get(other):
                 found.append(Finding("error", other, f"{same} with another label"))
@@ -222,20 +221,22 @@ def _duplicates(data: Checkable, seen: _Seen) -> list[Finding]:
 
 
 def _kinds(data: Checkable, seen: _Seen) -> list[Finding]:
-    """How the files lie, and files of different kinds in one data set."""
+    """The orientation of the files, and files of different kinds in one data set."""
     found = [Finding("note", "", data.opening.slices)]
     if len(seen.orientations) > 1:
         mix = ", ".join(f"{count} {name}" for name, count in seen.orientations.most_common())
         found.append(
-            Finding("note", "", f"the files are stored in different orientations ({mix}) and are turned")
+            Finding(
+                "note", "", f"the files are stored in different orientations ({mix}) and are brought into one"
+            )
         )
     if seen.silent and seen.orientations:
         found.append(
             Finding(
                 "warning",
                 "",
-                f"{len(seen.silent)} files do not say how they lie in the body (the first is {seen.silent[0]!r}) and are "
-                "taken as stored; correct their headers if they do not lie as the others",
+                f"{len(seen.silent)} files do not store their orientation in the body (the first is {seen.silent[0]!r}) and are "
+                "taken as stored; correct their headers if their orientation differs from the others",
             )
         )
     if seen.across:
@@ -255,15 +256,15 @@ def _kinds(data: Checkable, seen: _Seen) -> list[Finding]:
             Finding(
                 "note",
                 "",
-                f"{len(seen.no_spacing)} files do not say their spacing (the first is {seen.no_spacing[0]!r}): no "
-                "distance in mm can be given for them",
+                f"{len(seen.no_spacing)} files do not store their voxel spacing (the first is {seen.no_spacing[0]!r}): distances "
+                "in mm cannot be computed for them",
             )
         )
     return found
 
 
 def _patients(data: Checkable) -> list[Finding]:
-    """The rule that tells patients apart, and signs that it is wrong."""
+    """The rule that assigns cases to patients, and signs that it is wrong."""
     found = [Finding("note", "", f"patients: {data.group_rule}")]
     sizes = Counter(data.groups.values())
     patient, most = sizes.most_common(1)[0]
@@ -272,15 +273,15 @@ def _patients(data: Checkable) -> list[Finding]:
             Finding(
                 "warning",
                 "",
-                f"{most} of {len(data.groups)} cases are of one patient, {patient!r}: if they are not, tell patients apart "
-                "with --group",
+                f"{most} of {len(data.groups)} cases are of one patient, {patient!r}: if they are not, assign "
+                "patients with --group",
             )
         )
     return found
 
 
 def _overlap(data: Checkable, encoder: str) -> list[Finding]:
-    """What the training of an encoder has seen of the data."""
+    """Whether the training data of an encoder include these data."""
     found = overlaps_of(encoder, data)
     if not found and training_of(encoder).medical:
         about = (
@@ -291,7 +292,7 @@ def _overlap(data: Checkable, encoder: str) -> list[Finding]:
     if not found:
         return [Finding("note", "", f"encoder {encoder} was trained on {training_of(encoder).text}")]
     return [
-        Finding("warning", "", f"{x.text}; scores on these data may be too good")
+        Finding("warning", "", f"{x.text}; scores on these data may be too optimistic")
         if x.warns
         else Finding("note", "", x.text)
         for x in found
@@ -321,13 +322,13 @@ def _shared_beginnings(data: Checkable, split: Any) -> list[Finding]:
             "warning",
             "",
             f"{beginnings['train'][first]!r} trains and {beginnings['val'][first]!r} is scored; if {first!r} is a patient "
-            f"(there are {len(shared)} such beginnings), scores will be too good: tell patients apart with --group",
+            f"(there are {len(shared)} such beginnings), scores will be too optimistic: assign patients with --group",
         )
     ]
 
 
 def _splits(data: Checkable) -> list[Finding]:
-    """Each given split as a training would take it: a patient on both sides, a part of one class."""
+    """Every split as a training would use it: no patient on both sides, no part with a single class."""
     found: list[Finding] = []
     if not data.labelled_ids:
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 
 from samadapt import io
 from samadapt.datasets import Dataset, find_layout, find_masks, open_dataset, open_like
-from samadapt.files import write_json
+from samadapt.files import file_sha256, write_json
 from samadapt.metrics import (
     Summary,
     bootstrap_classification,
@@ -73,7 +72,7 @@ def evaluate_folder(
 
 
 def _recorded(found: dict[str, Path], note: Predictions, predictions: Path) -> dict[str, Path]:
-    """The label maps that the note tells of, all of them and no other."""
+    """The label maps that the note lists, all of them and no others."""
     expected = [case for case in note.cases if case not in note.failed]
     missing = [case for case in expected if case not in found]
     strange = sorted(set(found) - set(expected))
@@ -196,7 +195,7 @@ def _demand_truth(missing: list[str], total: int, truth: Path) -> None:
 
 
 def _notes(note: Predictions | None, ids: list[str], names: list[str]) -> tuple[str, ...]:
-    """What the numbers alone do not say.
+    """Remarks that a reader of the scores needs.
 
     Args:
         names: of the data set, by which it may be known as one that the encoder's training has seen.
@@ -249,7 +248,7 @@ def write_evaluation(
     content = {
         "predictions": str(predictions.resolve()),
         "truth": str(truth.resolve()),
-        "scores_sha256": _hash(out),
+        "scores_sha256": file_sha256(out),
         "notes": list(evaluation.notes),
         "patients": dict(evaluation.patients),
         "summary": [_row(row) for row in evaluation.summary],
@@ -270,10 +269,9 @@ def _is_of(out: Path, about: Path, predictions: Path) -> bool:
     """Whether the file is as we wrote it for these predictions."""
     try:
         content = json.loads(about.read_text(encoding="utf-8"))
-        return (content["predictions"], content["scores_sha256"]) == (str(predictions.resolve()), _hash(out))
+        return (content["predictions"], content["scores_sha256"]) == (
+            str(predictions.resolve()),
+            file_sha256(out),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

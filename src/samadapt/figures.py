@@ -104,7 +104,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def telling_slices(label: np.ndarray, count: int = 3) -> list[int]:
-    """Slices that show most: spread over those with a label, or over all."""
+    """Representative slices: spread over those with a label, or over all."""
     filled = np.flatnonzero((label > 0).any((1, 2)))
     if len(filled) == 0:
         filled = np.arange(label.shape[0])

@@ -4,55 +4,130 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
+import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 from samadapt.records import SamAdaptError
 
 MAKE_ROOM = "make room or choose another folder"
+#: `.PROCESS-HOST.NAME`; earlier versions wrote no host.
+_TEMPORARY = re.compile(r"^\.(\d+)(?:-([0-9a-f]{8}))?\.")
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, cure: str = MAKE_ROOM) -> Iterator[Path]:
-    """A temporary name beside `path`, which takes its place where the block ends well.
+def replacing(path: str | Path, finished: bool = False, cure: str = MAKE_ROOM) -> Iterator[Path]:
+    """A temporary name beside `path`, which takes its place where the block ends well; the block makes a file or a folder.
+
+    What killed processes left in this folder is removed when a process first writes into it.
 
     Args:
+        finished: whether the file says that something is complete; it is then on the disk before anyone can read it.
         cure: what to do where the disk is full, for the message.
 
     Raises:
         SamAdaptError: the disk is full, or the place cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix stays: writers decide by it
+    temporary = path.with_name(f"{_prefix()}{path.name}")  # the suffix stays: writers decide by it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent.absolute(), os.getpid())
         yield temporary
+        if finished:
+            _to_disk(temporary)
         temporary.replace(path)
+        if finished:
+            with contextlib.suppress(OSError):  # some network disks know no such thing of folders
+                _to_disk(path.parent)
     except OSError as error:
         raise SamAdaptError(f"could not write {path}: {error.strerror or error}; {cure}") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _to_disk(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# ---------------------------------------------------------------- what killed processes leave
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether it is a temporary file that a killed process left."""
-    number = path.name.split(".")[1:2]
-    return path.name.startswith(".") and bool(number) and number[0].isdigit()
+    """Whether it is called as our temporary files are."""
+    return _TEMPORARY.match(path.name) is not None
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+@functools.cache  # once for each folder and process
+def _remove_leftovers(folder: Path, process: int) -> None:
+    for entry in os.scandir(folder):
+        match = _TEMPORARY.match(entry.name)
+        if match and match.group(2) == _host() and not _is_alive(int(match.group(1))):
+            _remove(Path(entry.path))
 
 
-def write_json(path: str | Path, content: object) -> None:
-    """Indented by one, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _prefix() -> str:
+    return f".{os.getpid()}-{_host()}."
+
+
+@functools.cache
+def _host() -> str:
+    """Process numbers mean something on one machine only, and folders are shared between several."""
+    return f"{zlib.crc32(os.uname().nodename.encode()):08x}"
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- kinds of files
+
+
+def write_bytes(path: str | Path, content: bytes, finished: bool = False) -> None:
+    """Whole or not at all; `finished` as for `replacing`."""
+    with replacing(path, finished) as temporary:
+        temporary.write_bytes(content)
+
+
+def open_draft(temporary: Path) -> BinaryIO:
+    """A temporary path, as `replacing` gives it, to write bytes into bit by bit."""
+    return open(temporary, "wb")
+
+
+def write_text(path: str | Path, text: str, finished: bool = False) -> None:
+    """UTF-8, whole or not at all; `finished` as for `replacing`."""
+    write_bytes(path, text.encode(), finished)
+
+
+def write_json(path: str | Path, content: object, finished: bool = False) -> None:
+    """Indented by one, whole or not at all; `finished` as for `replacing`."""
+    write_text(path, json.dumps(content, indent=1) + "\n", finished)
 
 
 def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
@@ -62,6 +137,22 @@ def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[obj
         writer.writerow(head)
         writer.writerows(rows)
     return Path(path)
+
+
+def open_log(path: str | Path) -> TextIO:
+    """A log to append to: the one kind of file that is read while it grows."""
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise SamAdaptError(
+            f"could not write {path}: {error.strerror or error}; make room or choose another folder"
+        ) from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """The hash of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def demand_writable(folder: str | Path, option: str) -> None:
@@ -74,7 +165,7 @@ def demand_writable(folder: str | Path, option: str) -> None:
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{os.getpid()}."):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_prefix()):
             pass
     except OSError as error:
         reason = (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from samadapt import io
 from samadapt.encoders import is_published
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, write_csv
@@ -127,15 +128,14 @@ def _segment(
     progress: Progress | None,
 ) -> None:
     for each in cases:
-        volume, picture = (report.out / f"{each.id}{suffix}" for suffix in (".nii.gz", ".png"))
-        there = volume.is_file() or picture.is_file()  # of an interrupted prediction: files are written whole
+        there = io.find_label(report.out, each.id)  # of an interrupted prediction: files are written whole
         maps = report.out / f"{each.id}.npy" if probabilities else None
         if there and (maps is None or maps.is_file()):
             report.done += 1
             continue
         try:
             case = each.load()
-            model.predict_to(case, picture if case.affine is None else volume, maps)
+            model.predict_to(case, io.label_file(report.out, case), maps)
         except SamAdaptError as error:
             report.failed[each.id] = str(error)
             continue

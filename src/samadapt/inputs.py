@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from samadapt import io
-from samadapt.datasets import Dataset, Entry, find_layout, open_like, patients_of, split_masks
+from samadapt.datasets import Dataset, Entry, Split, find_layout, open_like, patients_of, split_masks
+from samadapt.files import file_sha256
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
@@ -32,25 +30,39 @@ class Input:
 class Trained:
     """What a run folder knows of the cases of its data set."""
 
-    split: Mapping[str, Any]  # "train", "select", "val" -> case names
-    patients: Mapping[str, str]  # case -> patient, where they differ
+    split: Split | None  # None: it was trained without one
 
     @staticmethod
     def of(run: Path) -> Trained:
-        """Of a finished run; of one that was trained without a split, nothing."""
+        """What a finished run knows."""
         path = run / "split.json"
-        if not path.is_file() and read_config(run).get("split_hash"):
+        if path.is_file():
+            return Trained(Split.read(path))
+        if read_config(run).get("split_hash"):
             raise SamAdaptError(
                 f"{run} was trained on a split, and its split.json is missing, so nobody knows which cases it learned from; "
                 "copy the whole run folder again"
             )
-        split = json.loads(path.read_text()) if path.is_file() else {}
-        return Trained(split, split.get("patient_of", {}))
+        return Trained(None)
+
+    @property
+    def patients(self) -> Mapping[str, str]:
+        """Case -> patient, where they differ."""
+        return {} if self.split is None else self.split.patient_of
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """The cases that are kept for scoring."""
+        return frozenset() if self.split is None else frozenset(self.split.val)
 
     def part(self, case: str) -> str:
-        return next((part for part in ("train", "select", "val") if case in self.split.get(part, ())), "")
+        """ "train", "select" or "val"; "" for a case that the split does not name."""
+        split = self.split
+        lists = {} if split is None else {"train": split.train, "select": split.select, "val": split.val}
+        return next((part for part, cases in lists.items() if case in cases), "")
 
     def learned(self, case: str) -> bool:
+        """Whether the model has seen the label of a case of this name."""
         return self.part(case) in ("train", "select")
 
 
@@ -88,7 +100,7 @@ def _of_scans(given: Path, opening: Opening, trained: Trained) -> list[Input]:
 
 
 def _scan_files(folder: Path) -> list[Path]:
-    """The scans of a folder; masks beside them, and what cannot be read, are left out, which is said."""
+    """The scans of a folder; masks beside them and files that cannot be read are left out with a warning."""
     listing = io.list_files(folder)
     scans, masks = split_masks(listing.files)
     left_out = [*listing.left_out, *((mask, "masks") for files in masks.values() for mask in files)]
@@ -96,7 +108,7 @@ def _scan_files(folder: Path) -> list[Path]:
         strange = io.in_words(left_out, folder)
         raise SamAdaptError(
             f"{folder} holds no images{f'; it has {strange}' if strange else ''}; formats that are read: "
-            f"{', '.join(io.IMAGE_SUFFIXES)}"
+            f"{', '.join(io.known_suffixes())}"
         )
     if left_out:
         warnings.warn(f"left out of {folder}: {io.in_words(left_out, folder)}", SamAdaptWarning, stacklevel=2)
@@ -104,7 +116,7 @@ def _scan_files(folder: Path) -> list[Path]:
 
 
 def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[Input]:
-    scored = set(data.ids) & set(trained.split.get("val", ()))
+    scored = trained.scored & set(data.ids)
     parts = {i: data.parts[i] or trained.part(i) for i in data.ids}
     chosen = [
         i for i in data.ids if subset in ("all", parts[i]) or (subset is None and (i in scored or not scored))
@@ -131,4 +143,4 @@ def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[In
 
 def model_hash(run: Path) -> str:
     """sha256 of the trained weights."""
-    return hashlib.sha256((run / "head.safetensors").read_bytes()).hexdigest()
+    return file_sha256(run / "head.safetensors")

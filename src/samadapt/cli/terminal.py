@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def one_voice() -> None:
     """Of several processes of one training (`--devices`), which all run the whole command, the first one speaks."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = io.StringIO()
 
 
 def say(text: str | None, quiet: bool) -> None:

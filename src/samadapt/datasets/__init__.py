@@ -1,4 +1,4 @@
-"""A folder or file -> a `Dataset` of cases, its layout told by its content; splits by patient."""
+"""A folder or file -> a `Dataset` of cases, its layout detected automatically; splits by patient."""
 
 from samadapt.datasets.adopted import patients_of
 from samadapt.datasets.dataset import Dataset, Entry

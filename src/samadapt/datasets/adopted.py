@@ -1,4 +1,4 @@
-"""A data set that is opened as another one was: the same channels by name, the same classes, the same coding of labels."""
+"""Opening a data set as another one was opened: the same channels by name, the same classes, the same label coding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def adopt(
 def _channels(
     found: ParsedLayout, opening: Opening, path: Path
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """By name, for another data set may hold them in another order; by number where the names differ."""
+    """Match the channels by name, because their order may differ; by number where the names differ."""
     theirs, ours = found.channel_names, opening.channel_names
     if theirs == ours:
         return ours, opening.channels
@@ -105,7 +105,7 @@ def group_like(
     known = [e.id for e in entries if e.id in recorded]
     warnings.warn(
         f"{why}. Of {len(entries)} cases, {len(known)} have the patient that was recorded with the run, the others are "
-        f"told apart by {rule}",
+        f"assigned by {rule}",
         SamAdaptWarning,
         stacklevel=2,
     )
@@ -115,7 +115,7 @@ def group_like(
 def patients_of(
     entries: Sequence[Entry], root: Path, opening: Opening, recorded: Mapping[str, str]
 ) -> dict[str, str]:
-    """Case -> patient of scans that are no data set, as `group_like`."""
+    """Case -> patient for scans that are not a data set, by the same rule as `group_like`."""
     pattern = (
         opening.group if opening.group and "(" in opening.group else None
     )  # tables and columns know other cases

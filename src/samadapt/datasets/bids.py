@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.coding import told_classes
+from samadapt.datasets.coding import classes_from_values
 from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry
 from samadapt.datasets.parsed import ParsedLayout, window_of
@@ -78,7 +78,7 @@ def _case(file: Path) -> str:
 
 
 def _modalities(images: Mapping[str, Mapping[str, Path]], labelled: Sequence[str]) -> list[str]:
-    """What every labelled case has."""
+    """The modalities that every labelled case has."""
     common = set.intersection(*(set(images[case]) for case in labelled))
     if not common:
         raise SamAdaptError(
@@ -91,7 +91,7 @@ def _classes(path: Path, labels: Sequence[Path]) -> tuple[tuple[str, ...], dict[
     """From `*_dseg.tsv` (index, name) where there is one, else from the values."""
     tables = sorted(path.rglob(f"*_{_LABEL}.tsv")) or sorted(path.rglob(f"{_LABEL}.tsv"))
     if not tables:
-        return *told_classes(labels, path), False
+        return *classes_from_values(labels, path), False
     (_, head), *rows = read_rows(tables[0])
     columns = [name.lower() for name in head]
     if "index" not in columns or "name" not in columns:

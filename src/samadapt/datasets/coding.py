@@ -1,4 +1,4 @@
-"""Which values of masks are which classes, where no description says so."""
+"""Classes from the grey values of masks, for data sets without a description."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from samadapt.types import IGNORED, SamAdaptError
 
 _FEW = 8  # at most so many grey values can be classes that were spread out to be visible
 _FLOOR = 64  # values below are taken as class numbers
-_JPEG = (".jpg", ".jpeg")
 
 
-def told_classes(masks: Sequence[Path], root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+def classes_from_values(masks: Sequence[Path], root: Path) -> tuple[tuple[str, ...], dict[int, int]]:
     """Class names and stored value -> class, from the values of all masks.
 
     0/255 is background and foreground; small numbers are the classes themselves, with 255 ignored; a few
@@ -31,12 +30,12 @@ def told_classes(masks: Sequence[Path], root: Path) -> tuple[tuple[str, ...], di
         return ("background", "foreground"), {0: 0, 1: 1, 255: 1}
     if set(values) <= {0, 255}:
         return ("background", "foreground"), {0: 0, 255: 1}
-    if max(inner) < _FLOOR and not _from_jpeg(masks):
+    if max(inner) < _FLOOR and not any(map(io.is_lossy, masks)):
         _demand_one_coding(of_mask)
         classes = ("background", *(f"class {v}" for v in range(1, max(inner) + 1)))
         return classes, {**{v: v for v in range(len(classes))}, 255: IGNORED}
     apart = min((b - a for a, b in itertools.pairwise(values)), default=256)
-    if len(values) <= _FEW and values[0] == 0 and apart >= 16 and not _from_jpeg(masks):
+    if len(values) <= _FEW and values[0] == 0 and apart >= 16 and not any(map(io.is_lossy, masks)):
         return ("background", *(f"value {v}" for v in values[1:])), {v: n for n, v in enumerate(values)}
     odd = next(v for v in inner if v != 0)
     raise SamAdaptError(
@@ -56,7 +55,3 @@ def _demand_one_coding(of_mask: Mapping[Path, set[int]]) -> None:
             f"({', '.join(map(str, sorted(of_mask[small[0]])))}); expected one coding: save all masks with 0 and 255, or all "
             "with class numbers"
         )
-
-
-def _from_jpeg(masks: Sequence[Path]) -> bool:
-    return any(io.suffix_of(mask) in _JPEG for mask in masks)

@@ -1,4 +1,4 @@
-"""Tables as people's programs save them: UTF-8, UTF-16 or Latin-1, with commas, semicolons or tabs."""
+"""Tables as common programs save them: UTF-8, UTF-16 or Latin-1, with commas, semicolons or tabs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def is_csv(path: str | Path) -> bool:
+    """Whether the file is a table by its name."""
+    return str(path).lower().endswith(".csv")
 
 
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:

@@ -1,4 +1,4 @@
-"""Dataset: cases that lie on disk, loaded one at a time when asked for."""
+"""Dataset: cases on disk, loaded one at a time on access."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ _END = 1 << 20
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one case lies; nothing of it is loaded."""
+    """The files of one case and what the data set says of it; nothing is loaded."""
 
     id: str
     images: tuple[Path, ...]  # one for each channel file
@@ -107,7 +107,7 @@ class Dataset:
         return self.opening.group_rule
 
     def with_window(self, window: str) -> Dataset:
-        """The same data set, its intensities shown otherwise."""
+        """The same data set, with another intensity window."""
         return dataclasses.replace(self, opening=dataclasses.replace(self.opening, window=window))
 
     # ------------------------------------------------ names
@@ -119,7 +119,7 @@ class Dataset:
 
     @cached_property
     def labelled_ids(self) -> tuple[str, ...]:
-        """Of the cases that have a label."""
+        """The names of the cases that have a label."""
         return tuple(e.id for e in self.entries if e.label is not None or e.target is not None)
 
     @cached_property
@@ -137,7 +137,7 @@ class Dataset:
         return {entry.id: entry for entry in self.entries}
 
     def entry(self, case_id: str) -> Entry:
-        """Where the case lies."""
+        """The files of a case."""
         if case_id not in self._by_id:
             near = difflib.get_close_matches(case_id, self.ids, n=3) or list(self.ids[:3])
             raise SamAdaptError(
@@ -154,24 +154,21 @@ class Dataset:
         return (self.case(case_id) for case_id in self.ids)
 
     @overload
-    def __getitem__(self, key: int | str) -> Case: ...
+    def __getitem__(self, key: str) -> Case: ...
     @overload
-    def __getitem__(self, key: slice | list[str] | tuple[str, ...]) -> Dataset: ...
-    def __getitem__(self, key: int | str | slice | list[str] | tuple[str, ...]) -> Case | Dataset:
-        """One case by position or name; a data set of the named cases, or of a slice."""
-        if isinstance(key, int):
-            return self.case(self.ids[key])
+    def __getitem__(self, key: list[str] | tuple[str, ...]) -> Dataset: ...
+    def __getitem__(self, key: str | list[str] | tuple[str, ...]) -> Case | Dataset:
+        """One case by its name; a data set of the named cases."""
         if isinstance(key, str):
             return self.case(key)
-        chosen = self.entries[key] if isinstance(key, slice) else tuple(self.entry(i) for i in key)
-        if not chosen:
+        if not key:
             raise SamAdaptError(f"no cases of data set {self.name!r} were chosen; give at least one name")
-        return dataclasses.replace(self, entries=chosen)
+        return dataclasses.replace(self, entries=tuple(self.entry(i) for i in key))
 
     @property
-    def cases(self) -> CaseView:
-        """The cases as a sequence, each loaded when it is reached."""
-        return CaseView(self)
+    def cases(self) -> Dataset:
+        """The cases one after the other, each loaded when it is reached."""
+        return self
 
     def case(self, case_id: str) -> Case:
         """Load one case from disk."""
@@ -262,23 +259,6 @@ def _one_class_a_file(entry: Entry, case: Case) -> Tensor:
             )
         label[mask & (label == 0)] = number
     return label
-
-
-class CaseView(Sequence[Case]):
-    """The cases of a data set, loaded on access."""
-
-    def __init__(self, data: Dataset) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    @overload
-    def __getitem__(self, index: int) -> Case: ...
-    @overload
-    def __getitem__(self, index: slice) -> CaseView: ...
-    def __getitem__(self, index: int | slice) -> Case | CaseView:
-        return CaseView(self._data[index]) if isinstance(index, slice) else self._data[index]
 
 
 def _file_hash(path: Path, whole: bool) -> bytes:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.coding import told_classes
+from samadapt.datasets.coding import classes_from_values
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.masks import find_masks, image_name, masks_beside, split_masks
 from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
-from samadapt.datasets.pictures import unique_names
+from samadapt.datasets.pictures import channel_names, unique_names
 from samadapt.types import SamAdaptError
 
 # ---------------------------------------------------------------- images/ and masks/
@@ -39,13 +39,13 @@ def read_pairs(path: Path, label_column: str | None) -> ParsedLayout:
     """`images/NAME.*` with `masks/NAME.*`, `NAME_mask.*`, `NAME_segmentation.*`, ... in one of the mask folders."""
     entries = [entry for part, folder in _roots(path) for entry in _pairs(folder, part)]
     if not entries:
-        raise SamAdaptError(f"{path}: the images folder is empty; expected {', '.join(io.IMAGE_SUFFIXES)}")
+        raise SamAdaptError(f"{path}: the images folder is empty; expected {', '.join(io.known_suffixes())}")
     return _found(unique_names(entries, path), path)
 
 
 def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data set says") -> ParsedLayout:
     """With classes made from the values in the masks."""
-    classes, values = told_classes([file for entry in entries for file in entry.label_files], path)
+    classes, values = classes_from_values([file for entry in entries for file in entry.label_files], path)
     names = _channel_names(entries[0])
     window = window_of(entries[0].images[0], names)
     return ParsedLayout(
@@ -62,7 +62,7 @@ def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data 
 def _channel_names(entry: Entry) -> tuple[str, ...]:
     if len(entry.images) > 1:
         return tuple(f"channel {n}" for n in range(len(entry.images)))
-    return ("red", "green", "blue") if io.read_geometry(entry.images[0]).channels == 3 else ("image",)
+    return channel_names(entry.images[0])
 
 
 def _pairs(folder: Path, part: Part | None) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Which cases are one patient: one rule for checking, training and evaluation, and it is always told."""
+"""Which cases belong to one patient: one rule for checking, training and evaluation, which is always printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.csvs import read_rows
+from samadapt.datasets.csvs import is_csv, read_rows
 from samadapt.datasets.dataset import Entry
 from samadapt.datasets.parsed import ParsedLayout
 from samadapt.datasets.patient_names import patients_by_name
@@ -28,8 +28,8 @@ def assign_groups(found: ParsedLayout, root: Path, group: str | Path | None) -> 
     """
     entries = found.entries
     if group is not None:
-        told, rule = _told(entries, root, str(group), found.columns)
-        return _replaced(entries, told), _counted(told, rule)
+        patients, rule = _as_given(entries, root, str(group), found.columns)
+        return _replaced(entries, patients), _counted(patients, rule)
     if all(entry.group is not None for entry in entries):
         own = {e.id: e.group or e.id for e in entries}
         return tuple(entries), _counted(own, found.group_rule)
@@ -38,7 +38,7 @@ def assign_groups(found: ParsedLayout, root: Path, group: str | Path | None) -> 
 
 
 def _counted(patients: Mapping[str, str], rule: str) -> str:
-    """The rule with what it made, and an example where a case is not its own patient."""
+    """The rule, how many patients it gives, and an example of a case that is not a patient of its own."""
     example = next((case for case, patient in patients.items() if case != patient), None)
     if example is None:
         return rule
@@ -56,17 +56,17 @@ def _relative(entry: Entry, root: Path) -> str:
 
 
 def _folders_and_name(entry: Entry, root: Path) -> str:
-    """Within the data set; what lies outside of it says nothing of its patients."""
+    """The path within the data set; folders outside of it say nothing about patients."""
     folder = entry.images[0].parent
     return "/".join((*(folder.relative_to(root).parts if folder.is_relative_to(root) else ()), entry.id))
 
 
-def _told(
+def _as_given(
     entries: Sequence[Entry], root: Path, group: str, columns: Mapping[str, Mapping[str, str]]
 ) -> tuple[dict[str, str], str]:
     if group in columns:
         found, rule = dict(columns[group]), f"column {group!r}"
-    elif group.lower().endswith(".csv"):
+    elif is_csv(group):
         found, rule = _from_csv(Path(group), entries), f"the table {Path(group).name}"
     elif "(" in group:
         found, rule = _from_pattern(entries, root, group), f"the pattern {group!r}"
@@ -100,7 +100,7 @@ def _from_pattern(entries: Sequence[Entry], root: Path, pattern: str) -> dict[st
 
 
 def _from_csv(path: Path, entries: Sequence[Entry]) -> dict[str, str]:
-    """Case -> patient. A case may be told by its file's name, and in another form of Unicode."""
+    """Case -> patient from a table, which may name the file instead of the case, in any form of Unicode."""
     (_, head), *rows = read_rows(path) or [(1, [])]
     if len(head) < 2 or any(len(row) < 2 for _, row in rows):
         raise SamAdaptError(f"group table {path} needs a header and two columns: case, patient")
@@ -112,17 +112,17 @@ def _from_csv(path: Path, entries: Sequence[Entry]) -> dict[str, str]:
         raise SamAdaptError(
             f"group table {path} begins with the case {head[case]!r}; expected a header first: case,patient"
         )
-    told: dict[str, str] = {}
+    patients: dict[str, str] = {}
     for line, row in rows:
         name = _normal(row[case])
         spellings = (name, io.case_name(Path(name)), io.case_name(Path(name), channels=True))
         own = next((ids[n] for n in spellings if n in ids), name)
-        if told.setdefault(own, row[patient]) != row[patient]:
+        if patients.setdefault(own, row[patient]) != row[patient]:
             raise SamAdaptError(
-                f"group table {path}, line {line}, gives case {own!r} two patients, {told[own]!r} and {row[patient]!r}; correct "
+                f"group table {path}, line {line}, gives case {own!r} two patients, {patients[own]!r} and {row[patient]!r}; correct "
                 "a row"
             )
-    return told
+    return patients
 
 
 def _normal(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`open_dataset`: which layout a folder or file has, told by its content."""
+"""`open_dataset`: the layout of a folder or file is detected automatically from its content."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import adopted, bids, folders, medmnist, nnunet, organs, pictures, tables
+from samadapt.datasets.csvs import is_csv
 from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.groups import assign_groups
 from samadapt.datasets.parsed import ParsedLayout
@@ -22,7 +23,7 @@ _RESERVED = ("all", "mean")
 
 @dataclass(frozen=True)
 class Layout:
-    """How to tell a layout and how to read it."""
+    """How a layout is detected and how it is read."""
 
     name: str
     shape: str  # what it looks like, for people
@@ -83,20 +84,20 @@ def open_dataset(
     """A folder or file -> its cases. Nothing but names, headers and small tables is read.
 
     Args:
-        task: where the data set has both masks and a table of labels (ISIC); segmentation when not told.
+        task: where the data set has both masks and a table of labels (ISIC); segmentation by default.
         slice_axis: the axis, of files stored as most are, that becomes D; None: along which most files have their
             only or their thickest slices.
-        group: tells patients apart: a regular expression with one group, a .csv of case and patient, or a
+        group: assigns cases to patients: a regular expression with one group, a .csv of case and patient, or a
             column of the data set's table.
         channels: names or numbers of the channels to use, one or three; None: all.
         label_column: of the table; several, comma-separated, are one number for each class.
         classes: other names for the classes, in their order.
-        prefer: the task to open for where the data set has labels for both and `task` is not told.
+        prefer: the task to open for where the data set has labels for both and `task` is not given.
     """
     path = Path(path)
     layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column)
     entries, rule = assign_groups(found, _root(path), group)
-    volumes = [e.images[0] for e in entries if io.suffix_of(e.images[0]) in io.VOLUME_SUFFIXES]
+    volumes = [e.images[0] for e in entries if e.row is None and not io.is_picture(e.images[0])]
     opening = Opening(
         task=layout.task,
         classes=found.classes if classes is None else _renamed(found, classes),
@@ -104,7 +105,7 @@ def open_dataset(
         multilabel=found.multilabel,
         channel_names=found.channel_names,
         channels=_channels(found, channels),
-        depth=_depth(entries[0].images[0]) if entries else None,
+        depth=found.depth or (io.depth_of(entries[0].images[0]) if entries else None),
         window=found.window,
         plane=io.common_plane(_readable_geometries(volumes), slice_axis),
         label_values=found.label_values,
@@ -166,11 +167,11 @@ def _read(
     wanted = f" for {task}" if task else ""
     if path.is_dir() and (strange := io.in_words(io.list_files(path, recursive=True).left_out, path)):
         wanted += f"; it has {strange}"
-    raise SamAdaptError(f"{path} has no layout that is known{wanted}. Known are {known}")
+    raise SamAdaptError(f"{path} has no known layout{wanted}. Known layouts: {known}")
 
 
 def _demand_names(found: ParsedLayout, path: Path) -> None:
-    """Class names stand in tables and file headers beside our own words."""
+    """Class names are written into tables and file headers, where some words are reserved."""
     for name in found.classes:
         if name in _RESERVED:
             problem = "which is what the tables of scores call the average over the classes"
@@ -197,7 +198,7 @@ def _demand_text(entries: Sequence[Entry], root: Path) -> None:
 
 
 def _left_out(path: Path, entries: Sequence[Entry]) -> tuple[tuple[Path, str], ...]:
-    """Images and what looks like images below the folder that are in no case; said once."""
+    """Images and what looks like images below the folder that belong to no case; one warning lists them."""
     if not path.is_dir():
         return ()
     used = {file for entry in entries for file in (*entry.images, *entry.label_files)}
@@ -216,20 +217,14 @@ def _root(path: Path) -> Path:
 
 
 def _absolute(group: str | Path | None) -> str | None:
-    """A table of patients is found again from any folder."""
-    if group is None or not str(group).lower().endswith(".csv"):
+    """The absolute path of a table of patients, so that it is found again from any folder."""
+    if group is None or not is_csv(group):
         return None if group is None else str(group)
     return str(Path(group).resolve())
 
 
-def _depth(first: Path) -> str | None:
-    if first.suffix.lower() == ".npz":
-        return "uint8"
-    return io.read_geometry(first).dtype if io.suffix_of(first) in io.PICTURE_SUFFIXES else None
-
-
 def _readable_geometries(paths: Sequence[Path]) -> Iterator[io.Geometry]:
-    """A file that cannot be read is told when it is read as a case; it must not hide the others."""
+    """A file that cannot be read raises its error when it is read as a case; it must not hide the others."""
     for path in paths:
         with contextlib.suppress(SamAdaptError):
             yield io.read_geometry(path)

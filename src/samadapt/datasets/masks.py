@@ -1,4 +1,4 @@
-"""Telling masks from images by their names."""
+"""Masks are distinguished from images by their names."""
 
 from __future__ import annotations
 

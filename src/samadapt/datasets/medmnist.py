@@ -16,7 +16,7 @@ _PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 def is_npz(path: Path) -> bool:
     """An .npz file; whether it is MedMNIST's is checked when it is read."""
-    return path.is_file() and path.suffix.lower() == ".npz"
+    return path.is_file() and io.is_npz(path)
 
 
 def read_npz(path: Path, label_column: str | None) -> ParsedLayout:
@@ -58,6 +58,7 @@ def read_npz(path: Path, label_column: str | None) -> ParsedLayout:
         channel_names=("red", "green", "blue") if colours.pop() else ("image",),
         multilabel=multilabel,
         window="none",
+        depth="uint8",
     )
 
 

@@ -39,8 +39,8 @@ def read_nnunet(path: Path, label_column: str | None) -> ParsedLayout:
     """`imagesTr/CASE_0000.EXT` with `labelsTr/CASE.EXT`; `imagesTs` as a test part, labelled if `labelsTs` is."""
     file, about = path / "dataset.json", _about(path)
     suffix = str(about.get("file_ending", ".nii.gz"))
-    if suffix not in io.IMAGE_SUFFIXES:
-        raise SamAdaptError(f"{file}: file_ending is {suffix!r}; known: {', '.join(io.IMAGE_SUFFIXES)}")
+    if suffix not in io.known_suffixes():
+        raise SamAdaptError(f"{file}: file_ending is {suffix!r}; known: {', '.join(io.known_suffixes())}")
     names = _names(about["channel_names"], "channel_names", file)
     classes, values = _classes(about.get("labels"), file)
     entries = _entries(path, suffix, len(names), "Tr") + _entries(path, suffix, len(names), "Ts")
@@ -89,7 +89,7 @@ def _entries(path: Path, suffix: str, n_channels: int, end: str) -> list[Entry]:
     images, labels = path / f"images{end}", path / f"labels{end}"
     if not images.is_dir() and end == "Ts":
         return []
-    files = [f for f in io.find_files(images) if io.suffix_of(f) == suffix] if images.is_dir() else []
+    files = io.find_files(images, ending=suffix) if images.is_dir() else []
     if not files and end == "Tr":
         raise SamAdaptError(
             f"{images} holds no CASE_0000{suffix}; see file_ending in {path / 'dataset.json'}"
@@ -239,14 +239,12 @@ def _msd_entry(path: Path, item: Any, n_channels: int, file: Path) -> Entry:
             f"{file}: `training` has the item {item!r}; expected {{'image': ..., 'label': ...}}"
         )
     image, label = path / item["image"], path / item["label"]
-    suffix = io.suffix_of(image)
-    name = io.case_name(image)
     # nnU-Net's first version listed `case.nii.gz` and stored `case_0000.nii.gz`.
-    split = tuple(image.with_name(f"{name}_{channel:04d}{suffix}") for channel in range(n_channels))
+    split = tuple(io.channel_file(image, channel) for channel in range(n_channels))
     images = (image,) if image.is_file() or not split[0].is_file() else split
     for needed in (*images, label):
         if not needed.is_file():
             raise SamAdaptError(
                 f"{file} lists {needed}, which does not exist; copy it or remove it from the list"
             )
-    return Entry(name, images, label)
+    return Entry(io.case_name(image), images, label)

@@ -1,4 +1,4 @@
-"""What reading a layout finds, and the small readers that layouts share."""
+"""The result of reading a layout, and the small readers that layouts share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORDER: tuple[Part, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class ParsedLayout:
-    """A layout's answer; `open_dataset` makes the `Dataset` of it."""
+    """The result of reading a layout, from which `open_dataset` makes the `Dataset`."""
 
     entries: Sequence[Entry]
     classes: tuple[str, ...]
@@ -38,6 +38,7 @@ class ParsedLayout:
     channels: tuple[int, ...] | None = None
     multilabel: bool = False
     window: str = "percentile"
+    depth: str | None = None  # the type of the numbers in its pictures; None: as the first file says
     label_values: Mapping[int, int] = field(default_factory=dict)
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     columns: Mapping[str, Mapping[str, str]] = field(
@@ -47,7 +48,7 @@ class ParsedLayout:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; what is wrong with it is told."""
+    """The content of a JSON file; a broken file is an error that names it."""
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_each_key_once)  # UTF-8 or UTF-16
     except (OSError, ValueError, RecursionError) as error:
@@ -55,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that is there twice, the last would be taken without a word."""
+    """Refuse a key that is there twice; Python would silently keep the last."""
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None:
@@ -64,11 +65,10 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def window_of(first: Path, channel_names: Sequence[str]) -> str:
-    """The intensity window by what the data set says: CT in Hounsfield units, 8-bit pictures as they are."""
+    """The default intensity window: Hounsfield units for CT, none for 8-bit pictures, percentiles for the rest."""
     if all(name.strip().lower() == "ct" for name in channel_names):
         return "ct"
-    picture = io.suffix_of(first) in io.PICTURE_SUFFIXES
-    return "none" if picture and io.read_geometry(first).dtype == "uint8" else "percentile"
+    return "none" if io.depth_of(first) == "uint8" else "percentile"
 
 
 def part_folders(path: Path) -> dict[Part, Path]:

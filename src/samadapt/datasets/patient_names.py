@@ -1,4 +1,4 @@
-"""Which cases are one patient, by what they are called: words that say "patient", words that say "the same one again"."""
+"""Which cases belong to one patient, by their names: words that mean "patient", words that mean "the same one again"."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 EACH = "each case is a patient of its own"
-_TELL = "tell them apart with --group"
+_HINT = "assign patients with --group"
 
 # ---------------------------------------------------------------- the words, small letters
 
@@ -62,14 +62,14 @@ _ALIKE = re.compile(rf"^(.*\d.*?)(?:{_GAP}+\(?[a-z0-9]+\)?|(?<=\d)[a-z]+)$", re.
 
 
 @dataclass(frozen=True)
-class Told:
-    """Case -> patient for those that a name tells, and the rule in words."""
+class NamedPatients:
+    """Case -> patient for the cases whose name gives it, and the rule in words."""
 
     patients: Mapping[str, str]
     rule: str
 
 
-def patients_by_name(paths: Mapping[str, str]) -> Told:
+def patients_by_name(paths: Mapping[str, str]) -> NamedPatients:
     """What is certain: a word as patient012 or sub-01. Else the name up to its frame, visit or side, where that is plausible.
 
     Args:
@@ -92,14 +92,14 @@ def patients_by_name(paths: Mapping[str, str]) -> Told:
             "if that is wrong, give --group"
         )
     if len(parts) == 0:
-        return Told({}, f"{EACH} {doubt}" if doubt else f"{EACH} ({_TELL})")
+        return NamedPatients({}, f"{EACH} {doubt}" if doubt else f"{EACH} ({_HINT})")
     alone = len(paths) - len(sure) - len(likely)
     if alone:
         cases = f"case{'s' * (alone != 1)}"
         parts.append(
             f"for the other {alone} {cases}, each a patient of its own{' ' + doubt if doubt else ''}"
         )
-    return Told({**sure, **likely}, "; ".join(parts))
+    return NamedPatients({**sure, **likely}, "; ".join(parts))
 
 
 def _count(found: Mapping[str, str]) -> str:
@@ -116,7 +116,7 @@ def _example(found: Mapping[str, str]) -> str:
 
 
 def _sure(case: str, path: str) -> str | None:
-    """Of the name, else of the innermost folder that says it; with the place before it, where patients are numbered anew."""
+    """The patient in the name, else in the innermost folder that has one, with the hospital where numbers begin anew."""
     for part in [case, *reversed(path.split("/"))]:
         for pattern in _SURE:
             if match := pattern.search(part):
@@ -126,7 +126,7 @@ def _sure(case: str, path: str) -> str | None:
 
 
 def _spelled_once(found: Mapping[str, str]) -> dict[str, str]:
-    """Patient_01 and patient01 are one."""
+    """The same patients with one spelling each: Patient_01 and patient01 are one."""
     first: dict[str, str] = {}
     return {case: first.setdefault(re.sub(_GAP, "", text.lower()), text) for case, text in found.items()}
 
@@ -176,11 +176,11 @@ def _doubt(likely: Mapping[str, str]) -> str:
 
 
 def pattern_of(patient: str) -> str:
-    """What tells such patients by --group: `(p\\d+)` for p3."""
+    """The --group pattern that finds such patients: `(p\\d+)` for p3."""
     return "(" + re.sub(r"\d+", lambda _: r"\d+", re.escape(patient).replace(r"\ ", " ")) + ")"
 
 
-# ---------------------------------------------------------------- for the data doctor
+# ---------------------------------------------------------------- for `check`
 
 
 def alike(case: str) -> str | None:

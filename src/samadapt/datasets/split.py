@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from samadapt.types import SamAdaptError, Task
@@ -47,17 +48,21 @@ class Split:
         return {**asdict(self), "hash": self.hash}
 
     @staticmethod
-    def from_json(content: Mapping[str, Any]) -> Split:
-        """The inverse of `to_json`; a file that was edited is an error."""
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list | tuple) else v for k, v in content.items() if k != "hash"
-        }
+    def read(path: Path) -> Split:
+        """The split of a run folder; a file that was edited is an error."""
         try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            stored = content.pop("hash")
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
             split = Split(**fields)
-        except TypeError as error:
-            raise SamAdaptError(f"this split is not one that samadapt wrote ({error})") from error
-        if content.get("hash") != split.hash:
-            raise SamAdaptError("the split's lists do not fit its hash: it was changed after it was written")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SamAdaptError(
+                f"{path} is not a split that samadapt wrote ({error}); copy the whole run folder again"
+            ) from error
+        if stored != split.hash:
+            raise SamAdaptError(
+                f"the lists of {path} do not fit its hash: it was changed after it was written; copy the whole run folder again"
+            )
         return split
 
 
@@ -121,17 +126,8 @@ def make_split(
             f"data set {data.name!r}: none of the {len(parts['pool'])} cases to learn from has a label"
         )
     budget, whole = _budget(labels, len(order), data.name)
-    if not 0 <= select < budget:
-        raise SamAdaptError(
-            f"select is {select} of {budget} labelled patients; expected 0..{budget - 1}: one at least must train"
-        )
-    extra = _extra(data, parts, val_labels, whole)
-    further = len(order) - budget
-    if isinstance(extra, int) and extra > further:
-        raise SamAdaptError(
-            f"{extra} patients for selection beyond {budget} labelled ones were asked for, but {further} are left "
-            f"of {len(order)}; ask for fewer (--val-labels)"
-        )
+    extra = _extra(data, parts["official"], val_labels, whole)
+    _demand_enough(budget, select, extra, len(order))
     chosen = order[:budget]
     beyond = order[budget : budget + extra] if isinstance(extra, int) else []
     train = _cases(data, chosen[: budget - select], parts["pool"], labelled)
@@ -150,14 +146,14 @@ def make_split(
         patients=tuple(g for g in [*order, *sorted(used - set(order))] if g in used),
         labels=labels,
         seed=seed,
-        rule=f"{_drawn(data, budget, len(order), seed)}; selection on {_chosen_on(select, beyond, extra)}; "
+        rule=f"{_drawn(data, budget, len(order), seed)}; {_selection(select, beyond, extra)}; "
         f"scored on {source}",
         patient_of={case: patient for case, patient in data.groups.items() if case != patient},
     )
 
 
 def unit_of(data: Splittable) -> str:
-    """What is drawn: "patient", or "case" where each is a patient of its own."""
+    """The unit of sampling: "patient", or "case" where every case is a patient of its own."""
     return "case" if all(case == group for case, group in data.groups.items()) else "patient"
 
 
@@ -167,11 +163,11 @@ def _drawn(data: Splittable, budget: int, available: int, seed: int) -> str:
     )
 
 
-def _chosen_on(select: int, beyond: list[str], extra: int | tuple[str, ...]) -> str:
+def _selection(select: int, beyond: list[str], extra: int | tuple[str, ...]) -> str:
     ways = [f"{select} of them"] if select else []
     ways += [f"{len(beyond)} further labelled patients"] if beyond else []
     ways += [f"the official validation part ({len(extra)} cases)"] if not isinstance(extra, int) else []
-    return " and ".join(ways) or "nothing"
+    return f"checkpoint selection on {' and '.join(ways)}" if ways else "no checkpoint selection"
 
 
 # ---------------------------------------------------------------- who is for what
@@ -215,7 +211,7 @@ def _random_parts(
     if len(groups) < 2:
         raise SamAdaptError(
             f"data set {data.name!r} has {len(groups)} labelled patients; expected at least 2, one to learn from and "
-            "one to score on: see the rule that tells patients apart (--group)"
+            "one to score on: see the rule that assigns cases to patients (--group)"
         )
     folds = max(2, round(1 / val_fraction))
     size = max(1, round(len(groups) * val_fraction))
@@ -226,7 +222,7 @@ def _random_parts(
     scored = set(groups[fold * size : (fold + 1) * size])
     rest = [i for i in data.ids if data.groups[i] not in scored | apart]
     val = [i for i in data.ids if data.groups[i] in scored]
-    source = f"{len(scored)} patients drawn by hash (fold {fold}, the same for every seed)"
+    source = f"{len(scored)} patients held out for testing (fold {fold}, the same for every seed)"
     return {"pool": rest, "val": val, "official": []}, source
 
 
@@ -243,7 +239,7 @@ def _demand_whole_patients(data: Splittable, parts: Mapping[str, Sequence[str]],
             if before != part:
                 raise SamAdaptError(
                     f"{source} cuts through patient {group!r}: {other!r} is in {before}, {case_id!r} in {part}; a "
-                    "patient must be on one side: correct the split, or the rule that tells patients apart (--group)"
+                    "patient must be on one side: correct the split, or the rule that assigns cases to patients (--group)"
                 )
 
 
@@ -269,11 +265,24 @@ def _budget(labels: int | float | None, available: int, name: str) -> tuple[int,
     return int(labels), False
 
 
+def _demand_enough(budget: int, select: int, extra: int | tuple[str, ...], available: int) -> None:
+    if not 0 <= select < budget:
+        raise SamAdaptError(
+            f"select is {select} of {budget} labelled patients; expected 0..{budget - 1}: one at least must train"
+        )
+    further = available - budget
+    if isinstance(extra, int) and extra > further:
+        raise SamAdaptError(
+            f"{extra} patients for selection beyond {budget} labelled ones were asked for, but {further} are left "
+            f"of {available}; ask for fewer (--val-labels)"
+        )
+
+
 def _extra(
-    data: Splittable, parts: Mapping[str, Sequence[str]], val_labels: ValLabels, whole: bool
+    data: Splittable, listed: Sequence[str], val_labels: ValLabels, whole: bool
 ) -> int | tuple[str, ...]:
     """Selection beyond the budget: a number of patients, or the official validation cases."""
-    official = tuple(parts["official"])
+    official = tuple(listed)
     if val_labels is None:
         return official if whole and official else 0
     if val_labels == "official":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.csvs import read_rows
+from samadapt.datasets.csvs import is_csv, read_rows
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.masks import is_in_mask_folder
 from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
@@ -22,7 +22,7 @@ _LABEL = ("label", "class", "target", "diagnosis", "dx")
 
 
 @dataclass(frozen=True)
-class Table:
+class LabelTable:
     """A CSV as it is: rows know their line."""
 
     path: Path
@@ -48,7 +48,7 @@ def _csv_of(folder: Path) -> Path | None:
 
 def _tables(path: Path) -> list[tuple[Part | None, Path]]:
     if path.is_file():
-        return [(None, path)] if path.suffix.lower() == ".csv" else []
+        return [(None, path)] if is_csv(path) else []
     if own := _csv_of(path):
         return [(None, own)]
     return [(part, file) for part, folder in part_folders(path).items() if (file := _csv_of(folder))]
@@ -88,7 +88,7 @@ def read_table(path: Path, label_column: str | None) -> ParsedLayout:
     )
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path) -> LabelTable:
     (_, head), *body = read_rows(path) or [(1, [])]
     columns = tuple(head)
     if len(set(columns)) != len(columns):
@@ -101,17 +101,17 @@ def _read_csv(path: Path) -> Table:
     if not body:
         raise SamAdaptError(f"{path} has no rows; expected a header and one row for each image")
     rows = tuple(dict(zip(columns, cells, strict=True)) for _, cells in body)
-    return Table(path, columns, rows, tuple(line for line, _ in body))
+    return LabelTable(path, columns, rows, tuple(line for line, _ in body))
 
 
-def _having(table: Table, names: Sequence[str]) -> tuple[Mapping[str, str], ...]:
+def _having(table: LabelTable, names: Sequence[str]) -> tuple[Mapping[str, str], ...]:
     for name in names:
         if name not in table.columns:
             raise SamAdaptError(f"{table.path} has no column {name!r}; it has {', '.join(table.columns)}")
     return table.rows
 
 
-def _label_columns(table: Table, label_column: str | None) -> tuple[str, ...]:
+def _label_columns(table: LabelTable, label_column: str | None) -> tuple[str, ...]:
     if label_column is not None:
         return tuple(name.strip() for name in label_column.split(","))
     if usual := table.named(_LABEL):
@@ -121,7 +121,7 @@ def _label_columns(table: Table, label_column: str | None) -> tuple[str, ...]:
     if len(rest) == 1 or (rest and all(row[c] in _ZERO_ONE for row in table.rows for c in rest)):
         return rest
     raise SamAdaptError(
-        f"{table.path}: which column is the label? It has {', '.join(table.columns)}; tell it with --label-column "
+        f"{table.path}: which column is the label? It has {', '.join(table.columns)}; name it with --label-column "
         "(several, comma-separated, for one 0/1 column per class)"
     )
 
@@ -130,7 +130,7 @@ _ZERO_ONE = {"0", "1", "0.0", "1.0"}
 
 
 def _entries(
-    table: Table, part: Part | None, group_column: str | None, targets: Targets, start: int
+    table: LabelTable, part: Part | None, group_column: str | None, targets: Targets, start: int
 ) -> list[Entry]:
     column = table.named(_IMAGE)
     if column is None:

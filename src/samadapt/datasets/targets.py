@@ -1,4 +1,4 @@
-"""Label columns -> classes and one target for each row. What is not a class is refused, with its row."""
+"""Label columns -> classes and one target for each row. A value that is not a class is an error that names its row."""
 
 from __future__ import annotations
 

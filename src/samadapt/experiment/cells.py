@@ -91,7 +91,7 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
         if data.task == "segmentation":
             keeper = PreviewWriter(study.out / "cases", data.window)
             scores = _score_segmentation(cell, timed, cases, data, keeper)
-            keeper.save(out / "slices.npz")
+            keeper.write(out / "slices.npz")
         else:
             answers = _class_answers(timed, cases)
             scores = score_predictions(*answers, data.classes)

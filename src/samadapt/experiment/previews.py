@@ -44,7 +44,7 @@ class PreviewWriter:
         }
         _save(path, content)
 
-    def save(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
         """Write the answers."""
         _save(path, self.answers)
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from samadapt.encoders import EncoderSpec, Extractor
-from samadapt.files import demand_writable, replacing, write_json
+from samadapt.files import demand_writable, open_draft, replacing, write_json
 from samadapt.transforms import build_augmentation, image_hash
 from samadapt.types import Case, Frame, SamAdaptError, encoder_taps
 from samadapt.views import View
@@ -218,7 +218,7 @@ class _Encoding:
     ) -> None:
         names = _map_names(self.maps.taps)
         with ExitStack() as stack:
-            paths = {n: stack.enter_context(replacing(self.folder / f"{n}.npy", _CURE)) for n in names}
+            paths = {n: stack.enter_context(replacing(self.folder / f"{n}.npy", cure=_CURE)) for n in names}
             frame = self._write(paths, extractor, batch_size, report, progress)
             sizes = {name: path.stat().st_size for name, path in paths.items()}
         report.bytes += sum(sizes.values())
@@ -239,7 +239,7 @@ class _Encoding:
         """The maps of all views into these files; the frame of the first."""
         tap_of, frame = _map_names(self.maps.taps), None
         with ExitStack() as stack:
-            files: dict[str, BinaryIO] = {n: stack.enter_context(open(p, "wb")) for n, p in paths.items()}
+            files: dict[str, BinaryIO] = {n: stack.enter_context(open_draft(p)) for n, p in paths.items()}
             for batch, first_frame in _batches(self._inputs(), batch_size):
                 frame = frame or first_frame
                 maps = _encode_batch(extractor, batch)

@@ -1,12 +1,14 @@
-"""One file <-> arrays and geometry. The only room that knows file formats, axis orders and affines.
+"""One file <-> arrays and geometry: the only module that knows file formats, axis orders and affines.
 
 A volume is turned to lie as the files that a model was trained on (`Plane`): `D` is the slicing axis, `H` and `W` are
 the other two. `Case.axes` and `Case.flips` remember how the file stores it, so that an answer goes back to the voxels
 that it came from; nothing is resampled. A picture is a volume of one slice.
 """
 
-from samadapt.io.arrays import NpzArrays, open_npz
+from samadapt.io.arrays import NpzArrays, is_npz, open_npz
 from samadapt.io.cases import (
+    depth_of,
+    format_of,
     label_values,
     make_case,
     read_case,
@@ -18,46 +20,52 @@ from samadapt.io.cases import (
     write_label,
     write_probabilities,
 )
-from samadapt.io.listing import Listing, find_files, find_folders, in_words, list_files, not_used
-from samadapt.io.nifti import VOLUME_SUFFIXES, Geometry, orientation, write_volume
-from samadapt.io.pictures import PICTURE_SUFFIXES, write_photo
+from samadapt.io.formats import FORMATS, Format, find_label, is_lossy, is_picture, known_suffixes, label_file
+from samadapt.io.geometry import Geometry
+from samadapt.io.listing import find_files, find_folders, in_words, list_files, not_used
+from samadapt.io.nifti import write_volume
+from samadapt.io.pictures import write_photo
 from samadapt.io.planes import Plane, common_plane
 from samadapt.io.scans import (
-    IMAGE_SUFFIXES,
     case_name,
+    channel_file,
     each_file,
     group_channels,
     has_channel_number,
-    suffix_of,
 )
 
 __all__ = [
-    "IMAGE_SUFFIXES",
-    "PICTURE_SUFFIXES",
-    "VOLUME_SUFFIXES",
+    "FORMATS",
+    "Format",
     "Geometry",
-    "Listing",
     "NpzArrays",
     "Plane",
     "case_name",
+    "channel_file",
     "common_plane",
+    "depth_of",
     "each_file",
     "find_files",
     "find_folders",
+    "find_label",
+    "format_of",
     "group_channels",
     "has_channel_number",
     "in_words",
+    "is_lossy",
+    "is_npz",
+    "is_picture",
+    "known_suffixes",
+    "label_file",
     "label_values",
     "list_files",
     "make_case",
     "not_used",
     "open_npz",
-    "orientation",
     "read_case",
     "read_geometry",
     "read_label",
     "read_truth",
-    "suffix_of",
     "to_file_axes",
     "with_label",
     "write_label",

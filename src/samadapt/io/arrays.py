@@ -48,6 +48,11 @@ class NpzArrays:
         return _read_npz(self.path, self.path.stat().st_mtime_ns, name)
 
 
+def is_npz(path: Path) -> bool:
+    """Whether the file is an archive by its name."""
+    return path.suffix.lower() == ".npz"
+
+
 def open_npz(path: str | Path) -> NpzArrays:
     """Checks that the archive is one and that no array needs unpickling."""
     arrays = NpzArrays(Path(path))

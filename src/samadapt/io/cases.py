@@ -1,4 +1,4 @@
-"""A case from its files, and answers back into files: the format is told by the name's suffix."""
+"""A case from its files, and answers back into files; the table of formats says how each file is read and written."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.io import nifti, pictures
+from samadapt.files import replacing
+from samadapt.io.formats import Format, find_format, is_picture, known_suffixes, label_format, suffix_of
+from samadapt.io.geometry import Geometry, same_place
 from samadapt.io.listing import cure
-from samadapt.io.nifti import Geometry, replace_file, same_place
 from samadapt.io.planes import Plane
-from samadapt.io.scans import IMAGE_SUFFIXES, suffix_of
 from samadapt.types import IGNORED, Case, SamAdaptError
 
 
 def read_geometry(path: str | Path) -> Geometry:
     """Shape, spacing and affine from the header alone; the voxels stay on disk."""
     path = Path(path)
-    if _kind(path) == "picture":
-        return pictures.picture_geometry(path)
-    return nifti.geometry(nifti.load_header(path), path)
+    return format_of(path).geometry(path)
+
+
+def depth_of(path: str | Path) -> str | None:
+    """The type of the numbers in a picture, "uint8" for example; None for a volume."""
+    path = Path(path)
+    return read_geometry(path).dtype if is_picture(path) else None
 
 
 def read_case(
@@ -39,11 +43,11 @@ def read_case(
     Args:
         image_paths: one file, or one for each channel.
         label_path: class values, voxel on voxel.
-        group: the patient; the case itself when not told.
+        group: the patient; None: the case is a patient of its own.
         plane: which anatomical directions become D, H, W; None: the file's axes as they are, with D the only axis
             of length 1, else that of the largest spacing.
-        channels: which channels to keep. Told, the fourth axis of a 4-D file is its channels; untold, a
-            4-D file is an error, for the axis could as well be time.
+        channels: which channels to keep. With it, the fourth axis of a 4-D file holds the channels; without it, a
+            4-D file is an error, because the axis could as well be time.
     """
     paths = [Path(p) for p in ([image_paths] if isinstance(image_paths, str | Path) else image_paths)]
     if channels is not None and len(paths) > 1:
@@ -69,6 +73,7 @@ def read_case(
         axes=axes,
         flips=flips,
         source=paths[0],
+        format=format_of(paths[0]).name,
     )
     return case if label_path is None else with_label(case, read_label(label_path, case))
 
@@ -160,6 +165,7 @@ def read_truth(
         axes=axes,
         flips=flips,
         source=path,
+        format=format_of(path).name,
     )
 
 
@@ -172,8 +178,8 @@ def label_values(path: str | Path) -> dict[int, int]:
 def write_label(path: str | Path, label: Tensor | np.ndarray, case: Case) -> Path:
     """(D, H, W) classes -> a label map on the voxels of the case's source, written whole or not at all.
 
-    A volume gets NIfTI with the source's header (affine, sform and qform codes, units), a picture an
-    indexed PNG; `path` must have the suffix for it.
+    It is of the source's format where that can be written, else NIfTI, or an indexed PNG for a picture; `path` must have
+    the suffix of it, as `label_file` gives.
     """
     path = Path(path)
     array = np.asarray(label)
@@ -187,18 +193,15 @@ def write_label(path: str | Path, label: Tensor | np.ndarray, case: Case) -> Pat
         raise SamAdaptError(
             f"a label map of {array.shape} does not fit case {case.id!r} of {tuple(case.image.shape[1:])} (D, H, W)"
         )
-    in_file = to_file_axes(array, case)
-    picture = case.affine is None
-    if picture != (suffix_of(path) == ".png") or not suffix_of(path):
-        wanted = ".png" if picture else "or ".join(nifti.VOLUME_SUFFIXES)
+    written = label_format(case)
+    if suffix_of(path) not in written.suffixes:
         raise SamAdaptError(
-            f"a label map of {case.source or case.id} cannot be written to {path}; use {wanted}"
+            f"a label map of {case.source or case.id} cannot be written to {path}; use {' or '.join(written.suffixes)}"
         )
-    if picture:
-        pictures.save_mask(path, in_file)
-    else:
-        assert case.affine is not None
-        nifti.save_label(path, in_file, case.source, case.affine)
+    assert written.write_label is not None  # `label_format` gives formats that can be written
+    if case.format != written.name:  # the header of another format cannot be copied
+        case = dataclasses.replace(case, source=None)
+    written.write_label(path, to_file_axes(array, case), case)
     return path
 
 
@@ -215,8 +218,7 @@ def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: i
     if path.suffix != ".npy":
         raise SamAdaptError(f"probabilities are written as .npy; {path} has another suffix")
     shape = np.array(case.image.shape[1:])[np.argsort(case.axes)].tolist()
-
-    def write(temporary: Path) -> None:
+    with replacing(path) as temporary:
         # Fortran order puts the last file axis outermost: the usual slice is one run of bytes.
         stored = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.float16, shape=(n_classes, *shape), fortran_order=True
@@ -229,8 +231,6 @@ def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: i
             count += 1
         assert count == view.shape[1], f"case {case.id!r} has {view.shape[1]} slices; {count} were given"
         stored.flush()
-
-    replace_file(path, write)
     return path
 
 
@@ -254,7 +254,7 @@ def _turned(array: np.ndarray, axes: tuple[int, int, int], flips: tuple[bool, bo
 
 
 def _positive(array: np.ndarray) -> np.ndarray:
-    """torch knows no negative strides; what is not mirrored need not be copied."""
+    """A copy where the array is mirrored, because torch has no negative strides; else the array itself."""
     return np.ascontiguousarray(array) if any(stride < 0 for stride in array.strides) else array
 
 
@@ -263,46 +263,39 @@ def _mirrored(flips: tuple[bool, bool, bool]) -> tuple[int, ...]:
     return tuple(axis - 3 for axis, flip in enumerate(flips) if flip)
 
 
-def _kind(path: Path) -> str:
-    suffix = suffix_of(path)
-    if not suffix:
+def format_of(path: Path) -> Format:
+    """The format of a file by its name; a file of no known format is an error."""
+    found = find_format(path)
+    if found is None:
         raise SamAdaptError(
-            f"{path} is of no format that is read ({', '.join(IMAGE_SUFFIXES)})"
+            f"{path} is of no format that is read ({', '.join(known_suffixes())})"
             + (f"; {advice}" if (advice := cure(path)) else "")
             + ("" if path.exists() else " (and it does not exist)")
         )
-    return "picture" if suffix in pictures.PICTURE_SUFFIXES else "volume"
+    return found
 
 
 def _read_image(path: Path, stacked: bool) -> tuple[np.ndarray, Geometry]:
     """(C, i, j, k) float32."""
-    if _kind(path) == "picture":
-        geometry = pictures.picture_geometry(path)
-        return pictures.read_picture(path), geometry
-    header = nifti.load_header(path)
-    geometry = nifti.geometry(header, path)
-    if geometry.channels > 1 and not stacked:
+    own = format_of(path)
+    array, geometry = own.read(path)
+    if geometry.channels > 1 and not stacked and not own.picture:
         raise SamAdaptError(
-            f"{path} has 4 axes {tuple(header.shape)}; expected 3: save each time point or channel as a volume of "
-            "its own (channels as CASE_0000, CASE_0001, ...), or name the channels to use (--channels 0)"
+            f"{path} has 4 axes {(*geometry.shape, geometry.channels)}; expected 3: save each time point or channel as a "
+            "volume of its own (channels as CASE_0000, CASE_0001, ...), or name the channels to use (--channels 0)"
         )
-    array = nifti.read_array(header, path, np.float32)
-    return (array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)), geometry
+    return array, geometry
 
 
 def _read_classes(path: Path) -> tuple[np.ndarray, Geometry]:
     """(i, j, k) uint8."""
-    if _kind(path) == "picture":
-        array = pictures.read_mask(path)
-        geometry = Geometry((array.shape[0], array.shape[1], 1), None, None, 1, str(array.dtype))
-    else:
-        header = nifti.load_header(path)
-        geometry = nifti.geometry(header, path)
-        if geometry.channels > 1:
-            raise SamAdaptError(f"{path} has 4 axes {tuple(header.shape)}; expected a label map of 3 axes")
-        array = nifti.read_array(header, path, None)
-        if array.dtype.kind == "f" and nifti.is_scaled(header):
-            array = _unscaled(array)
+    own = format_of(path)
+    array, geometry = (own.read_label or own.read)(path)
+    if geometry.channels > 1:
+        raise SamAdaptError(
+            f"{path} has 4 axes {(*geometry.shape, geometry.channels)}; expected a label map of 3 axes"
+        )
+    array = array if own.read_label else array[0]
     if array.dtype == np.uint8:
         return array, geometry
     wrong = ~np.isfinite(array) | (array != np.round(array)) if array.dtype.kind == "f" else None
@@ -317,12 +310,6 @@ def _read_classes(path: Path) -> tuple[np.ndarray, Geometry]:
             f"{path} has the value {low if low < 0 else high:g}; expected class numbers 0..255: is it an image?"
         )
     return array.astype(np.uint8), geometry
-
-
-def _unscaled(array: np.ndarray) -> np.ndarray:
-    """Whole numbers that were stored with a scale (scl_slope) and come back as 1.00002."""
-    whole = np.round(array)
-    return np.where(np.isclose(array, whole, rtol=1e-4, atol=1e-4), whole, array)
 
 
 def _demand_channels(channels: Sequence[int], count: int, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which files of a folder count, and which are left out and why: the one place that walks folders."""
+"""Which files of a folder are used, which are left out and why. No other module walks through folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samadapt.io.scans import suffix_of
+from samadapt.io.formats import scans_among, suffix_of
 
 BROKEN = "broken links"
 UNREAD = "in formats that are not read"
@@ -31,7 +31,7 @@ _OURS = (("config.json", "environment.json"), ("predictions.json",), ("frame.jso
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files below a folder, sorted, and what was not taken: (file, why)."""
+    """The image files below a folder, sorted, and the files that were left out: (file, why)."""
 
     files: tuple[Path, ...]
     left_out: tuple[tuple[Path, str], ...] = ()
@@ -42,20 +42,26 @@ def list_files(folder: Path, recursive: bool = False) -> Listing:
     files: list[Path] = []
     left_out: list[tuple[Path, str]] = []
     for place, hidden in _walk(folder, recursive):
+        inside = []
         for entry in sorted(os.scandir(place), key=lambda e: e.name):
             path = Path(entry.path)
             if entry.name.lower() in _JUNK or entry.is_dir():
                 continue
             if reason := _why_not(path, hidden):
                 left_out.append((path, reason))
-            elif suffix_of(path):
-                files.append(path)
+            else:
+                inside.append(path)
+        files += scans_among(inside)
     return Listing(tuple(sorted(files)), tuple(left_out))
 
 
-def find_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The image files of a folder, sorted."""
-    return list(list_files(folder, recursive).files)
+def find_files(folder: Path, ending: str = "") -> list[Path]:
+    """The image files of a folder, sorted.
+
+    Args:
+        ending: that of their names, as nnU-Net's `file_ending`; "": any.
+    """
+    return [path for path in list_files(folder).files if ending in ("", suffix_of(path))]
 
 
 def find_folders(folder: Path) -> list[Path]:
@@ -86,12 +92,12 @@ def in_words(left_out: Sequence[tuple[Path, str]], root: Path) -> str:
 
 
 def cure(path: Path) -> str:
-    """What to do with a file of a format that is not read; "" where nothing is known."""
+    """Advice for a file of a format that is not read; "" where there is none."""
     return _UNREAD.get(path.suffix.lower(), "")
 
 
 def not_used(listing: Listing, used: Collection[Path]) -> tuple[tuple[Path, str], ...]:
-    """What a data set leaves out: what cannot be taken, and images that are in no case."""
+    """The files that a data set leaves out: those that cannot be read, and images that belong to no case."""
     return (*listing.left_out, *((path, UNUSED) for path in listing.files if path not in used))
 
 

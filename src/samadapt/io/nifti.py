@@ -6,7 +6,6 @@ import gzip
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from samadapt.files import replacing
-from samadapt.types import SamAdaptError, SamAdaptWarning
-
-VOLUME_SUFFIXES = (".nii", ".nii.gz")
+from samadapt.io.geometry import Geometry
+from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
 _UNREADABLE = (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError)
 _PLANAR = 1e-4  # volume of a voxel over the product of its sides: below, two axes run the same way
@@ -27,45 +25,28 @@ _UNITS = {1: "meter", 2: "mm", 3: "micron"}
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}  # "mm" and "unknown" are taken as mm
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """What a header says without its voxels, along the file's own axes."""
+def read_geometry(path: Path) -> Geometry:
+    """The geometry of a file, read from its header alone."""
+    return geometry(load_header(path), path)
 
-    shape: tuple[int, int, int]  # [i, j, k]; a picture is (rows, columns, 1)
-    spacing_mm: tuple[float, float, float] | None  # None when the file does not say
-    affine: np.ndarray | None  # (4, 4) index -> RAS; None for a picture
-    channels: int
-    dtype: str  # as stored, a numpy name
-    oriented: bool = (
-        True  # whether the header says how the axes lie in the body (sform or qform code above 0)
-    )
 
-    @property
-    def orientation(self) -> str | None:
-        """Where the axes i, j, k point, "RAS" for example; None where the file does not say."""
-        return orientation(self.affine) if self.affine is not None and self.oriented else None
+def read(path: Path) -> tuple[np.ndarray, Geometry]:
+    """(C, i, j, k) float32; a fourth axis of the file becomes the channels."""
+    image = load_header(path)
+    found = geometry(image, path)
+    array = read_array(image, path, np.float32)
+    return (array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)), found
 
-    def axes(self, slice_axis: int | None = None) -> tuple[int, int, int]:
-        """The file axes that lie along D, H, W.
 
-        The slicing axis is the one told, else the only axis of length 1, else the one with the largest
-        spacing (the thick slices); equal spacings mean the last axis.
-        """
-        if self.affine is None:
-            return (2, 0, 1)
-        if slice_axis is None:
-            single = [axis for axis in range(3) if self.shape[axis] == 1]
-            slice_axis = single[0] if len(single) == 1 else self._thickest()
-        if slice_axis not in (0, 1, 2):
-            raise SamAdaptError(f"slice axis is {slice_axis!r}; expected 0, 1 or 2: an axis of the file")
-        width, height = (axis for axis in range(3) if axis != slice_axis)
-        return (slice_axis, height, width)
-
-    def _thickest(self) -> int:
-        if self.spacing_mm is None:
-            return 2
-        largest = max(self.spacing_mm)
-        return max(axis for axis in range(3) if self.spacing_mm[axis] >= largest * (1 - 1e-3))
+def read_label(path: Path) -> tuple[np.ndarray, Geometry]:
+    """(i, j, k) as stored; whole numbers that were stored with a scale, and so rounded, are whole again."""
+    image = load_header(path)
+    found = geometry(image, path)
+    array = read_array(image, path, None)
+    if array.dtype.kind == "f" and (image.dataobj.slope != 1.0 or image.dataobj.inter != 0.0):
+        whole = np.round(array)
+        array = np.where(np.isclose(array, whole, rtol=1e-4, atol=1e-4), whole, array)
+    return array, found
 
 
 def load_header(path: Path) -> Any:
@@ -74,7 +55,7 @@ def load_header(path: Path) -> Any:
 
 
 def geometry(image: Any, path: Path) -> Geometry:
-    """Of a nibabel image. Axes of length 1 beyond the third are left out; a 2-D file gets a third axis."""
+    """The geometry of a nibabel image. Axes of length 1 beyond the third are left out; a 2-D file gets a third axis."""
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -141,19 +122,15 @@ def _checked(image: Any, path: Path) -> Any:
     return type(image).from_bytes(gzip.decompress(path.read_bytes()))
 
 
-def is_scaled(image: Any) -> bool:
-    """Whether the voxels are stored numbers times `scl_slope` plus `scl_inter`, and so rounded."""
-    return bool(image.dataobj.slope != 1.0 or image.dataobj.inter != 0.0)
-
-
-def save_label(path: Path, label: np.ndarray, source: Path | None, affine: np.ndarray) -> None:
-    """(i, j, k) uint8 with the header of the source: affine, sform and qform codes, units.
+def write_label(path: Path, label: np.ndarray, case: Case) -> None:
+    """(i, j, k) uint8 with the header of the case's source: affine, sform and qform codes, units.
 
     What describes the grey values of the source (scaling, display range, intent, extensions, which may name
     the patient) is not copied.
     """
+    source = case.source
     if source is None:
-        image = nib.Nifti1Image(label, affine)
+        image = nib.Nifti1Image(label, case.affine)
         image.header.set_xyzt_units("mm")
     else:
         original = load_header(source)
@@ -170,7 +147,8 @@ def save_label(path: Path, label: np.ndarray, source: Path | None, affine: np.nd
         header["cal_max"], header["cal_min"], header["descrip"] = 0, 0, b""
         flat = len(original.shape) == 2
         image = type(original)(label[..., 0] if flat else label, original.affine, header)
-    replace_file(path, lambda temporary: nib.save(image, temporary))
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
 
 
 def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Path:
@@ -180,14 +158,15 @@ def write_volume(path: str | Path, array: np.ndarray, affine: np.ndarray) -> Pat
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
-    replace_file(path, lambda temporary: nib.save(image, temporary))
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
     return path
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write` to a temporary name beside `path`, then rename."""
-    with replacing(path) as temporary:
-        write(temporary)
+def example(folder: Path) -> Path:
+    """A tiny file for tests."""
+    affine = np.array([[-1.5, 0, 0, 20], [0, 0, 6.0, -3], [0, -2.0, 0, 7], [0, 0, 0, 1]])
+    return write_volume(folder / "example.nii.gz", np.arange(120, dtype=np.int16).reshape(6, 5, 4), affine)
 
 
 def _guarded(path: Path, read: Callable[[], Any]) -> Any:
@@ -201,22 +180,3 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
         raise SamAdaptError(
             f"{path} {what}; expected a whole NIfTI file: copy or export it again ({size} bytes are there)"
         ) from error
-
-
-def orientation(affine: np.ndarray) -> str:
-    """Where the axes i, j, k point: "LPS", "RAS", ..."""
-    return "".join(str(code) for code in nib.aff2axcodes(affine))
-
-
-def same_place(a: Geometry, b: Geometry, tolerance: float = 0.1) -> bool:
-    """Whether the voxels of equal shapes coincide: no corner is further off than `tolerance` of a voxel.
-
-    Headers written by different programs differ in the last digits of their affines; a part of a voxel is
-    what matters, not the digits.
-    """
-    if a.affine is None or b.affine is None:
-        return True
-    ends = [(0, n - 1) for n in a.shape]
-    corners = np.array([(i, j, k, 1) for i in ends[0] for j in ends[1] for k in ends[2]], dtype=float)
-    distance = np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max()
-    return bool(distance <= tolerance * voxel_sizes(a.affine).min())

@@ -1,6 +1,6 @@
 """PNG, JPEG, TIFF, BMP, GIF and WebP: pictures as they are stored, masks as class values.
 
-What would be guessed is refused: a colour profile (CMYK), what lies under transparency, which way an EXIF tag
+Where the meaning would be a guess, the file is refused: a colour profile (CMYK), what lies under transparency, which way an EXIF tag
 turns a picture whose mask has no such tag, 16-bit colour that readers cut to 8 bits.
 """
 
@@ -12,10 +12,9 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from samadapt.io.nifti import Geometry, replace_file
-from samadapt.types import SamAdaptError
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+from samadapt.files import replacing
+from samadapt.io.geometry import Geometry
+from samadapt.types import Case, SamAdaptError
 
 _GREY = {"1": "uint8", "L": "uint8", "I;16": "uint16", "I;16B": "uint16", "I": "int32", "F": "float32"}
 _COLOUR = {"RGB": "uint8", "P": "uint8"}
@@ -27,27 +26,32 @@ _CURES = {
 }
 
 
-def picture_geometry(path: Path) -> Geometry:
-    """From the header alone."""
+def read_geometry(path: Path) -> Geometry:
+    """The geometry of a picture, read from its header alone."""
     with _open(path) as image:
-        _refuse(image, path)
-        grey = image.mode in _GREY
-        dtype = _GREY[image.mode] if grey else _COLOUR[image.mode]
-        return Geometry((image.height, image.width, 1), None, None, 1 if grey else 3, dtype)
+        return _geometry(image, path)
 
 
-def read_picture(path: Path) -> np.ndarray:
+def _geometry(image: Image.Image, path: Path) -> Geometry:
+    _refuse(image, path)
+    grey = image.mode in _GREY
+    dtype = _GREY[image.mode] if grey else _COLOUR[image.mode]
+    return Geometry((image.height, image.width, 1), None, None, 1 if grey else 3, dtype)
+
+
+def read(path: Path) -> tuple[np.ndarray, Geometry]:
     """(C, rows, columns, 1) float32 as stored; black-and-white becomes 0 and 255, a palette its colours."""
     with _open(path) as file:
         image = _loaded(file, path)
-        _refuse(image, path)
+        geometry = _geometry(image, path)
         if image.mode in ("1", "P"):
             image = image.convert("L" if image.mode == "1" else "RGB")
         array = np.asarray(image, dtype=np.float32)
-    return array[None, :, :, None] if array.ndim == 2 else array.transpose(2, 0, 1)[..., None].copy()
+    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy()
+    return array[..., None], geometry
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_label(path: Path) -> tuple[np.ndarray, Geometry]:
     """(rows, columns, 1) integers as stored: palette indices, grey values; black-and-white becomes 0 and 255."""
     with _open(path) as image:
         if image.mode in ("1", *_GREY, "P"):
@@ -62,7 +66,7 @@ def read_mask(path: Path) -> np.ndarray:
             array = colours[..., 0]
         else:
             raise _mode_error(image.mode, path)
-    return array[..., None]
+    return array[..., None], Geometry((*array.shape, 1), None, None, 1, str(array.dtype))
 
 
 def _grey_palette(image: Image.Image) -> bool:
@@ -73,17 +77,27 @@ def _grey_palette(image: Image.Image) -> bool:
     return bool(np.all(colours == colours[:, :1]))
 
 
-def save_mask(path: Path, label: np.ndarray) -> None:
+def write_label(path: Path, label: np.ndarray, case: Case) -> None:
     """(rows, columns, 1) uint8 -> an indexed PNG: the pixel values are the classes, the colours only show them."""
     image = Image.fromarray(np.ascontiguousarray(label[..., 0]))
     image.putpalette(_palette())
-    replace_file(path, lambda temporary: image.save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def write_photo(path: str | Path, array: np.ndarray) -> Path:
     """(H, W) or (H, W, 3) uint8 -> a PNG as it is."""
     path = Path(path)
-    replace_file(path, lambda temporary: Image.fromarray(array).save(temporary, format="PNG"))
+    with replacing(path) as temporary:
+        Image.fromarray(array).save(temporary, format="PNG")
+    return path
+
+
+def example(folder: Path, suffix: str) -> Path:
+    """A tiny file for tests."""
+    path = folder / f"example{suffix}"
+    with replacing(path) as temporary:
+        Image.fromarray(np.arange(0, 240, 4, dtype=np.uint8).reshape(6, 10)).save(temporary)
     return path
 
 
@@ -113,7 +127,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _why_unidentified(path: Path) -> str:
-    """PIL does not say what kind of TIFF it does not know."""
+    """The reason in words; PIL does not name the kind of TIFF that it cannot read."""
     if path.stat().st_size == 0:
         return f"{path} is empty; copy or export it again"
     if path.suffix.lower() in (".tif", ".tiff"):
@@ -160,7 +174,7 @@ def _refuse(image: Image.Image, path: Path) -> None:
 
 
 def _bits(image: Image.Image, path: Path) -> int:
-    """Of a colour, in the file; PIL reads 8 of 16 and does not say so."""
+    """Bits of a colour channel in the file, because PIL silently reads 8 of 16."""
     if isinstance(image, PngImagePlugin.PngImageFile):
         with open(path, "rb") as file:
             return file.read(25)[24]

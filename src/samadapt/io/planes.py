@@ -1,4 +1,4 @@
-"""Which way the slices of a volume are cut and turned: by the body's directions, not by the order in a file."""
+"""The orientation of slices: by anatomical directions, not by the order of voxels in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from samadapt.io.nifti import Geometry
+from samadapt.io.geometry import Geometry
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
 Axes = tuple[int, int, int]
@@ -24,9 +24,9 @@ _OBLIQUE = 0.5  # cosine: slices turned by more than this were acquired in anoth
 _PLACES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 _NAMES = ("sagittal", "coronal", "axial")  # the planes that are cut across these directions
 _AS_STORED = (
-    "volumes that do not say how they lie in the body (sform and qform codes are 0) are taken as stored, as if they lay "
-    "like most of the data set; correct their headers if they do not",
-    "the volumes that were trained on do not say how they lie in the body, so others cannot be turned to lie like them; "
+    "volumes whose header stores no orientation in the body (sform and qform codes are 0) are taken as stored, as if they "
+    "had that of most of the data set; correct their headers if they do not",
+    "the volumes that were trained on store no orientation in the body, so others cannot be reoriented to match them; "
     "they are taken as stored",
 )
 _ACROSS = (
@@ -52,17 +52,9 @@ class Plane:
     )
     thick: bool = False  # whether the reference was acquired in thick slices
 
-    @staticmethod
-    def of(code: str, slice_axis: int = 2, thick: bool = False) -> Plane:
-        """That of files whose axes i, j, k point exactly as the code says: Plane.of("RAS")."""
-        affine = np.zeros((4, 4))
-        for axis, letter in enumerate(code):
-            affine[_PLACES[letter], axis] = 1.0 if letter in "RAS" else -1.0
-        return Plane(_directions(affine, slice_axis), slice_axis, thick)
-
     @property
     def orientation(self) -> str | None:
-        """Where W, H and D point, closest: "RAS" of axial slices; None where files are taken as stored."""
+        """The anatomical directions of W, H and D, to the nearest axis: "RAS" of axial slices; None where files are taken as stored."""
         if self.directions is None:
             return None
         affine = np.eye(4)

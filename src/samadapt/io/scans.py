@@ -6,20 +6,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from samadapt.io.nifti import VOLUME_SUFFIXES
-from samadapt.io.pictures import PICTURE_SUFFIXES
+from samadapt.io.formats import is_picture, suffix_of
 from samadapt.types import SamAdaptError
-
-IMAGE_SUFFIXES = (*VOLUME_SUFFIXES, *PICTURE_SUFFIXES)
 
 _MANY_CHANNELS = 8  # more files of one name are frames of a series
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
-
-
-def suffix_of(path: Path) -> str:
-    """`.nii.gz`, `.png`, ... in small letters; "" for what is not an image file."""
-    name = path.name.lower()
-    return max((s for s in IMAGE_SUFFIXES if name.endswith(s)), key=len, default="")
 
 
 def case_name(path: Path, channels: bool = False) -> str:
@@ -32,6 +23,11 @@ def case_name(path: Path, channels: bool = False) -> str:
 def has_channel_number(path: Path) -> bool:
     """Whether the file is called `CASE_0000`, as the channels of nnU-Net."""
     return _CHANNEL.match(case_name(path)) is not None
+
+
+def channel_file(path: Path, channel: int) -> Path:
+    """`case.nii.gz` -> `case_0001.nii.gz` beside it: where nnU-Net keeps a channel of the case."""
+    return path.with_name(f"{case_name(path)}_{channel:04d}{suffix_of(path)}")
 
 
 def group_channels(files: Iterable[Path], n_channels: int | None = None) -> dict[str, tuple[Path, ...]]:
@@ -88,7 +84,5 @@ def _by_channel(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
 def _plausible(grouped: dict[str, dict[int, Path]]) -> bool:
     """IMG_0000.png, IMG_0001.png are photographs; a_0000.nii, a_0001.nii, b_0000.nii, ... are channels."""
     most = max(len(channels) for channels in grouped.values())
-    pictures = any(
-        suffix_of(f) in PICTURE_SUFFIXES for channels in grouped.values() for f in channels.values()
-    )
+    pictures = any(is_picture(file) for channels in grouped.values() for file in channels.values())
     return all(0 in channels for channels in grouped.values()) and most <= (1 if pictures else _MANY_CHANNELS)

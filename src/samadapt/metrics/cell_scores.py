@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from samadapt.files import write_json
+from samadapt.files import file_sha256, replacing, write_json
 from samadapt.metrics.table import read_scores, write_scores
 from samadapt.records import SamAdaptError, Score
 
@@ -21,10 +20,9 @@ _HASH = "scores_sha256"
 
 def write_cell_scores(folder: Path, scores: Sequence[Score], cost: Mapping[str, Any]) -> None:
     """cost.json with the hash of the scores, then the scores."""
-    draft = folder / "scores.draft.csv"
-    write_scores(draft, scores)
-    write_json(folder / "cost.json", {**cost, _HASH: _hash(draft)})
-    draft.replace(folder / "scores.csv")
+    with replacing(folder / "scores.csv", finished=True) as draft:
+        write_scores(draft, scores)
+        write_json(folder / "cost.json", {**cost, _HASH: file_sha256(draft)})
 
 
 def check_cell_scores(folder: Path) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def check_cell_scores(folder: Path) -> dict[str, Any]:
         SamAdaptError: scores.csv is not what the cell wrote.
     """
     path = folder / "scores.csv"
-    found = _hash(path)
+    found = file_sha256(path)
     try:
         cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
         expected = cost[_HASH]
@@ -52,7 +50,3 @@ def read_cell_scores(folder: Path) -> tuple[list[Score], dict[str, Any]]:
     """The scores and the cost of a finished cell, checked."""
     cost = check_cell_scores(folder)
     return read_scores(folder / "scores.csv"), cost
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from samadapt.files import demand_writable, replacing
+from samadapt.files import demand_writable, write_bytes
 from samadapt.metrics import metric_info
 from samadapt.records import SamAdaptError
 from samadapt.report import figures, tables
@@ -66,8 +66,8 @@ def write_report(
     with figures.style():  # type: ignore[attr-defined]
         curve = figures.label_curves(study, means, _seed_means(study, means, name), name)
         stem = f"{'auc' if study.classification else 'dice'}_vs_labels"
-        _write(out / f"{stem}.svg", figures.to_svg(curve).encode())
-        _write(out / f"{stem}.png", figures.to_png(curve, dpi=200))
+        write_bytes(out / f"{stem}.svg", figures.to_svg(curve).encode())
+        write_bytes(out / f"{stem}.png", figures.to_png(curve, dpi=200))
         context = _context(study, name, means, comparisons, verdict)
         context["against"] = study.learners[against].title if against else ""
         context["asked"] = tables.comparison_table(study, asked, name, ("compared with", "its mean"))
@@ -77,13 +77,8 @@ def write_report(
             )
         )
     page = _template().render(**context, stem=stem)
-    _write(out / "report.html", page.encode())
+    write_bytes(out / "report.html", page.encode())
     return out / "report.html"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _template() -> Any:

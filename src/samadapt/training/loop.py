@@ -255,7 +255,7 @@ class _Run:
             "averager": self.averager.state(),
             "rows": self.rows,
         }
-        with replacing(self.out / "last.ckpt", _CURE) as checkpoint:
+        with replacing(self.out / "last.ckpt", cure=_CURE) as checkpoint:
             torch.save(state, checkpoint)
             write_csv(self.out / "metrics.csv", list(self.rows[0]), [list(row.values()) for row in self.rows])
 
@@ -273,7 +273,7 @@ class _Run:
         if not self.loop.is_first:
             return
         if self.model.extractor is not None:
-            self.tuning.save(self.model.extractor, self.out)
+            self.tuning.save_to(self.model.extractor, self.out)
         save_state(self.model.head, self.out / "head.safetensors")
 
 

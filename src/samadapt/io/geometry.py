@@ -1,0 +1,71 @@
+"""Where the voxels of a file lie: shape, spacing and affine, along the file's own axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from samadapt.types import SamAdaptError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a header says without its voxels, along the file's own axes."""
+
+    shape: tuple[int, int, int]  # [i, j, k]; a picture is (rows, columns, 1)
+    spacing_mm: tuple[float, float, float] | None  # None when the file does not say
+    affine: np.ndarray | None  # (4, 4) index -> RAS; None for a picture
+    channels: int
+    dtype: str  # as stored, a numpy name
+    oriented: bool = (
+        True  # whether the header says how the axes lie in the body (sform or qform code above 0)
+    )
+
+    @property
+    def orientation(self) -> str | None:
+        """Where the axes i, j, k point, "RAS" for example; None where the file does not say."""
+        return orientation(self.affine) if self.affine is not None and self.oriented else None
+
+    def axes(self, slice_axis: int | None = None) -> tuple[int, int, int]:
+        """The file axes that lie along D, H, W.
+
+        The slicing axis is the one given, else the only axis of length 1, else the one with the largest
+        spacing (the thick slices); equal spacings mean the last axis.
+        """
+        if self.affine is None:
+            return (2, 0, 1)
+        if slice_axis is None:
+            single = [axis for axis in range(3) if self.shape[axis] == 1]
+            slice_axis = single[0] if len(single) == 1 else self._thickest()
+        if slice_axis not in (0, 1, 2):
+            raise SamAdaptError(f"slice axis is {slice_axis!r}; expected 0, 1 or 2: an axis of the file")
+        width, height = (axis for axis in range(3) if axis != slice_axis)
+        return (slice_axis, height, width)
+
+    def _thickest(self) -> int:
+        if self.spacing_mm is None:
+            return 2
+        largest = max(self.spacing_mm)
+        return max(axis for axis in range(3) if self.spacing_mm[axis] >= largest * (1 - 1e-3))
+
+
+def orientation(affine: np.ndarray) -> str:
+    """Where the axes i, j, k point: "LPS", "RAS", ..."""
+    return "".join(str(code) for code in nib.aff2axcodes(affine))
+
+
+def same_place(a: Geometry, b: Geometry, tolerance: float = 0.1) -> bool:
+    """Whether the voxels of equal shapes coincide: no corner is further off than `tolerance` of a voxel.
+
+    Headers written by different programs differ in the last digits of their affines; a part of a voxel is
+    what matters, not the digits.
+    """
+    if a.affine is None or b.affine is None:
+        return True
+    ends = [(0, n - 1) for n in a.shape]
+    corners = np.array([(i, j, k, 1) for i in ends[0] for j in ends[1] for k in ends[2]], dtype=float)
+    distance = np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max()
+    return bool(distance <= tolerance * voxel_sizes(a.affine).min())
