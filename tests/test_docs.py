@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
+from tests.test_architecture import DOORS, ROOMS
 
 import samadapt
 from samadapt.cli import app
 from samadapt.experiment.settings import make_study, read_settings
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
+DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
+ARCHITECTURE = ROOT / "docs/architecture.md"
 
 
 def commands(text: str) -> list[list[str]]:
@@ -34,9 +38,10 @@ def problems(words: list[str]) -> list[str]:
     ]
 
 
-def test_every_command_of_the_readme_exists():
-    found = commands((ROOT / "README.md").read_text())
-    assert len(found) > 5
+@pytest.mark.parametrize(("page", "at_least"), [("README.md", 10), *((page, 0) for page in DOCS)])
+def test_every_command_exists(page, at_least):
+    found = commands((ROOT / page).read_text())
+    assert len(found) >= at_least
     assert [problem for words in found for problem in problems(words)] == []
 
 
@@ -87,13 +92,42 @@ def test_every_target_of_the_readme_is_in_the_makefile():
     assert [t for t in targets if f"\n{t}:" not in makefile] == []
 
 
-def test_rooms_of_the_architecture_page_are_those_of_the_source():
-    page = (ROOT / "docs/architecture.md").read_text().split("## Rooms")[1].split("## On disk")[0]
-    told = {
-        name
-        for row in re.findall(r"^\| (`[^|]*) \|", page, flags=re.MULTILINE)
-        for name in re.findall(r"`(\w+)`", row)
-    }
+def modules_of_the_page() -> dict[str, set[str]]:
+    """Module -> what else it may import, as the table of the architecture page says."""
+    page = ARCHITECTURE.read_text().split("## Modules")[1].split("## On disk")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", page, flags=re.MULTILINE)
+    return {name: set(imports.split()) for name, imports in rows}
+
+
+def test_the_table_of_modules_is_the_one_that_the_imports_are_held_to():
+    assert modules_of_the_page() == ROOMS
+
+
+def test_every_module_stands_in_the_table():
     source = ROOT / "src" / "samadapt"
     real = {p.stem for p in source.glob("*.py")} | {p.parent.name for p in source.glob("*/__init__.py")}
-    assert real - told == set()
+    assert real - DOORS == set(modules_of_the_page())
+
+
+def ways_of_the_data() -> dict[str, list[str]]:
+    """Heading -> the functions that the data pass."""
+    sections = (
+        ARCHITECTURE.read_text().split("## The way of the data")[1].split("\n## ")[0].split("\n### ")[1:]
+    )
+    return {
+        section.splitlines()[0]: re.findall(r"^\d\. `([\w.]+)`", section, flags=re.MULTILINE)
+        for section in sections
+    }
+
+
+def test_the_ways_of_the_data_are_short_and_do_not_go_back():
+    ways = ways_of_the_data()
+    assert len(ways) == 3
+    for stops in ways.values():
+        assert 5 <= len(stops) < 10
+        assert len(set(stops)) == len(stops)
+
+
+@pytest.mark.parametrize("stop", sorted({stop for stops in ways_of_the_data().values() for stop in stops}))
+def test_every_stop_of_the_data_exists(stop):
+    assert callable(pkgutil.resolve_name(f"samadapt.{stop}"))
