@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from tests.test_architecture import DOORS, ROOMS
 
 import samadapt
 from samadapt.cli import app
 from samadapt.experiment.settings import make_study, read_settings
+from test_architecture import DOORS, ROOMS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
