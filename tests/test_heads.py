@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from fixtures.known import known_weights
-from samadapt.encoders.prepare import units_of
 from samadapt.heads import HEADS, build_head
 from samadapt.heads.fused import FeatureJitter, choose_reads
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.transforms import pool_taps
 from samadapt.types import IGNORED, LABEL_GRID, ZERO_TO_ONE, SamAdaptError
+from samadapt.views.prepare import units_of
 
 SEGMENTATION = sorted(name for name, head in HEADS.items() if head.task == "segmentation")
 GRIDS = {
