@@ -155,9 +155,7 @@ class Trainer:
         """Each part with its share of the learning rate."""
         parts = {self.net.backbone: 1.0, self.net.decoder: self.recipe.decoder_lr, self.net.agreement: 1.0}
         groups = [{"params": list(part.parameters()), "lr": share} for part, share in parts.items()]
-        return torch.optim.AdamW(
-            groups, betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay, fused=True)
 
     @property
     def step(self) -> int:
