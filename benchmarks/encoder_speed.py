@@ -36,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import samadapt as sa
 from samadapt import io
+from samadapt.encoders import EncoderSpec, Extractor
 from samadapt.phantom import make_phantom
 from samadapt.runs import has_bf16
 from samadapt.transforms import Window, apply_window
@@ -107,11 +108,11 @@ def slices(image: Path | None) -> list[Tensor]:
     return list(apply_window(picture, window.fit(picture)).unbind(1))
 
 
-def batch_of(encoder: sa.Encoder, image: Path | None, count: int) -> Tensor:
+def batch_of(spec: EncoderSpec, image: Path | None, count: int) -> Tensor:
     """(B, 3, S, S): the middle slices, again from the first one where there are too few."""
-    found = slices(image)
+    found, view = slices(image), spec.view("none")
     start = max(0, (len(found) - count) // 2)
-    return torch.stack([encoder.prepare(found[(start + i) % len(found)])[0] for i in range(count)])
+    return torch.stack([view.preprocess(found[(start + i) % len(found)])[0] for i in range(count)])
 
 
 # ---------------------------------------------------------------- time
@@ -155,7 +156,7 @@ def flops(run: Callable[[], object]) -> int:
 
 
 def competitors(
-    ours: sa.Encoder, vendor: nn.Module, x: Tensor, precision: str, device: str
+    ours: Extractor, vendor: nn.Module, x: Tensor, precision: str, device: str
 ) -> dict[str, Callable[[], Tensor]]:
     """Name -> what gives the neck; the first is ours, the last the vendor's as its authors ship it."""
 
@@ -233,9 +234,9 @@ def main() -> None:
     given = parse()
     torch.set_num_threads(given.threads)
     weights = given.vendor / "asset" / "lite_medsam.pth"
-    ours = sa.load_encoder("lite_medsam", checkpoint=weights, device=given.device).only(["neck"])
+    ours = EncoderSpec("lite_medsam", str(weights)).load({"neck": 1}, given.device)
     vendor = load_vendor(given.vendor, weights).to(given.device)
-    x = batch_of(ours, given.image, given.batch).to(given.device)
+    x = batch_of(ours.spec, given.image, given.batch).to(given.device)
     runs = competitors(ours, vendor, x, given.precision, given.device)
     fast = has_bf16(given.device)
     products = {"float32": (torch.float32, MATRIX), "bfloat16": (torch.bfloat16, MATRIX if fast else SMALL)}

@@ -33,7 +33,7 @@ def shares(run: Path, cases: list[sa.Case], masks: dict[str, torch.Tensor]) -> d
     model = sa.load_run(run)
     found: dict[str, list[float]] = defaultdict(list)
     for case in cases:
-        look = model.look(case, model.predict_slices(case))
+        look = model.saliency_maps(case, model.predict_slices(case))
         mask = masks[case.id][look.slice_index]
         for name, attention in look.maps.items():
             found[name].append(share_inside(torch.from_numpy(attention), mask))

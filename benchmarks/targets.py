@@ -23,7 +23,7 @@ import samadapt as sa
 from samadapt import features
 from samadapt.metrics import score_case
 from samadapt.opening import Opening
-from samadapt.prediction import build_model
+from samadapt.prediction import build_predictor
 from samadapt.transforms import place_label, resize_and_pad, to_original
 from samadapt.types import IGNORED, Case, Frame
 
@@ -120,19 +120,19 @@ def trained(side: int, steps: int, seeds: int) -> None:
         dice, assd, seconds = [], [], []
         for seed in range(seeds):
             learner = sa.Learner("unet", "pixels", side=256, options={"width": 8}, augment="none")
-            encoder, head = learner.build(2, seed)
+            model = learner.build(2, seed)
             features.place_label = make
-            pairs = sa.Pairs(Discs(range(30), side), encoder, head.reads)
+            pairs = sa.Pairs(Discs(range(30), side), learner.maps(model.head.reads, Discs.window, seed))
             with tempfile.TemporaryDirectory() as folder:
                 start = time.process_time()
                 config = sa.TrainConfig(steps=steps, batch_size=4, seed=seed, device="cpu")
-                sa.train(head, pairs, config=config, out=Path(folder) / "run")
+                sa.train(model, pairs, config=config, out=Path(folder) / "run")
                 seconds.append((time.process_time() - start) / steps)
             features.place_label = place_label
-            model = build_model(encoder, head, Discs.opening)
+            segmenter = build_predictor(model, Discs.opening)
             for case in scored:
                 assert case.label is not None
-                found = score_case(case.id, model.predict(case), case.label.numpy(), None, Discs.classes)
+                found = score_case(case.id, segmenter.predict(case), case.label.numpy(), None, Discs.classes)
                 dice += [s.value for s in found if s.metric == "dsc"]
                 assd += [s.value for s in found if s.metric == "assd_px"]
         print(

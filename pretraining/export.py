@@ -20,7 +20,7 @@ LARGEST = 10_000_000  # bytes of the package's weights, with everything
 
 
 def packed(trainer: Trainer) -> dict[str, Tensor]:
-    """The encoder's and the decoder's averaged weights in float16, keys as `build_sam_nano` and SAM name them."""
+    """The encoder's and the decoder's averaged weights in float16, keys as the encoder and SAM name them."""
     parts = {"backbone": f"{BACKBONE_KEY}.", "decoder": ""}
     found = {}
     for name, value in trainer.averaged().items():

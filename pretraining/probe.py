@@ -9,22 +9,24 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretraining.draw import Draw
 from pretraining.generate import generate
 from pretraining.objectives import Cells
 from pretraining.train import Recipe, Trainer
-from samadapt.encoders.nano import NanoBackbone, build_sam_nano
+from samadapt.encoders import EncoderSpec
+from samadapt.encoders.nano import NanoBackbone
+from samadapt.weights import RANDOM
 
 READ = ("stride4", "neck", "stride16")
 
 
-def trained(run: Path) -> NanoBackbone:
-    """The averaged weights of a run, or of an exported file."""
+def trained(run: Path | None) -> nn.Module:
+    """The averaged weights of a run, or of an exported file; None: those of the package."""
+    if run is None or run.is_file():
+        return EncoderSpec("sam_nano", run and str(run)).load().network
     net = NanoBackbone()
-    if run.is_file():
-        return build_sam_nano(run).image_encoder
     trainer = Trainer(Recipe(**json.loads((run / "recipe.json").read_text())))
     trainer.load(torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True))
     own = "backbone."
@@ -33,9 +35,9 @@ def trained(run: Path) -> NanoBackbone:
     return net
 
 
-def untrained(seed: int = 0) -> NanoBackbone:
+def untrained(seed: int = 0) -> nn.Module:
     """Random weights: the control."""
-    return build_sam_nano("random", seed=seed).image_encoder
+    return EncoderSpec("sam_nano", RANDOM, seed=seed).load().network
 
 
 def stacked(features: dict[str, Tensor]) -> Tensor:
@@ -46,7 +48,7 @@ def stacked(features: dict[str, Tensor]) -> Tensor:
 
 
 @torch.inference_mode()
-def separation(net: NanoBackbone, maps: int = 48, side: int = 128, seed: int = 0) -> float:
+def separation(net: nn.Module, maps: int = 48, side: int = 128, seed: int = 0) -> float:
     """How often a linear readout, fitted to the regions of one look of a label map, names them in the *other* look.
 
     The mean over regions of the share of their cells that are named rightly, on maps that training never draws. Ridge
@@ -57,7 +59,7 @@ def separation(net: NanoBackbone, maps: int = 48, side: int = 128, seed: int = 0
         draw = Draw("probe", seed, part)
         batch = generate(draw, 12, 2, side)
         cells = Cells.of(batch.labels, draw)
-        x = stacked(net.eval()(batch.images)).flatten(2)[:, :, cells.at]  # (N, C, P)
+        x = stacked(net.eval()(batch.images, READ)).flatten(2)[:, :, cells.at]  # (N, C, P)
         x = ((x - x.mean((0, 2), keepdim=True)) / (x.std((0, 2), keepdim=True) + 1e-6)).transpose(1, 2)
         hot, sizes = cells.fine, cells.fine.sum(2)  # (N, R, P), (N, R)
         fitted, regions, known = (_other_look(t) for t in (x, hot, sizes > 0.5))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pretraining.draw import Draw
 from pretraining.shapes import OUTSIDE, REGIONS
-from samadapt.encoders.nano import normalise
 from samadapt.types import IGNORED
+from samadapt.views.prepare import NANO_MEAN, NANO_STD
 
 TEXTURES = 4
 COLUMNS = 1 + 3 + TEXTURES  # of a palette: intensity, colour offset, amplitude of each texture
@@ -242,4 +242,4 @@ def _picture(draw: Draw, labels: Tensor, style: Style, channels: int) -> Tensor:
     """-> (n, channels, S, S) normalised; channels 1 (grey) or 3 (colour)."""
     x = _litter(draw, _paint(draw, labels, style, channels))
     x = _noise(draw, _shade(draw, _soften(draw, x, style)), style)
-    return normalise(255.0 * _tone(x, style))
+    return (255.0 * _tone(x, style) - NANO_MEAN) / NANO_STD

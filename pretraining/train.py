@@ -27,6 +27,7 @@ from pretraining.generate import Batch, generate
 from pretraining.objectives import Agreement, Cells, promptable
 from samadapt.encoders.nano import DECODER, TAPS, NanoBackbone
 from samadapt.heads.mask_decoder import PromptedDecoder
+from samadapt.training.steps import StepLoop
 
 #: (side, label maps, views) of a batch and how often it comes: about the same number of pixels in each.
 SIZES = ((128, 24, 2), (192, 11, 2), (256, 6, 2))
@@ -123,9 +124,19 @@ def batches(recipe: Recipe, first: int, device: str, workers: int) -> Iterator[B
         yield Batch(images.to(device).float(), labels.to(device).long(), views)
 
 
-def _group(module: nn.Module, recipe: Recipe, share: float) -> dict[str, object]:
-    """Parameters with a share of the learning rate of their own."""
-    return {"params": list(module.parameters()), "weight_decay": recipe.weight_decay, "share": share}
+class _Objective(nn.Module):
+    """The weighted sum of the objectives on a batch; `found` keeps them one by one."""
+
+    def __init__(self, net: Net, recipe: Recipe, device: str) -> None:
+        super().__init__()
+        self.net, self.recipe, self.device = net, recipe, device
+        self.found: dict[str, Tensor] = {}
+
+    def forward(self, images: Tensor, labels: Tensor, views: int, step: int) -> Tensor:
+        draw = Draw("objectives", self.recipe.seed, step, device=self.device)
+        self.found = self.net.losses(Batch(images, labels, views), draw, self.recipe, step)
+        weights = asdict(self.recipe)
+        return torch.stack([weights[name] * value for name, value in self.found.items()]).sum()
 
 
 class Trainer:
@@ -136,13 +147,20 @@ class Trainer:
         self.recipe, self.device = recipe, device
         self.net = Net().to(device, memory_format=torch.channels_last)
         self.average = [p.detach().clone() for p in self.net.parameters()]
-        groups = [
-            _group(self.net.backbone, recipe, 1.0),
-            _group(self.net.agreement, recipe, 1.0),
-            _group(self.net.decoder, recipe, recipe.decoder_lr),
-        ]
-        self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
-        self.step, self.minutes = 0, 0.0
+        self.objective = _Objective(self.net, recipe, device)
+        self.loop = StepLoop(self.objective, self._optimiser, device, recipe.bf16, skip=True)
+        self.minutes = 0.0
+
+    def _optimiser(self, objective: nn.Module) -> torch.optim.Optimizer:
+        """Each part with its share of the learning rate."""
+        parts = {self.net.backbone: 1.0, self.net.decoder: self.recipe.decoder_lr, self.net.agreement: 1.0}
+        groups = [{"params": list(part.parameters()), "lr": share} for part, share in parts.items()]
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.recipe.weight_decay, fused=True)
+
+    @property
+    def step(self) -> int:
+        """How many steps were made."""
+        return self.loop.step
 
     def progress(self) -> float:
         """0 at the start, 1 at the end, whichever bound is nearer."""
@@ -161,33 +179,19 @@ class Trainer:
 
     def update(self, batch: Batch) -> dict[str, float]:
         """One step; returns the losses."""
-        draw = Draw("objectives", self.recipe.seed, self.step, device=self.device)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        batch = Batch(images, batch.labels, batch.views)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate() * group["share"]
-        with torch.autocast(self.device.split(":")[0], dtype=torch.bfloat16, enabled=self.recipe.bf16):
-            losses = self.net.losses(batch, draw, self.recipe, self.step)
-        weights = asdict(self.recipe)
-        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        if bool(torch.isfinite(norm)):  # a step without a finite gradient is skipped, not repaired
-            self.optimiser.step()
-        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        step, images = self.step, batch.images.contiguous(memory_format=torch.channels_last)
+        loss = self.loop.update(images, batch.labels, batch.views, step, rates=self.rate())
+        decay = min(self.recipe.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.net.parameters()], 1 - decay)
-        self.step += 1
-        return {"loss": float(total.detach()), **{k: float(v.detach()) for k, v in losses.items()}}
+        return {"loss": float(loss), **{k: float(v.detach()) for k, v in self.objective.found.items()}}
 
     def state(self) -> dict[str, object]:
         """Everything a resumed run needs."""
         return {
             "net": self.net.state_dict(),
             "average": self.average,
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
             "minutes": self.minutes,
+            **self.loop.state(),
         }
 
     def load(self, state: dict) -> None:
@@ -196,8 +200,8 @@ class Trainer:
         with torch.no_grad():
             for mine, theirs in zip(self.average, state["average"], strict=True):
                 mine.copy_(theirs)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.minutes = state["step"], state["minutes"]
+        self.loop.load_state(state)
+        self.minutes = state["minutes"]
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights, by name, with batch statistics measured anew for them on batches never trained on."""
@@ -290,7 +294,7 @@ def main() -> None:
     bound.add_argument("--steps", type=int)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "mps"])
     parser.add_argument("--lr", type=float, default=Recipe.lr)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--without", default="", help="objectives to leave out, e.g. prompts")

@@ -9,7 +9,7 @@ import torch
 
 from fixtures.known import known_normal, known_picture, known_sample, known_weights
 from samadapt.backbones import build_backbone, published_weights
-from samadapt.encoders import load_encoder
+from samadapt.encoders import EncoderSpec
 
 ORACLE = np.load(Path(__file__).parent / "fixtures" / "efficientnet_lite.npz")
 
@@ -39,8 +39,7 @@ def compare(name: str, weights: Path, picture: torch.Tensor, case: str) -> None:
         equal(found, case)
         side = picture.shape[-1]
         if side % 32 == 0:
-            encoder = load_encoder(name.replace("efficientnet", "imagenet"), checkpoint=weights, side=side)
-            maps = encoder(picture)
+            maps = EncoderSpec(name.replace("efficientnet", "imagenet"), weights, side).load()(picture)
             del maps["pixels"]
             equal(dict(zip(backbone.stages, maps.values(), strict=True)), case)
 

@@ -1,172 +1,257 @@
 """The contract of encoders, over the table in tiny random variants; checkpoints good and bad."""
 
 import json
+import math
 import re
-from dataclasses import replace
+import shutil
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from samadapt.encoders.prepare import PREPARES
 
 from fixtures.known import known_normal, known_weights
-from fixtures.tiny_hub import TINY_HUB
-from samadapt.encoders import ENCODERS, load_encoder, tiny_vit, tiny_vit_network
-from samadapt.encoders.checkpoints import SHA256, HubModel, original_key, original_layout
-from samadapt.encoders.dinov3 import DINOV3_MODELS
-from samadapt.encoders.sam import SAM_MODELS, VIT_B, VIT_H, VIT_L, Architecture, Model, _config
-from samadapt.encoders.sam2 import SAM2_MODELS
+from samadapt.encoders import ENCODERS, EncoderEntry, EncoderSpec, load_encoder, tiny_vit_network
+from samadapt.encoders.checkpoints import SHA256, original_key, original_layout
+from samadapt.encoders.sam import _TINY, SAM_MODELS, VIT_B, VIT_H, VIT_L, _config
 from samadapt.encoders.tiny_vit import TINY_VITS
-from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.learner import Learner
-from samadapt.transforms import to_original
+from samadapt.transforms import pool_taps, to_original
 from samadapt.types import SamAdaptError, SamAdaptWarning
+from samadapt.views.prepare import PREPARES
 from samadapt.weights import PublishedFile
 
-#: Four blocks of SAM's kind, of which the second and the last attend globally.
-TINY = Architecture(width=32, depth=4, heads=2, global_blocks=(1, 3), side=128, window=3, neck=32)
-TINY_SAM = Model("tiny_sam", TINY, HubModel("nobody/nothing", "0" * 40), "sam")
-TINY_MEDSAM = Model("tiny_medsam", TINY, HubModel("nobody/nothing", "0" * 40), "medsam")
-#: One block a stage, windows that do not divide the grid, in both layouts of the family.
-NARROW = {"widths": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4), "windows": (7, 7, 14, 7)}
-NOWHERE = PublishedFile("nowhere.pth", "0" * 64, source="nowhere")
-VARIANTS = {
-    "tiny_sam": TINY_SAM,
-    "tiny_medsam": TINY_MEDSAM,
-    "tiny_lite_medsam": tiny_vit.Model(
-        "tiny_lite_medsam", replace(LITE_MEDSAM, side=64, neck=32, **NARROW), NOWHERE, "lite_medsam"
-    ),
-    "tiny_mobile_sam": tiny_vit.Model(
-        "tiny_mobile_sam", replace(MOBILE_SAM, side=64, neck=32, **NARROW), NOWHERE, "sam"
-    ),
-    **TINY_HUB,
-}
-
-
-def tiny_name(name: str) -> str:
-    """The ViTs are tested by a small one of the same class; every other entry as it is."""
-    if name in SAM_MODELS:
-        return "tiny_medsam" if SAM_MODELS[name].prepare == "medsam" else "tiny_sam"
-    for tiny, family in {"tiny_sam2": SAM2_MODELS, "tiny_dinov3": DINOV3_MODELS}.items():
-        if name in family:
-            return tiny
-    return f"tiny_{name}" if name in TINY_VITS else name
-
-
-CONTRACT = sorted({tiny_name(name) for name in ENCODERS})
+TABLE = dict(ENCODERS)
+#: What stands for its entries: the tiny ones where they have one.
+TINY = {entry.name: entry for entry in (entry.tiny or entry for entry in TABLE.values())}
+#: Ways to prepare that stretch each slice by its own extremes.
+BY_EXTREMES = {"autosam", "lite_medsam", "medsam"}
 
 
 @pytest.fixture(autouse=True)
 def tiny_table(monkeypatch):
-    for name, model in VARIANTS.items():
-        monkeypatch.setitem(ENCODERS, name, model)
+    for name, entry in TINY.items():
+        monkeypatch.setitem(ENCODERS, name, entry)
 
 
-@pytest.fixture(params=CONTRACT)
-def name(request):
-    return request.param
+@pytest.fixture(params=sorted(TINY))
+def entry(request):
+    return TINY[request.param]
 
 
-def load(name: str, seed: int = 0, **options):
-    checkpoint = None if name == "pixels" else "random"
-    return load_encoder(name, checkpoint=checkpoint, side=options.pop("side", 64), seed=seed, **options)
+def side_of(entry: EncoderEntry, at_least: int = 64) -> int:
+    """A small side that it can have."""
+    return math.ceil(max(at_least, entry.least) / entry.step) * entry.step
+
+
+def spec_of(entry: EncoderEntry, **options) -> EncoderSpec:
+    """Of random weights, where it has any."""
+    if entry.published is not None:
+        options.setdefault("checkpoint", "random")
+    return EncoderSpec(entry.name, **{"side": side_of(entry), **options})
+
+
+def load(name: str, side: int = 64, **options):
+    return spec_of(ENCODERS[name], side=side, **options).load()
+
+
+def picture(side: int, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def same_maps(one: EncoderSpec, two: EncoderSpec) -> None:
+    """Of one picture, to the last digit."""
+    x = picture(one.side, 1)
+    with torch.no_grad():
+        maps, others = one.load()(x), two.load()(x)
+    assert list(maps) == list(others) and all(torch.equal(maps[tap], others[tap]) for tap in maps)
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """Building a network, or reading its weights, fails."""
+
+    def fail(self, *_):
+        raise AssertionError(f"{self.name} was loaded")
+
+    for kind in {type(entry) for entry in ENCODERS.values()}:
+        for method in ("network", "loaded", "read"):
+            monkeypatch.setattr(kind, method, fail)
 
 
 # ---------------------------------------------------------------- the contract
 
 
-def test_it_gives_the_taps_that_it_declares(name):
-    encoder = load(name)
-    assert encoder.taps["pixels"] == (3, 64, 64) and encoder.side == 64
+def test_an_entry_stands_under_its_name_and_its_tiny_one_is_of_its_family():
+    for name, entry in ENCODERS.items():
+        assert entry.name == name
+        if entry.tiny is not None:
+            assert type(entry.tiny) is type(entry) and entry.tiny.tiny is None
+            assert (entry.tiny.prepare, entry.tiny.version) == (entry.prepare, entry.version)
+
+
+def test_it_gives_the_taps_that_it_declares(entry):
+    spec = spec_of(entry)
+    side = spec.side
+    assert spec.taps["pixels"] == (3, side, side)
+    extractor = spec.load()
+    assert extractor.taps == spec.taps and extractor.spec == spec
     with torch.no_grad():
-        found = encoder(torch.randn(2, 3, 64, 64))
-    assert {tap: tuple(x.shape) for tap, x in found.items()} == {k: (2, *v) for k, v in encoder.taps.items()}
+        found = extractor(picture(side))
+    assert {tap: tuple(x.shape) for tap, x in found.items()} == {k: (2, *v) for k, v in spec.taps.items()}
+    assert list(found) == list(spec.taps)
     assert all(x.isfinite().all() and x.std() > 1e-3 for x in found.values())
 
 
-def test_the_same_seed_gives_the_same_maps_alone_and_in_a_batch(name):
-    x = torch.randn(2, 3, 64, 64)
+def test_it_gives_what_is_read_and_nothing_else(entry):
+    """One tap, pooled as its reader declared; pixels, and what is no map, are not the encoder's."""
+    spec, x = spec_of(entry), picture(side_of(entry))
     with torch.no_grad():
-        first, again = load(name)(x), load(name)(x[1:])
+        maps = spec.load()(x)
+        for tap in spec.taps:
+            reads = {"pixels": 1, "identity": 1, tap: 1}
+            found = spec.load(reads)(x)
+            assert list(found) == list(dict.fromkeys(["pixels", tap]))
+            torch.testing.assert_close(found[tap], maps[tap], atol=1e-5, rtol=1e-5)
+        for window in (2, 0):
+            reads = {tap: window for tap in spec.taps if tap != "pixels"}
+            found, expected = spec.load(reads)(x), pool_taps(maps, reads)
+            for tap in reads:
+                torch.testing.assert_close(found[tap], expected[tap], atol=1e-5, rtol=1e-5)
+    with pytest.raises(SamAdaptError, match=r"does not give \['nothing'\]; it gives \[.*'pixels'"):
+        spec.load({"nothing": 1})
+
+
+def test_the_same_seed_gives_the_same_maps_alone_and_in_a_batch(entry):
+    x = picture(side_of(entry))
+    with torch.no_grad():
+        first, again = spec_of(entry).load()(x), spec_of(entry).load()(x[1:])
     for tap in first:
         torch.testing.assert_close(first[tap][1:], again[tap], atol=1e-4, rtol=1e-4)
+    if entry.published is not None:
+        other = spec_of(entry, seed=1).load()
+        assert any(
+            (p != q).any()
+            for p, q in zip(other.parameters(), spec_of(entry).load().parameters(), strict=True)
+        )
 
 
-def test_loading_leaves_the_callers_random_numbers_alone(name):
+def test_loading_leaves_the_callers_random_numbers_alone(entry):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    load(name)
+    spec_of(entry).load()
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_the_fingerprint_tells_what_changes_the_numbers(name):
-    prints = [load(name).fingerprint, load(name, side=96).fingerprint]
-    assert load(name).fingerprint == prints[0]
-    if name != "pixels":
-        prints.append(load(name, seed=1).fingerprint)
-        encoder = load(name)
-        assert encoder.fingerprint == prints[0]  # and is not remembered when the weights change
-        with torch.no_grad():
-            next(encoder.parameters())[:1] += 1.0
-        prints.append(encoder.fingerprint)
-    if name != "sam_nano":
-        prints.append(load(name, prepare="standardise").fingerprint)
+def test_the_fingerprint_tells_what_changes_the_numbers(entry, tmp_path, nothing_is_loaded):
+    """And nothing is loaded for it."""
+    own = spec_of(entry).fingerprint
+    assert spec_of(entry).fingerprint == own
+    prints = [own, spec_of(entry, side=side_of(entry, 96)).fingerprint]
+    if not entry.one_preparation:
+        prints.append(spec_of(entry, prepare="standardise").fingerprint)
+    if entry.published is not None:
+        prints.append(spec_of(entry, seed=1).fingerprint)
+        file = tmp_path / "w.pth"
+        for content in (b"one", b"another"):
+            file.write_bytes(content)
+            prints.append(spec_of(entry, checkpoint=str(file)).fingerprint)
+        assert spec_of(entry, checkpoint=str(file), seed=1).fingerprint == prints[-1]  # a file has no seed
+        shutil.copy(file, tmp_path / "copy.pth")
+        assert spec_of(entry, checkpoint=str(tmp_path / "copy.pth")).fingerprint == prints[-1]
     assert len(set(prints)) == len(prints)
 
 
-def test_it_is_frozen_until_asked(name):
-    encoder = load(name)
-    assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
-    if name == "pixels":
+@pytest.mark.parametrize("checkpoint", [None, "random"])
+def test_no_two_encoders_of_the_table_share_a_fingerprint(nothing_is_loaded, checkpoint):
+    """Prepared alike, too: the weights, or the networks that are drawn, differ."""
+    prints = [
+        EncoderSpec(name, checkpoint, 1024, None if entry.one_preparation else "sam").fingerprint
+        for name, entry in TABLE.items()
+        if entry.published is not None
+    ]
+    assert len(prints) > 5 and len(set(prints)) == len(prints)
+
+
+def test_what_it_gives_is_told_at_once_and_nothing_is_loaded(nothing_is_loaded):
+    for name in ENCODERS:
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            taps = EncoderSpec(name).taps
+            times.append(time.perf_counter() - start)
+        assert min(times) < 1e-3, name
+        assert all(len(shape) == 3 and min(shape) >= 1 for shape in taps.values())
+
+
+def test_it_is_frozen_until_asked(entry):
+    extractor = spec_of(entry).load()
+    assert not extractor.training and not any(p.requires_grad for p in extractor.parameters())
+    if entry.published is None:
+        assert not list(extractor.parameters())
         return
-    encoder.requires_grad_(True)
-    sum(x.square().mean() for x in encoder(torch.randn(1, 3, 64, 64)).values()).backward()
-    assert [n for n, p in encoder.named_parameters() if p.grad is None] == []
+    extractor.requires_grad_(True)
+    sum(x.square().mean() for x in extractor(picture(side_of(entry), 1)).values()).backward()
+    assert [n for n, p in extractor.named_parameters() if p.grad is None] == []
 
 
-def test_the_spec_loads_it_again(name):
-    encoder = load(name)
-    again = load_encoder(**json.loads(json.dumps(encoder.spec)))
-    assert again.fingerprint == encoder.fingerprint and again.spec == encoder.spec
+def test_the_spec_loads_it_again(entry):
+    spec = spec_of(entry, seed=5)
+    again = EncoderSpec(**json.loads(json.dumps(spec.to_json())))
+    assert again == spec and hash(again) == hash(spec) and again.fingerprint == spec.fingerprint
+    same_maps(spec, again)
+
+
+def test_load_encoder_gives_all_its_taps(entry):
+    spec = spec_of(entry, seed=5)
+    extractor = load_encoder(spec.name, spec.checkpoint, spec.side, seed=5)
+    assert extractor.spec == spec and extractor.reads == dict.fromkeys(entry.taps(spec.side), 1)
+
+
+def test_untrained_weights_bring_no_decoder(entry):
+    spec = spec_of(entry)
+    assert spec.decoder_state() == {} and not spec.pretrained
 
 
 @pytest.mark.parametrize("shape", [(1, 40, 64), (3, 50, 30)])
-def test_prepare_and_back(name, shape):
+def test_prepare_and_back(entry, shape):
     """A smooth slice comes back where it was, up to interpolation and a scale of intensity."""
     y, x = torch.meshgrid(torch.linspace(0, 3, shape[1]), torch.linspace(0, 5, shape[2]), indexing="ij")
     image = (127 + 100 * torch.sin(x) * torch.cos(y)).expand(shape)
-    encoder = load(name)
-    square, frame = encoder.prepare(image)
-    assert square.shape == (3, 64, 64) and square.dtype == torch.float32
-    assert frame.original_size == shape[1:] and frame.side == 64 and max(frame.input_size) == 64
+    side = side_of(entry)
+    square, frame = spec_of(entry).view("none").preprocess(image)
+    assert square.shape == (3, side, side) and square.dtype == torch.float32
+    assert frame.original_size == shape[1:] and frame.side == side and max(frame.input_size) == side
     back = to_original(square, frame)[0]
     assert back.shape == shape[1:]
     assert torch.corrcoef(torch.stack([back.flatten(), image[0].flatten()]))[0, 1] > 0.99
 
 
-def test_its_units_tell_what_a_prepared_picture_was(name):
+def test_its_units_tell_what_a_prepared_picture_was(entry):
     """To the last grey level, or, where a slice is stretched by its own extremes, with 0 and 255 at these."""
-    image = torch.linspace(40, 200, 64 * 64).view(1, 64, 64).expand(3, -1, -1).clone()
+    side = side_of(entry)
+    image = torch.linspace(40, 200, side * side).view(1, side, side).expand(3, -1, -1).clone()
     image[1] *= 0.5
-    encoder = load(name)
-    means, deviations = (torch.tensor(values).view(3, 1, 1) for values in encoder.units)
-    back = encoder.prepare(image)[0] * deviations + means
-    if ENCODERS[name].__dict__.get("prepare") in ("medsam", "lite_medsam"):
+    view = spec_of(entry).view("none")
+    means, deviations = (torch.tensor(values).view(3, 1, 1) for values in view.units)
+    back = view.preprocess(image)[0] * deviations + means
+    if entry.prepare in BY_EXTREMES:
         image = (image - image.min()) / (image.max() - image.min()) * 255
     torch.testing.assert_close(back, image, atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["tiny_lite_medsam", "tiny_mobile_sam"])
+@pytest.mark.parametrize("name", [entry.tiny.name for entry in TINY_VITS])
 def test_tile_by_tile_the_maps_are_those_of_the_whole(monkeypatch, name):
     """What `--tune all` computes, with gradients, is computed as a whole; what a frozen encoder does, in tiles."""
-    encoder, x = load(name), torch.randn(2, 3, 64, 64)
-    whole = encoder.requires_grad_(True)(x)
+    extractor, x = load(name), picture(64)
+    whole = extractor.requires_grad_(True)(x)
     monkeypatch.setattr(tiny_vit_network, "_TILE", 1 << 10)  # some rows of the finest maps
     with torch.no_grad():
-        tiled = encoder(x)
+        tiled = extractor(x)
     for tap, expected in whole.items():
         torch.testing.assert_close(tiled[tap], expected.detach(), atol=1e-5, rtol=1e-5)
 
@@ -212,27 +297,17 @@ def test_a_constant_slice_is_finite(way):
 
 def test_two_channels_cannot_be_shown():
     with pytest.raises(SamAdaptError, match="2 channels"):
-        load("pixels").prepare(torch.zeros(2, 8, 8))
+        EncoderSpec("pixels").view("none").preprocess(torch.zeros(2, 8, 8))
 
 
 # ---------------------------------------------------------------- SAM
-
-
-def test_only_the_taps_that_are_read_cost_memory():
-    encoder, x = load("tiny_sam"), torch.randn(1, 3, 64, 64)
-    view = encoder.only(["block1"])
-    found = view(x)
-    assert list(found) == list(view.taps) == ["pixels", "block1"]
-    assert view.fingerprint == encoder.fingerprint and "neck" in encoder.taps
-    torch.testing.assert_close(found["block1"], encoder(x)["block1"])
-    assert next(view.parameters()) is next(encoder.parameters())
 
 
 def layout() -> dict:
     """Key -> shape of a tiny SAM in the original layout."""
     from transformers.models.sam.modeling_sam import SamVisionModel
 
-    vision = original_layout(SamVisionModel(_config(TINY, 128)).state_dict())
+    vision = original_layout(SamVisionModel(_config(_TINY, 128)).state_dict())
     decoder = PromptedDecoder(32, (8, 8), 128, mlp_dim=16).state_dict()
     return {key: tuple(value.shape) for key, value in (vision | decoder).items()}
 
@@ -246,13 +321,12 @@ def original(tmp_path_factory) -> Path:
 
 
 def test_a_pth_brings_the_encoder_and_the_decoder(original):
-    encoder = load_encoder("tiny_sam", checkpoint=original)
+    spec = EncoderSpec("tiny_sam", original)
     decoder = PromptedDecoder(32, (8, 8), 128, mlp_dim=16)
-    decoder.load_state_dict(encoder.decoder_state())
+    decoder.load_state_dict(spec.decoder_state())
     key = "vision.layers.2.attn.rel_pos_h"
     expected = known_weights(layout())["image_encoder.blocks.2.attn.rel_pos_h"]
-    assert torch.equal(encoder.state_dict()[key], expected)
-    assert load("tiny_sam").decoder_state() == {}
+    assert torch.equal(spec.load().network.state_dict()[key], expected)
 
 
 def test_another_side_interpolates_the_positions_and_keeps_the_picture(original):
@@ -266,8 +340,9 @@ def test_another_side_interpolates_the_positions_and_keeps_the_picture(original)
     state[rel] = torch.linspace(-1, 1, 15)[:, None].expand(15, 16).clone()
     path = original.with_name("smooth.pth")
     torch.save(state, path)
-    large, small = (load_encoder("tiny_sam", checkpoint=path, side=side) for side in (128, 64))
-    assert large.fingerprint != small.fingerprint
+    specs = [EncoderSpec("tiny_sam", path, side) for side in (128, 64)]
+    assert specs[0].fingerprint != specs[1].fingerprint
+    large, small = (spec.load().network for spec in specs)
     positions = small.state_dict()["vision.pos_embed"]
     assert positions.shape == (1, 4, 4, 32)
     assert positions[0, :, 0, 0].diff().min() > 0.3  # still from top to bottom
@@ -307,23 +382,25 @@ def test_a_folder_of_transformers_is_the_same_network(tmp_path):
         for key, p in model.state_dict().items():
             p.copy_(known_weights({original_key(key): tuple(p.shape)})[original_key(key)])
     model.save_pretrained(tmp_path)
-    encoder = load_encoder("tiny_sam", checkpoint=tmp_path)
+    encoder = EncoderSpec("tiny_sam", tmp_path).load()
     x, boxes = known_normal("x", (1, 3, 128, 128)), torch.tensor([[[10.0, 20.0, 90.0, 70.0]]])
     decoder = PromptedDecoder(32, (8, 8), 128, mlp_dim=16).eval()
-    decoder.load_state_dict(encoder.decoder_state())
+    decoder.load_state_dict(encoder.spec.decoder_state())
     with torch.no_grad():
         expected = model(pixel_values=x, input_boxes=boxes, multimask_output=True)
         logits, iou = decoder(encoder(x)["neck"], boxes=boxes[0], multimask=True)
     torch.testing.assert_close(logits, expected.pred_masks[0, 0][None], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(iou, expected.iou_scores[0], atol=1e-4, rtol=1e-4)
+    torch.save(original_layout(model.state_dict()), tmp_path / "same.pth")
+    same_maps(encoder.spec, EncoderSpec("tiny_sam", tmp_path / "same.pth"))
 
 
 def test_the_table_of_models_is_pinned():
-    assert {name: model.architecture for name, model in SAM_MODELS.items()} == {
+    assert {entry.name: entry.architecture for entry in SAM_MODELS} == {
         "sam_vit_b": VIT_B, "sam_vit_l": VIT_L, "sam_vit_h": VIT_H, "medsam_vit_b": VIT_B,
     }  # fmt: skip
-    assert all(re.fullmatch("[0-9a-f]{40}", model.hub.revision) for model in SAM_MODELS.values())
-    assert SAM_MODELS["medsam_vit_b"].prepare == "medsam"
+    assert all(re.fullmatch("[0-9a-f]{40}", entry.published.revision) for entry in SAM_MODELS)
+    assert {e.name: e.prepare for e in SAM_MODELS if e.prepare != "sam"} == {"medsam_vit_b": "medsam"}
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in SHA256.values())
 
 
@@ -339,18 +416,37 @@ def test_unknown_names():
     refuse("unknown encoder 'vitb'; known: .*sam_vit_b", name="vitb")
     refuse("unknown prepare 'imagenet'; known: autosam", checkpoint="random", prepare="imagenet")
     refuse("unknown prepare 'imagenet'", name="pixels", prepare="imagenet")
+    refuse(
+        "'sam_nano' has one way to prepare images; leave out prepare 'sam'", name="sam_nano", prepare="sam"
+    )
+
+
+def test_encoders_compute_in_float32():
+    with pytest.raises(SamAdaptError, match="dtype is 'float16'; encoders compute in float32"):
+        EncoderSpec("pixels", dtype="float16")
 
 
 def test_sides_that_do_not_fit():
-    refuse("side 100 does not fit .* a multiple of 16, such as 64 or 128", checkpoint="random", side=100)
-    refuse("side 16 does not fit", checkpoint="random", side=16)
-    refuse("side 8 is too small", name="pixels", side=8)
+    told = "does not fit encoder 'tiny_sam'; give a multiple of 16, at least 32, such as 128"
+    refuse(f"side 100 {told}", checkpoint="random", side=100)
+    refuse(f"side 16 {told}", checkpoint="random", side=16)
+    refuse("side 8 does not fit encoder 'pixels'; give at least 28, such as 256", name="pixels", side=8)
 
 
 def test_no_weights_there(tmp_path):
-    refuse("neither a file nor a folder", checkpoint=tmp_path / "none.pth")
+    told = "of encoder 'tiny_sam' is neither a file nor a folder, nor a model of the hub with its revision"
+    for checkpoint in (tmp_path / "none.pth", "~nosuchuser/none.pth", "owner/name", "owner/name@main"):
+        refuse(f"--checkpoint '.*{Path(checkpoint).name}' {told}", checkpoint=checkpoint)
     refuse("neither model.safetensors nor pytorch_model.bin", checkpoint=tmp_path)
-    refuse("'pixels' has no weights", name="pixels", checkpoint="x.pth")
+
+
+@pytest.mark.parametrize("checkpoint", ["x.pth", "random"])
+def test_pixels_have_no_weights(checkpoint):
+    refuse(
+        f"'pixels' has no weights; leave out the checkpoint '{checkpoint}'",
+        name="pixels",
+        checkpoint=checkpoint,
+    )
 
 
 def test_no_network_and_no_cache(monkeypatch, tmp_path):
@@ -358,7 +454,43 @@ def test_no_network_and_no_cache(monkeypatch, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    refuse("cannot get the weights nobody/nothing .* nor find them in its cache")
+    repo = ENCODERS["tiny_sam"].published.repo
+    refuse(
+        f"cannot get the weights {repo} .* nor find them in its cache .*connect once, or give --checkpoint and a file"
+    )
+    refuse(
+        "cannot get the weights nobody/nothing .* check the name and the revision",
+        checkpoint=f"nobody/nothing@{'0' * 40}",
+    )
+
+
+def test_a_model_of_the_hub_at_its_revision(monkeypatch, original, tmp_path):
+    """Asked for only when it is loaded: in the cache, then on the hub, under either name of the file."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    asked = []
+    shutil.copy(original, tmp_path / "pytorch_model.bin")
+
+    def download(repo, file, revision, local_files_only):
+        asked.append((repo, file, revision, local_files_only))
+        if local_files_only:
+            raise LocalEntryNotFoundError("not fetched yet")
+        if file != "pytorch_model.bin":
+            raise RemoteEntryNotFoundError("it has none", response=Mock())
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    revision = "0a" * 20
+    spec = EncoderSpec("tiny_sam", f"owner/name.of-it@{revision}")
+    assert f"owner/name.of-it@{revision}" in spec.fingerprint
+    published = EncoderSpec("tiny_sam", spec.entry.published.identity)
+    assert published.fingerprint == EncoderSpec("tiny_sam").fingerprint and asked == []
+    same_maps(EncoderSpec("tiny_sam", original), spec)
+    files = ["model.safetensors", "pytorch_model.bin"]
+    assert asked == [
+        ("owner/name.of-it", file, revision, cached) for cached in (True, False) for file in files
+    ]
 
 
 def test_a_truncated_pth(original, tmp_path):
@@ -401,7 +533,6 @@ def test_tensors_that_can_be_no_weights(tmp_path):
 
 
 def test_a_lite_medsam_whose_parts_do_not_fit_each_other(tmp_path):
-    encoder = load("tiny_lite_medsam")
     key = "image_encoder.patch_embed.seq.0"
     parts = {f"{key}.bn.{name}": torch.ones(3) for name in ("weight", "bias", "running_mean", "running_var")}
     torch.save({f"{key}.c.weight": torch.zeros(4, 3, 1, 1)} | parts, tmp_path / "odd.pth")
@@ -409,7 +540,7 @@ def test_a_lite_medsam_whose_parts_do_not_fit_each_other(tmp_path):
         "its batch normalisation is not of 4 channels",
         name="tiny_lite_medsam",
         checkpoint=tmp_path / "odd.pth",
-        side=encoder.side,
+        side=64,
     )
 
 
@@ -425,9 +556,9 @@ def test_a_sam_nano_that_is_no_safetensors(tmp_path, content):
 
 
 @pytest.mark.parametrize("side", [0, -1, 100_000])
-def test_no_encoder_takes_such_a_side(name, side):
+def test_no_encoder_takes_such_a_side(entry, side):
     with pytest.raises(SamAdaptError, match=f"side is {side}; expected 1 to 4096 pixels"):
-        load(name, side=side)
+        spec_of(entry, side=side)
 
 
 def test_a_cache_folder_of_nobody(monkeypatch):
@@ -485,6 +616,11 @@ def test_weights_that_are_missing(original, tmp_path):
 
 
 def test_a_training_scripts_checkpoint_is_unwrapped(original, tmp_path):
+    """The same maps and decoder; files of other bytes are told apart all the same."""
     torch.save({"model": torch.load(original), "epoch": 3}, tmp_path / "run.pth")
-    one, two = (load_encoder("tiny_sam", checkpoint=p) for p in (original, tmp_path / "run.pth"))
-    assert one.fingerprint == two.fingerprint
+    one, two = (EncoderSpec("tiny_sam", path) for path in (original, tmp_path / "run.pth"))
+    same_maps(one, two)
+    decoders = one.decoder_state(), two.decoder_state()
+    assert decoders[0].keys() == decoders[1].keys() and len(decoders[0]) > 50
+    assert all(torch.equal(value, decoders[1][key]) for key, value in decoders[0].items())
+    assert one.fingerprint != two.fingerprint

@@ -2,27 +2,37 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fixtures.tiny_hub import TINY_HUB
-from samadapt.encoders import ENCODERS, load_encoder
+from samadapt.encoders import ENCODERS, EncoderSpec, load_encoder
 from samadapt.encoders.dinov3 import DINOV3_MODELS
-from samadapt.encoders.prepare import PREPARES
 from samadapt.encoders.sam2 import SAM2_MODELS
 from samadapt.heads import build_head
 from samadapt.heads.fused import choose_reads
 from samadapt.types import LABEL_GRID, SamAdaptError
+from samadapt.views.prepare import PREPARES
 
-NAMES = sorted(TINY_HUB)
+MODELS = {entry.name: entry for entry in SAM2_MODELS + DINOV3_MODELS}
+TINY = {entry.tiny.name: entry.tiny for entry in MODELS.values()}
+NAMES = sorted(TINY)
 
 
 @pytest.fixture(autouse=True)
 def tiny_table(monkeypatch):
-    for name, model in TINY_HUB.items():
-        monkeypatch.setitem(ENCODERS, name, model)
+    for name, entry in TINY.items():
+        monkeypatch.setitem(ENCODERS, name, entry)
+
+
+def same_maps(name: str, one: Path, two: Path) -> None:
+    """From two checkpoints, to the last digit."""
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps, others = (EncoderSpec(name, path, side=64).load()(x) for path in (one, two))
+    assert list(maps) == list(others) and all(torch.equal(maps[tap], others[tap]) for tap in maps)
 
 
 def sam2_config():
@@ -122,8 +132,7 @@ def test_a_whole_model_holds_the_same_encoder(folders, tmp_path):
     whole.save_pretrained(tmp_path / "whole")
     kept = load_file(tmp_path / "whole" / "model.safetensors")
     assert {key.split(".")[0] for key in kept} > {"vision_encoder", "mask_decoder"}
-    one, two = (load_encoder("tiny_sam2", checkpoint=p) for p in (folders["tiny_sam2"], tmp_path / "whole"))
-    assert one.fingerprint == two.fingerprint
+    same_maps("tiny_sam2", folders["tiny_sam2"], tmp_path / "whole")
 
 
 def test_both_layouts_of_dinov3_and_a_folder_without_settings(folders, tmp_path):
@@ -133,10 +142,16 @@ def test_both_layouts_of_dinov3_and_a_folder_without_settings(folders, tmp_path)
     renamed = {("model." + k if k.startswith("layer.") else k): v for k, v in state.items()}
     assert renamed.keys() != state.keys()
     save_file(renamed, tmp_path / "other" / "model.safetensors")
-    one, two = (
-        load_encoder("tiny_dinov3", checkpoint=p) for p in (folders["tiny_dinov3"], tmp_path / "other")
-    )
-    assert one.fingerprint == two.fingerprint
+    same_maps("tiny_dinov3", folders["tiny_dinov3"], tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_read_by_its_keys(folders, tmp_path, name):
+    """Of either format, whatever lies beside it."""
+    file = folders[name] / "model.safetensors"
+    torch.save(load_file(file), tmp_path / "w.pth")
+    (folders[name] / "config.json").write_text(json.dumps({"model_type": "sam"}))
+    same_maps(name, file, tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,26 +164,23 @@ def test_training_mode_changes_nothing(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fewer_taps(name):
-    encoder, x = load_encoder(name, checkpoint="random", side=64), torch.randn(1, 3, 64, 64)
-    view = encoder.only(["neck"])
-    found = view(x)
-    assert list(found) == list(view.taps) == ["pixels", "neck"] and len(encoder.taps) > 3
-    torch.testing.assert_close(found["neck"], encoder(x)["neck"])
-    assert view.fingerprint == encoder.fingerprint
+    spec, x = EncoderSpec(name, "random", side=64), torch.randn(1, 3, 64, 64)
+    found = spec.load({"neck": 1})(x)
+    assert list(found) == ["pixels", "neck"] and len(spec.taps) > 3
+    torch.testing.assert_close(found["neck"], spec.load()(x)["neck"])
 
 
 @pytest.mark.parametrize("head", ["fused", "probe", "autosam"])
 @pytest.mark.parametrize("name", NAMES)
 def test_heads_read_them(name, head):
-    encoder = load_encoder(name, checkpoint="random", side=64)
-    model = build_head(head, encoder.taps, n_classes=3, pretrained=encoder.decoder_state())
+    spec = EncoderSpec(name, "random", side=64)
+    model = build_head(head, spec.taps, n_classes=3, pretrained=spec.decoder_state())
     target = torch.rand(2, 3, LABEL_GRID, LABEL_GRID).softmax(1)
-    assert model.loss(encoder(torch.randn(2, 3, 64, 64)), target).isfinite()
+    assert model.loss(spec.load(model.reads)(torch.randn(2, 3, 64, 64)), target).isfinite()
 
 
 def test_fused_reads_every_map_as_it_is():
-    taps = {name: {"pixels": (3, m.architecture.side, m.architecture.side), **m.architecture.taps(m.architecture.side)}
-            for name, m in (SAM2_MODELS | DINOV3_MODELS).items()}  # fmt: skip
+    taps = {name: EncoderSpec(name).taps for name in MODELS}
     assert choose_reads(taps["sam2_tiny"]) == {"pixels": 1, "stride4": 1, "stride8": 1, "neck": 1}
     assert choose_reads(taps["dinov3_vits16"]) == dict.fromkeys(
         ["pixels", "block2", "block5", "block8", "neck"], 1
@@ -180,16 +192,16 @@ def test_fused_reads_every_map_as_it_is():
 
 
 def test_the_tables_are_pinned():
-    models = SAM2_MODELS | DINOV3_MODELS
-    assert {name: model.hub.repo for name, model in models.items()} == {
+    assert {name: entry.published.repo for name, entry in MODELS.items()} == {
         "sam2_tiny": "facebook/sam2.1-hiera-tiny",
         "sam2_small": "facebook/sam2.1-hiera-small",
         "sam2_base_plus": "facebook/sam2.1-hiera-base-plus",
         "dinov3_vits16": "facebook/dinov3-vits16-pretrain-lvd1689m",
         "dinov3_vitb16": "facebook/dinov3-vitb16-pretrain-lvd1689m",
     }
-    assert all(re.fullmatch("[0-9a-f]{40}", model.hub.revision) for model in models.values())
-    assert {name for name, model in models.items() if model.hub.gated} == set(DINOV3_MODELS)
+    assert all(re.fullmatch("[0-9a-f]{40}", entry.published.revision) for entry in MODELS.values())
+    gated = {name for name, entry in MODELS.items() if entry.published.gated}
+    assert gated == {entry.name for entry in DINOV3_MODELS}
 
 
 @pytest.mark.parametrize(
@@ -201,7 +213,7 @@ def test_sam2s_files_have_the_published_size(name, megabytes):
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 
     with torch.device("meta"):
-        whole = Sam2VideoModel(Sam2VideoConfig(vision_config=SAM2_MODELS[name].architecture.config()))
+        whole = Sam2VideoModel(Sam2VideoConfig(vision_config=MODELS[name].architecture.config()))
     assert round(4e-6 * sum(p.numel() for p in whole.state_dict().values())) == megabytes
 
 
@@ -209,7 +221,7 @@ def test_sam2s_files_have_the_published_size(name, megabytes):
     ("name", "parameters"), [("dinov3_vits16", 21_596_544), ("dinov3_vitb16", 85_660_416)]
 )
 def test_dinov3s_networks_have_the_published_size(name, parameters):
-    architecture = DINOV3_MODELS[name].architecture
+    architecture = MODELS[name].architecture
     with torch.device("meta"):
         found = sum(p.numel() for p in architecture.network().parameters())
     assert found + architecture.width == parameters  # the token of masked patches is left out
@@ -221,7 +233,7 @@ def test_pictures_are_prepared_as_published():
     assert frame.input_size == (64, 64) and frame.original_size == (32, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(square[:, 40], ((bars[:, 0] / 255).T.sub(mean).div(std)).T, atol=1e-4, rtol=0)
-    assert all(m.prepare == "imagenet_stretched" for m in (SAM2_MODELS | DINOV3_MODELS).values())
+    assert all(entry.prepare == "imagenet_stretched" for entry in MODELS.values())
 
 
 # ---------------------------------------------------------------- bad input
@@ -275,7 +287,7 @@ def test_sides_that_do_not_fit(name, step):
 
 def test_no_folder(tmp_path):
     refuse(
-        "'.*none.pth' is not a folder; give a folder as transformers saves it",
+        "'.*none.pth' of encoder 'tiny_sam2' is neither a file nor a folder, .* a folder as transformers saves it",
         "tiny_sam2",
         checkpoint=tmp_path / "none.pth",
     )
@@ -289,8 +301,12 @@ def test_no_network_and_no_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     refuse(
-        "cannot get the weights nobody/nothing .* nor find them in its cache .*; connect once, or give as checkpoint a folder",
+        "cannot get the weights facebook/sam2.* nor find them in its cache .*; check the name and the revision, connect "
+        "once, or give --checkpoint and a file or a folder with the weights",
         "tiny_sam2",
     )
-    refuse("nobody/behind-a-gate .*; accept the licence on its page and log in, connect once", "tiny_dinov3")
+    refuse(
+        "weights facebook/dinov3.*, accept the licence on its page and log in, connect once, or",
+        "tiny_dinov3",
+    )
     refuse("cannot get the weights facebook/sam2.1-hiera-tiny ", "sam2_tiny")

@@ -9,11 +9,9 @@ import torch
 
 from fixtures.known import known_boxes, known_normal, known_picture, known_sample, known_weights
 from samadapt.baselines.zero_shot import load_decoder
-from samadapt.encoders import load_encoder
+from samadapt.encoders import ENCODERS, EncoderSpec, Extractor
 from samadapt.encoders.checkpoints import original_key
-from samadapt.encoders.sam import SAM_MODELS, _config
-from samadapt.encoders.tiny_vit import TINY_VITS
-from samadapt.types import Encoder
+from samadapt.encoders.sam import _config
 
 ORACLE = np.load(Path(__file__).parent / "fixtures" / "sam.npz")
 TINY_ORACLE = np.load(Path(__file__).parent / "fixtures" / "tiny_vit.npz")
@@ -28,9 +26,9 @@ def compare(name: str, side: int, folder: Path) -> None:
     oracle = {key.split("/")[1]: ORACLE[key] for key in ORACLE if key.startswith(f"{name}@{side}/")}
     path = folder / "sam.pth"
     torch.save(known_weights(json.loads(str(oracle.pop("layout")))), path)
-    encoder = load_encoder(f"sam_{name}", checkpoint=path, side=side)
+    extractor = EncoderSpec(f"sam_{name}", path, side).load(dict.fromkeys(oracle, 1))
     with torch.no_grad():
-        found = encoder.only(oracle)(known_normal("picture", (1, 3, side, side)))
+        found = extractor(known_normal("picture", (1, 3, side, side)))
     assert "neck" in oracle and len(oracle) > 1
     for tap, expected in oracle.items():
         np.testing.assert_allclose(thin(found[tap]), expected, atol=1e-4, rtol=0, err_msg=tap)
@@ -52,7 +50,7 @@ def test_every_weight_of_the_original_has_its_place(name, side):
     from transformers.models.sam.modeling_sam import SamVisionModel
 
     with torch.device("meta"):
-        model = SamVisionModel(_config(SAM_MODELS[f"sam_{name}"].architecture, side))
+        model = SamVisionModel(_config(ENCODERS[f"sam_{name}"].architecture, side))
     own = {original_key(key): list(value.shape) for key, value in model.state_dict().items()}
     assert own == json.loads(str(ORACLE[f"{name}@{side}/layout"]))
 
@@ -65,10 +63,10 @@ def tiny_oracle(case: str) -> dict[str, np.ndarray]:
     return {key.split("/")[1]: TINY_ORACLE[key] for key in TINY_ORACLE if key.startswith(f"{case}/")}
 
 
-def with_known_weights(name: str, case: str, folder: Path) -> Encoder:
+def with_known_weights(name: str, case: str, folder: Path) -> Extractor:
     path = folder / "known.pth"
     torch.save(known_weights(json.loads(str(TINY_ORACLE[f"{case}/layout"]))), path)
-    return load_encoder(name, checkpoint=path)
+    return EncoderSpec(name, path).load()
 
 
 def equal(found: torch.Tensor, oracle: dict[str, np.ndarray], name: str, atol: float = 1e-4) -> None:
@@ -76,7 +74,7 @@ def equal(found: torch.Tensor, oracle: dict[str, np.ndarray], name: str, atol: f
     np.testing.assert_allclose(sample, oracle[name], atol=atol, rtol=0, err_msg=name)
 
 
-def compare_maps(encoder: Encoder, picture: torch.Tensor, oracle: dict[str, np.ndarray]) -> torch.Tensor:
+def compare_maps(encoder: Extractor, picture: torch.Tensor, oracle: dict[str, np.ndarray]) -> torch.Tensor:
     with torch.no_grad():
         maps = encoder(picture)
     names = [tap for tap in maps if tap not in ("pixels", "neck")]
@@ -87,9 +85,9 @@ def compare_maps(encoder: Encoder, picture: torch.Tensor, oracle: dict[str, np.n
     return maps["neck"]
 
 
-def compare_masks(encoder: Encoder, neck: torch.Tensor, oracle: dict[str, np.ndarray]) -> None:
+def compare_masks(encoder: Extractor, neck: torch.Tensor, oracle: dict[str, np.ndarray]) -> None:
     """Two boxes: the prompt encoder's tokens, the logits, the masks cell by cell, the predicted IoU."""
-    decoder, boxes = load_decoder(encoder), known_boxes(256)
+    decoder, boxes = load_decoder(encoder.spec), known_boxes(256)
     with torch.no_grad():
         equal(decoder.prompt_encoder(boxes=boxes)[0], oracle, "tokens")
         equal(decoder.prompt_encoder.dense_pe(), oracle, "places")
@@ -103,10 +101,10 @@ def compare_masks(encoder: Encoder, neck: torch.Tensor, oracle: dict[str, np.nda
 
 
 def test_lite_medsam_with_its_own_weights():
-    published = TINY_VITS["lite_medsam"].published
+    published = ENCODERS["lite_medsam"].published
     if published.find() is None:
         pytest.skip(f"the weights of LiteMedSAM are not on this machine: {published.how()}")
-    encoder, oracle = load_encoder("lite_medsam"), tiny_oracle("lite_medsam")
+    encoder, oracle = EncoderSpec("lite_medsam").load(), tiny_oracle("lite_medsam")
     neck = compare_maps(encoder, known_picture(256), oracle)
     compare_masks(encoder, neck, oracle)
 

@@ -237,7 +237,7 @@ def test_a_failed_cell_is_recorded_and_tried_again(data, tmp_path):
 def test_weights_that_are_not_numbers_are_a_failure(data, tmp_path, monkeypatch):
     from samadapt.experiment import methods
 
-    def spoil(run, device):
+    def spoil(run, device, **options):
         model = original(run, device)
         next(model.head.parameters()).data.fill_(float("nan"))
         return model
@@ -445,9 +445,7 @@ def test_a_learner_of_ones_own_may_declare_its_role():
     grid, _ = make_study({"learner": {"a": table, "b": {**table, "role": "control"}}}, "segmentation")
     assert [grid.methods[name].role for name in "ab"] == ["contender", "control"]
     assert grid.methods["a"].spec == grid.methods["b"].spec  # it changes no number, so no cell
-    with pytest.raises(
-        SamAdaptError, match=r"learner\.b has the role 'rival'; expected one of contender, baseline"
-    ):
+    with pytest.raises(SamAdaptError, match=r"learner\.b\.role is 'rival'; known: baseline, contender"):
         make_study({"learner": {"b": {**table, "role": "rival"}}}, "segmentation")
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from samadapt.encoders.prepare import units_of
 
 from fixtures.known import known_weights
 from samadapt.heads import HEADS, build_head
@@ -12,6 +11,7 @@ from samadapt.heads.fused import FeatureJitter, choose_reads
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.transforms import pool_taps
 from samadapt.types import IGNORED, LABEL_GRID, ZERO_TO_ONE, SamAdaptError
+from samadapt.views.prepare import units_of
 
 SEGMENTATION = sorted(name for name, head in HEADS.items() if head.task == "segmentation")
 GRIDS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -18,9 +19,9 @@ from pretraining.objectives import (
 from pretraining.probe import separation, trained, untrained
 from pretraining.render import draw_style, render
 from pretraining.shapes import LAYERS, OUTSIDE, REGIONS, label_maps
-from pretraining.train import Recipe, batch_at, run
+from pretraining.train import Recipe, Trainer, batch_at, run
 
-from samadapt.encoders.nano import build_sam_nano
+from samadapt.encoders import EncoderSpec
 from samadapt.types import IGNORED
 
 TINY = Recipe(steps=3, small=2, scale=0.2, asked_images=2, asked_masks=2, bf16=False)
@@ -174,6 +175,23 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     assert rest == whole[2:]
 
 
+def test_a_step_without_finite_gradients_changes_no_weight(monkeypatch):
+    trainer = Trainer(TINY)
+    before = {name: x.clone() for name, x in trainer.net.named_parameters()}
+    weight = trainer.net.backbone.stem[0].weight
+    monkeypatch.setattr(trainer.net, "losses", lambda *_: {"agreement": (weight * torch.inf).sum()})
+    assert not math.isfinite(trainer.update(batch_at(TINY, 0))["loss"]) and trainer.step == 1
+    assert all(torch.equal(x, before[name]) for name, x in trainer.net.named_parameters())
+
+
+def test_the_decoder_learns_more_slowly_after_a_warm_up():
+    trainer = Trainer(TINY)
+    trainer.update(batch_at(TINY, 0))
+    first = TINY.lr / TINY.warmup
+    rates = [group["lr"] for group in trainer.loop.optimizer.param_groups]
+    assert rates == pytest.approx([first, TINY.decoder_lr * first, first])
+
+
 def test_an_objective_with_weight_zero_is_left_out(tmp_path):
     run(Recipe(**{**vars(TINY), "steps": 1, "prompts": 0.0}), tmp_path)
     header, row = (tmp_path / "losses.csv").read_text().splitlines()
@@ -185,10 +203,11 @@ def test_a_run_becomes_weights_of_the_package(tmp_path):
     description = export(tmp_path / "run", tmp_path / "w.safetensors")
     assert description["steps"] == 3 and description["finished"]
     assert json.loads((tmp_path / "w.json").read_text())["recipe"]["seed"] == 0
-    encoder = build_sam_nano(tmp_path / "w.safetensors", side=64)
+    spec = EncoderSpec("sam_nano", str(tmp_path / "w.safetensors"), side=64)
     weight = trained(tmp_path / "run").stem[0].weight
-    assert torch.allclose(encoder.image_encoder.stem[0].weight, weight, atol=1e-3)
-    assert "mask_decoder.iou_token.weight" in encoder.decoder_state()
+    assert torch.allclose(spec.load().network.stem[0].weight, weight, atol=1e-3)
+    assert torch.equal(trained(tmp_path / "w.safetensors").stem[0].weight, spec.load().network.stem[0].weight)
+    assert "mask_decoder.iou_token.weight" in spec.decoder_state()
 
 
 @pytest.mark.slow
@@ -199,5 +218,5 @@ def test_a_short_run_separates_regions_better_than_random_weights(tmp_path):
 
 
 def test_the_packages_weights_separate_regions_whatever_the_contrast():
-    packaged = separation(build_sam_nano().image_encoder, maps=12)
+    packaged = separation(trained(None), maps=12)
     assert packaged > separation(untrained(), maps=12) + 0.2

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "open_dataset": "datasets",
+    "EncoderSpec": "encoders",
     "load_encoder": "encoders",
     "build_head": "heads",
     "FeatureStore": "features",
@@ -29,7 +30,6 @@ _HOME = {
     "write_report": "report",
     "summarise": "metrics",
     "Case": "types",
-    "Encoder": "types",
     "Frame": "types",
     "Head": "types",
     "SamAdaptError": "types",

@@ -220,8 +220,7 @@ def locate(
                 f"{whose} has no published weights; give {option} and a file, or the word random"
             )
         return published.locate(option)
-    pinned = _HUB_ID.match(str(checkpoint))
-    path = Path(checkpoint).expanduser()
+    pinned, path = _HUB_ID.match(str(checkpoint)), _expanded(checkpoint)
     if path.exists():
         if isinstance(published, PublishedFile) and path.name == published.file:
             demand_sha256(path, published.sha256)  # another name, other weights: anybody's own are welcome
@@ -244,10 +243,14 @@ def identity(checkpoint: str | Path | None, published: Published | None, whose: 
         return f"random seed={seed}"
     if checkpoint is None:
         return published.identity if published is not None else "none"
-    path = Path(checkpoint).expanduser()
-    if not path.exists() and _HUB_ID.match(str(checkpoint)):
+    if not _expanded(checkpoint).exists() and _HUB_ID.match(str(checkpoint)):
         return str(checkpoint)
     return "+".join(file_sha256(file) for file in weight_files(locate(checkpoint, published, whose)))
+
+
+def _expanded(checkpoint: str | Path) -> Path:
+    """With the home folder in place of `~`, where there is such a user."""
+    return Path(os.path.expanduser(checkpoint))
 
 
 def weight_files(path: Path) -> list[Path]:

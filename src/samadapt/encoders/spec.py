@@ -89,7 +89,10 @@ class EncoderSpec:
     def fingerprint(self) -> str:
         """Of everything that changes the numbers. No network is built for it; a file is read once, for its hash."""
         which = identity(self.checkpoint, self.entry.published, self._whose, self.seed)
-        return f"{self.entry.version} {which} side={self.side} prepare={self.prepare} {self.dtype}"
+        # With the name: two of a family may be drawn from one seed.
+        return (
+            f"{self.name} {self.entry.version} {which} side={self.side} prepare={self.prepare} {self.dtype}"
+        )
 
     @property
     def _whose(self) -> str:

@@ -29,6 +29,7 @@ class StepLoop:
         bf16: whether the forward pass computes in bfloat16 where that is safe (`torch.autocast`).
         devices: processes, each with a device of its own and a share of every batch.
         clip: the largest norm of the gradients of a step; None leaves them.
+        skip: a step whose gradients are not finite changes no weight; else a loss that is not finite is an error.
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class StepLoop:
         bf16: bool = False,
         devices: int = 1,
         clip: float | None = 1.0,
+        skip: bool = False,
     ) -> None:
         self.fabric, self.bf16 = launch(device, devices), bf16
         raw = optimizer(objective)
         self._rates = [group["lr"] for group in raw.param_groups]
         self.objective, self.optimizer = self.fabric.setup(objective, raw)
-        self.clip, self.step = clip, 0
+        self.clip, self.skip, self.step = clip, skip, 0
 
     def update(self, *inputs: Any, rates: Sequence[float] | float = 1.0) -> Tensor:
         """One step; the loss before it.
@@ -59,17 +61,19 @@ class StepLoop:
         # Not Fabric's own "bf16-mixed": it rounds what goes in, and with it the targets.
         with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             loss = self.objective(*inputs)
-        if not torch.isfinite(loss):
+        if not self.skip and not torch.isfinite(loss):
             raise SamAdaptError(
                 f"the loss is {loss.item()} at step {self.step}; lower the learning rate (now {self._rates[0]}), or "
                 "compute in float32 (--precision 32)"
             )
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
+        norm = loss.detach()
         if self.clip is not None:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, self.clip)
-        self.optimizer.step()
+            norm = nn.utils.clip_grad_norm_(trained, self.clip)
+        if not self.skip or torch.isfinite(norm):
+            self.optimizer.step()
         self.step += 1
         return loss.detach()
 
