@@ -14,7 +14,7 @@ from samadapt.backbones import BACKBONES, Backbone
 from samadapt.cli import app
 from samadapt.figures import attention_figure
 from samadapt.heads import HEADS
-from samadapt.heads.classification import BackboneOptions, Block, Classifier
+from samadapt.heads.classification import BackboneClassifier, BackboneOptions, Block
 from samadapt.phantom import make_phantom
 from samadapt.types import SamAdaptError
 
@@ -86,7 +86,7 @@ class Doubling(Block):
         return x.mean(1)
 
 
-class Control(Classifier):
+class Control(BackboneClassifier):
     name = "doubling"
 
     def __init__(self, taps, n_classes, backbone="resnet18"):

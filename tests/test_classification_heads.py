@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from samadapt.heads import HEADS, build_head
-from samadapt.heads.classification import Classifier, share_inside
+from samadapt.heads.classification import share_inside
 from samadapt.transforms import pool_taps
 from samadapt.types import SamAdaptError
 
@@ -23,8 +23,7 @@ def name(request):
 
 def fresh(name, n_classes=3, **options):
     torch.manual_seed(0)
-    small = {"small_input": True, "image_size": 16} if issubclass(HEADS[name], Classifier) else {}
-    return build_head(name, TAPS, n_classes, **small, **options)
+    return build_head(name, TAPS, n_classes, **HEADS[name].tiny, **options)
 
 
 def batch(reads, n=6):

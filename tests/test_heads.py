@@ -18,9 +18,6 @@ GRIDS = {
     "usual": {"pixels": (3, 64, 64), "fine": (8, 16, 16), "neck": (32, 8, 8), "coarse": (16, 4, 4)},
     "odd": {"pixels": (3, 56, 56), "fine": (8, 14, 14), "neck": (32, 7, 7), "coarse": (16, 3, 3)},
 }
-UNTRAINED = {
-    "unet_pretrained": {"weights": "random"}
-}  # options without which a head looks for published weights
 
 
 def batch(taps, reads, n_classes: int = 3):
@@ -47,7 +44,7 @@ def name(request):
 
 def fresh(name, grid="usual", **options):
     torch.manual_seed(0)
-    return build_head(name, GRIDS[grid], 3, **UNTRAINED.get(name, {}) | options)
+    return build_head(name, GRIDS[grid], 3, **HEADS[name].tiny | options)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -80,6 +80,7 @@ class Head(nn.Module, ABC):
     encoders: ClassVar[tuple[str, ...]] = ("lite_medsam", "sam_nano")
     uses_encoder: ClassVar[bool] = True  # False: it never reads more than pixels
     lr: ClassVar[float] = 1e-3  # learning rate unless another one is named
+    tiny: ClassVar[Mapping[str, Any]] = {}  # options of a small variant that needs no file, for tests
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
     min_cases: int = 1  # how many cases must train, at least
     spec: Mapping[str, object]  # the arguments of `build_head` that build it again; JSON-able

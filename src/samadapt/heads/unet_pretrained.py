@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class UNetPretrained(Head):
     task: ClassVar[Task] = "segmentation"
     encoders: ClassVar[tuple[str, ...]] = ("pixels",)
     uses_encoder: ClassVar[bool] = False
-
+    tiny: ClassVar[Mapping[str, Any]] = {"weights": "random"}
     WIDTHS = (128, 64, 48, 32)
 
     def __init__(

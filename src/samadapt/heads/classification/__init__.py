@@ -1,7 +1,7 @@
 """Heads that answer with a class: gated networks (SLCA and its controls), and probes of the encoder alone."""
 
 from samadapt.heads.classification.attention import GRAD_CAM, SaliencyHead, share_inside
-from samadapt.heads.classification.classifier import BackboneOptions, Classifier, classification_loss
+from samadapt.heads.classification.classifier import BackboneClassifier, BackboneOptions, classification_loss
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.classification.probes import AttentiveProbe, LinearProbe
 from samadapt.heads.classification.slca import CBAM, SE, SLCA, Plain
@@ -23,9 +23,9 @@ __all__ = [
     "SE",
     "SLCA",
     "AttentiveProbe",
+    "BackboneClassifier",
     "BackboneOptions",
     "Block",
-    "Classifier",
     "LinearProbe",
     "Plain",
     "SaliencyHead",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,7 @@ def hidden_width(head: str, channels: int, reduction: int) -> int:
     return max(channels // reduction, 1)
 
 
-class Classifier(Head, SaliencyHead):
+class BackboneClassifier(Head, SaliencyHead):
     """Stages, blocks after some of them, global average, one linear layer.
 
     A subclass calls `start` in its constructor, puts a `Block` into `blocks` for every stage it gates, and says
@@ -110,6 +110,7 @@ class Classifier(Head, SaliencyHead):
     """
 
     task: ClassVar[Task] = "classification"
+    tiny: ClassVar[Mapping[str, Any]] = {"small_input": True, "image_size": 16}
     name: ClassVar[str]
     backbone: Backbone
     blocks: nn.ModuleDict

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from samadapt.backbones import Backbone
 from samadapt.heads.classification.classifier import (
+    BackboneClassifier,
     BackboneOptions,
-    Classifier,
     gated_stages,
     hidden_width,
 )
@@ -34,7 +34,7 @@ def check_window(head: str, window: int) -> None:
 
 
 @final
-class Plain(Classifier):
+class Plain(BackboneClassifier):
     """The network without any gate: what every other head is compared with.
 
     Args:
@@ -70,7 +70,7 @@ class Plain(Classifier):
         self.start(trunk, taps, n_classes)
 
 
-class OwnGated(Classifier):
+class OwnGated(BackboneClassifier):
     """The stages gate themselves, after the same stages that SLCA gates: no encoder is read.
 
     Args:
@@ -143,7 +143,7 @@ class CBAM(OwnGated):
 
 
 @final
-class SLCA(Classifier):
+class SLCA(BackboneClassifier):
     """Taps of the frozen encoder, pooled over windows, weigh the channels of the network's maps place by place.
 
     The published description leaves most of this open; the defaults are a reconstruction (docs/classification.md).
