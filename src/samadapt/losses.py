@@ -7,12 +7,12 @@ label. Everything is summed in float32, whatever the logits' type.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from samadapt.types import IGNORED
 
@@ -36,6 +36,22 @@ def as_shares(target: Tensor, n_classes: int) -> Tensor:
     )
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs, since each of their losses depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
 def over_processes(x: Tensor) -> Tensor:
     """The sum over all processes that share a batch (`--devices`), with its gradient; x itself where there is but one.
 
@@ -43,7 +59,7 @@ def over_processes(x: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return x
-    return all_reduce(x)
+    return _Sum.apply(x)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -147,6 +147,15 @@ def load_state(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
+def _writer(run: Path) -> str:
+    """The version that wrote a run folder, as far as it says."""
+    try:
+        note = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        return f"version {note['packages']['samadapt']}"
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return "it does not say which"
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """`config.json` of a run folder."""
     if not run.exists():
@@ -164,7 +173,7 @@ def read_config(run: Path) -> dict[str, Any]:
     told = config.get("format") if isinstance(config, dict) else None
     if told != FORMAT:
         raise SamAdaptError(
-            f"{run} was written by another version of samadapt (format {told!r}, this one reads "
-            f"{FORMAT}), which did not say how its files were read: train it again"
+            f"{run} was written by another version of samadapt ({_writer(run)}; format {told!r} of config.json, this one "
+            f"reads {FORMAT}), and what its model reads cannot be told with certainty: train it again, or use that version"
         )
     return config

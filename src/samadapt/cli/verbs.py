@@ -170,7 +170,7 @@ def predict(
         run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
         checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else note,
     )  # fmt: skip
-    print(f"predicted: {report.done} cases in {out}")
+    print(f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}")
     for case, message in report.failed.items():
         print(f"samadapt: {case} was not predicted: {message}", file=sys.stderr)
     if report.failed:
@@ -257,7 +257,7 @@ def experiment(
     store: Store = Path("features"),
     quiet: Quiet = False,
 ) -> None:
-    """Compare methods at several label counts and seeds. Rerunning the same command resumes."""
+    """Compare methods at several numbers of labelled patients, with several seeds. Rerunning the same command resumes."""
     check_device(common.get("device", TrainConfig.device))
     from samadapt import experiment as studies
     from samadapt.features import FeatureStore

@@ -222,7 +222,7 @@ def _random_parts(
     scored = set(groups[fold * size : (fold + 1) * size])
     rest = [i for i in data.ids if data.groups[i] not in scored | apart]
     val = [i for i in data.ids if data.groups[i] in scored]
-    source = f"{len(scored)} patients held out for testing (fold {fold}, the same for every seed)"
+    source = f"{len(scored)} patient{'s'[: len(scored) != 1]} held out for testing (fold {fold}, the same for every seed)"
     return {"pool": rest, "val": val, "official": []}, source
 
 

@@ -90,8 +90,9 @@ class Stem(nn.Module):
 
 @final
 class Fused(Head):
-    """Reads several strides and a shallow stem on the pixels; fuses coarse to fine; answers at the label's grid,
-    or that of the pixels where it is coarser.
+    """Reads maps of several strides and the pixels, and fuses them from coarse to fine.
+
+    It answers at the label's grid, or at that of the pixels where it is coarser.
 
     Args:
         taps: the encoder's taps.
