@@ -220,6 +220,19 @@ def test_a_tuned_encoder_comes_back(tmp_path, known):
     assert not torch.equal(weight, tiny().load().network.conv.weight)
 
 
+def test_a_tuned_run_needs_no_other_weights(tmp_path, known, tiny_encoder, monkeypatch):
+    """Its folder holds the whole encoder; the weights that it started from may be gone."""
+    _, _, run = trained(tmp_path, tune="all", encoder_lr=0.1)
+    monkeypatch.setattr(type(tiny_encoder), "loaded", None)
+    assert load_run(run, device="cpu").model.extractor is not None
+
+
+def test_a_frozen_encoder_is_never_in_training_mode():
+    model = tiny_model(TinyHead())
+    model.features({"pixels": torch.zeros(2, 3, 64, 64)})  # loads it, before anybody called train or eval
+    assert model.training and not model.extractor.training
+
+
 def test_other_encoder_weights_are_refused(tmp_path, known):
     _, _, run = trained(tmp_path)
     with pytest.raises(SamAdaptError, match=r"fingerprint .* expected"):

@@ -33,11 +33,14 @@ class AdaptedModel(nn.Module):
         """Where the head is."""
         return next((p.device for p in self.head.parameters()), torch.device("cpu"))
 
-    def load(self) -> Extractor:
-        """The encoder's network with what the head reads of it, loaded once, on the head's device."""
+    def load(self, drawn: bool = False) -> Extractor:
+        """The encoder's network with what the head reads of it, loaded once, on the head's device; in evaluation mode.
+
+        Args:
+            drawn: with untrained weights, since others will be put in.
+        """
         if self.extractor is None:
-            self.extractor = self.spec.load(self.head.reads, self.device)
-            self.extractor.train(self.training)
+            self.extractor = self.spec.load(self.head.reads, self.device, drawn)
         return self.extractor
 
     def forward(self, pixels: Tensor) -> Tensor:

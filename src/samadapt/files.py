@@ -50,6 +50,10 @@ def replacing(path: str | Path, finished: bool = False, cure: str = MAKE_ROOM) -
                 _to_disk(path.parent)
     except OSError as error:
         raise SamAdaptError(f"could not write {path}: {error.strerror or error}; {cure}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):  # what torch.save says of a full disk
+            raise
+        raise SamAdaptError(f"could not write {path}: {error}; {cure}") from error
     finally:
         _remove(temporary)
 

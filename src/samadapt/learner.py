@@ -50,14 +50,15 @@ class Learner(LearnerSettings):
         """Which encoder; the seed draws its weights where the checkpoint is "random"."""
         return EncoderSpec(self.encoder, self.checkpoint, self.side, self.prepare, seed)  # type: ignore[arg-type]
 
-    def build(self, n_classes: int, seed: int = 0) -> AdaptedModel:
+    def build(self, n_classes: int, seed: int = 0, started: bool = True) -> AdaptedModel:
         """A fresh head on the encoder, from whose own decoder it starts where it can. No encoder's network is loaded.
 
         Args:
             seed: draws the head's weights, and the encoder's where the checkpoint is "random".
+            started: False where only the head's form is asked for; no weights' file is then read.
         """
         spec = self.spec(seed)
-        start = self._start(spec)
+        start = self._start(spec) if started else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             units = spec.view("none").units
@@ -134,7 +135,7 @@ def encode(
     progress: Progress | None = None,
 ) -> EncodeReport:
     """Put into the store what this learner reads of these cases."""
-    model = learner.build(max(2, len(data.classes)), seed)
+    model = learner.build(max(2, len(data.classes)), seed, started=False)
     maps = learner.maps(model.head.reads, data.window, seed)
     return store.encode(data.cases, maps, pick_device(device), progress=progress)
 

@@ -247,7 +247,7 @@ def load_run(
         head = build_head(taps=spec.taps, **config["head"])
         model = AdaptedModel(spec, head.to(pick_device(device)))
         if not maps_stored or not tuning.frozen:
-            model.load()
+            model.load(drawn=tuning.whole)
     except SamAdaptError as error:
         raise SamAdaptError(
             f"{error} (the run {run} reads encoder {named.get('name')!r}: give --checkpoint and where its weights are on "

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from samadapt.files import demand_writable, is_leftover, replacing, write_json
+from samadapt.settings import TrainConfig
 from samadapt.types import SamAdaptError
 
 FORMAT = (
@@ -41,6 +42,9 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     settings = json.loads(json.dumps(settings))
     if (out / "config.json").is_file():
         before = json.loads((out / "config.json").read_text())
+        for name in TrainConfig.UNCHANGING:  # what the run was begun with may differ in these
+            if name in before.get("train", {}):
+                settings["train"][name] = before["train"][name]
         changed = [key for key in settings if before.get(key) != settings[key]]
         if changed:
             raise SamAdaptError(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import Any, ClassVar, Literal
 
 from samadapt import names
 from samadapt.options import Declarations, check, declared, option, without
@@ -151,8 +152,17 @@ class TrainConfig:
         (), "Where the losses go beside metrics.csv: tensorboard, mlflow.", choices=names.LOGS
     )
 
+    #: Fields that change nothing of what is learned, so that a run may be resumed with others.
+    UNCHANGING: ClassVar[tuple[str, ...]] = ("device", "workers", "log")
+
     def __post_init__(self) -> None:
         check(self)
+        for package in self.log:
+            if find_spec(package) is None:
+                raise SamAdaptError(
+                    f"--log {package} needs the package {package}, which is not installed; pip install {package}, or leave "
+                    "it out (metrics.csv has the same numbers)"
+                )
 
 
 @dataclass(frozen=True)
@@ -228,7 +238,7 @@ TABLES: dict[str, Declarations] = {
         **{name: declared(SplitOptions)[name] for name in ("select", "fold")},
     },
     "encoder": declared(LearnerSettings),
-    "train": without(declared(TrainConfig), "seed"),
+    "train": without(declared(TrainConfig), "seed", "devices"),
     "simclr": declared(SimclrConfig),
     "nnunet": declared(NnUNetConfig),
 }

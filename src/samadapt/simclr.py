@@ -169,7 +169,7 @@ def pretrain(
         spent["cpu_s"] += sum(os.times()[:4]) - cpu
         if loop.step % config.check_every == 0:
             state = {"tensors": contrast.state_dict(), **loop.state(), "spent": spent}
-            with replacing(folder / "state.ckpt") as temporary:
+            with replacing(folder / "state.ckpt", cure="make room, then rerun the same command") as temporary:
                 torch.save(state, temporary)
     cost = _cost(config, size, len(slices), spent)
     cost["parameters"] = sum(p.numel() for p in path.parameters())

@@ -20,6 +20,9 @@ class Tuning(ABC):
 
     text: ClassVar[str]  # for people
     frozen: ClassVar[bool]  # whether the encoder's maps stay as they are, so that they can be stored
+    whole: ClassVar[bool] = (
+        False  # whether `save_to` leaves all of the network, so that its first weights are not needed
+    )
 
     @abstractmethod
     def begin(self, extractor: Extractor) -> None:
@@ -65,6 +68,7 @@ class Whole(Tuning):
 
     text = "trained too"
     frozen = False
+    whole = True
 
     def begin(self, extractor: Extractor) -> None:
         extractor.requires_grad_(True)

@@ -240,7 +240,7 @@ def identity(checkpoint: str | Path | None, published: Published | None, whose: 
     A file's is its sha256, a pinned model's its revision, that of drawn weights their seed.
     """
     if checkpoint == RANDOM:
-        return f"random seed={seed}"
+        return f"random seed={seed} torch={torch.__version__}"  # another version may draw other weights
     if checkpoint is None:
         return published.identity if published is not None else "none"
     if not _expanded(checkpoint).exists() and _HUB_ID.match(str(checkpoint)):

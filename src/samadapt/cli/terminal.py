@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 def one_voice() -> None:
     """Of several processes of one training (`--devices`), which all run the whole command, the first one speaks."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not speaks():
         sys.stdout = io.StringIO()
+        warnings.simplefilter("ignore")
+
+
+def speaks() -> bool:
+    """Whether this is the first process of a training, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def say(text: str | None, quiet: bool) -> None:

@@ -32,6 +32,7 @@ from samadapt.cli.terminal import (
     one_voice,
     say,
     say_warnings_once,
+    speaks,
     split_summary,
 )
 from samadapt.options import Option
@@ -327,7 +328,10 @@ def main() -> None:
         if debug:
             raise
         text, code = _said(error)
-        print(f"samadapt: {text}", file=sys.stderr)
+        if speaks() or not isinstance(
+            error, SamAdaptError
+        ):  # a mistake of the user's is found by all processes
+            print(f"samadapt: {text}", file=sys.stderr)
         sys.exit(code)
 
 

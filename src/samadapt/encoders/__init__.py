@@ -15,6 +15,8 @@ from samadapt.weights import PublishedFile
 def is_published(name: str, checkpoint: str | Path) -> bool:
     """Whether a checkpoint bears the name of a file that the encoder's authors published; loading it checks its hash."""
     published = ENCODERS[name].published if name in ENCODERS else None
+    if published is not None and str(checkpoint) == published.identity:
+        return True
     known = set(SHA256) | ({published.file} if isinstance(published, PublishedFile) else set())
     return Path(checkpoint).name in known
 

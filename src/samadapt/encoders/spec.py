@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -60,8 +61,12 @@ class EncoderSpec:
             )
         if self.dtype != FLOAT32:
             raise SamAdaptError(f"dtype is {self.dtype!r}; encoders compute in {FLOAT32}")
+        published = self.entry.published
+        own = self.checkpoint is None or (
+            published is not None and str(self.checkpoint) == published.identity
+        )
         fixed = {
-            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "checkpoint": None if own else str(self.checkpoint),
             "side": self.entry.fitted_side(self.side),
             "prepare": self.prepare or self.entry.prepare,
             "seed": self.seed if self.checkpoint == RANDOM else 0,
@@ -104,19 +109,22 @@ class EncoderSpec:
 
     def decoder_state(self) -> State:
         """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`; empty without one."""
-        return decoder_of(self._state()) if self.pretrained else {}
+        return dict(_decoder_state(self, self.fingerprint)) if self.pretrained else {}
 
-    def load(self, reads: Mapping[str, int] | None = None, device: str | torch.device = "cpu") -> Extractor:
+    def load(
+        self, reads: Mapping[str, int] | None = None, device: str | torch.device = "cpu", drawn: bool = False
+    ) -> Extractor:
         """Its network with its weights, frozen.
 
         Args:
             reads: tap -> pooling window, as a head declares it; None for all taps as they are.
+            drawn: with untrained weights in any case, since others will be put in.
         """
         with torch.random.fork_rng(
             devices=[]
         ):  # the caller's random numbers go on as if nothing had been drawn
             torch.manual_seed(self.seed)
-            if self.pretrained:
+            if self.pretrained and not drawn:
                 source = f"{self.checkpoint or self.entry.published.identity} for {self.name!r}"  # type: ignore[union-attr]
                 network = self.entry.loaded(self._state(), self.side, source)
             else:
@@ -129,6 +137,12 @@ class EncoderSpec:
     def to_json(self) -> dict[str, Any]:
         """The arguments that make it again."""
         return dataclasses.asdict(self)
+
+
+@functools.lru_cache(maxsize=2)
+def _decoder_state(spec: EncoderSpec, fingerprint: str) -> State:
+    """Kept, since every cell of a study asks, and a checkpoint can take gigabytes to read."""
+    return decoder_of(spec._state())
 
 
 @final

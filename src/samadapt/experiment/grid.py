@@ -117,7 +117,7 @@ def _cell(
 
 def _numbers(config: TrainConfig) -> dict[str, Any]:
     """The part of the configuration that changes the numbers, without the seed."""
-    left_out = {"device", "workers", "seed", "log"} | ({"devices"} if config.devices == 1 else set())
+    left_out = {*config.UNCHANGING, "seed", "devices"}  # a cell has one device
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}
 
 

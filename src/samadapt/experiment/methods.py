@@ -176,7 +176,7 @@ class TrainedMethod(Method):
     def encode(self, data: Dataset, seed: int) -> tuple[Encode, ...]:
         if not self.frozen:
             return ()
-        head = self.learner.build(len(data.classes), seed).head
+        head = self.learner.build(len(data.classes), seed, started=False).head
         if head.pixels_only:
             return ()
         maps = self.learner.maps(head.reads, data.window, seed)

@@ -65,6 +65,11 @@ def run_experiment(
     """
     if jobs < 1:
         raise SamAdaptError(f"jobs is {jobs}; expected at least 1")
+    if config.devices > 1:
+        raise SamAdaptError(
+            f"devices is {config.devices}; each run of a study has one device: leave it out, and run several side by side "
+            "with --jobs"
+        )
     demand_writable(out, "--out")
     say, out = progress or (lambda text: None), Path(out)
     cells = make_cells(data, grid, config)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, final
-
-from samadapt.types import SamAdaptError
 
 
 class Logger(ABC):
@@ -27,10 +26,8 @@ class TensorBoard(Logger):
     """Event files below the run folder: `tensorboard --logdir RUN`."""
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _missing("tensorboard") from error
+        from torch.utils.tensorboard import SummaryWriter  # an extra; `TrainConfig` asks whether it is here
+
         self.writer = SummaryWriter(str(run / "tensorboard"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -46,11 +43,7 @@ class MLflow(Logger):
     """A run of MLflow, at MLFLOW_TRACKING_URI or, without it, in a database in the run folder."""
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
-        try:
-            import mlflow
-        except ImportError as error:
-            raise _missing("mlflow") from error
-        import os
+        import mlflow  # an extra, as above
 
         if "MLFLOW_TRACKING_URI" not in os.environ:
             mlflow.set_tracking_uri(f"sqlite:///{(run / 'mlflow.db').resolve()}")
@@ -64,13 +57,6 @@ class MLflow(Logger):
 
     def close(self) -> None:
         self.mlflow.end_run()
-
-
-def _missing(package: str) -> SamAdaptError:
-    return SamAdaptError(
-        f"--log {package} needs the package {package}, which is not installed; pip install {package}, or leave it out "
-        "(metrics.csv has the same numbers)"
-    )
 
 
 LOGGERS: dict[str, Callable[[Path, Mapping[str, Any]], Logger]] = {

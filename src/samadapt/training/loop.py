@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -27,7 +27,7 @@ from samadapt.training.averager import Averager
 from samadapt.training.config import TrainConfig
 from samadapt.training.loggers import LOGGERS, Logger
 from samadapt.training.steps import StepLoop, warm_cosine
-from samadapt.training.stream import Examples, Stream
+from samadapt.training.stream import Batch, Examples, Stream
 from samadapt.transforms import seeded
 from samadapt.tuning import TUNINGS, Tuning, trained_tensors
 from samadapt.types import SamAdaptError
@@ -111,10 +111,6 @@ def _explained(out: Path, config: TrainConfig) -> Iterator[None]:
             f"a batch of {config.batch_size} gives the network a single value for each channel, which cannot be "
             "normalised; use a larger --batch-size, or larger images (--side, --set image_size)"
         ) from error
-    except RuntimeError as error:
-        if "PytorchStreamWriter" in str(error):  # what torch.save says of a full disk
-            raise SamAdaptError(full % error) from error
-        raise
 
 
 def _describe(
@@ -171,7 +167,14 @@ class _Run:
         self.model, self.tuning, self.config, self.out = model, tuning, config, out
         device = model.device.type
         wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
-        self.loop = StepLoop(_Objective(model), self._optimizer, device, wants_bf16, config.devices)
+        self.loop = StepLoop(
+            _Objective(model),
+            self._optimizer,
+            device,
+            wants_bf16,
+            config.devices,
+            unused=model.trains_encoder,
+        )
         self.averager = Averager(model, self.trained(), config, select)
         self.rows: list[dict[str, Any]] = []
 
@@ -198,14 +201,19 @@ class _Run:
     def open(self, settings: dict[str, Any], split: Any, overwrite: bool) -> bool:
         """Begin or resume in the folder; False where the training is finished already."""
         start: int | None = None
+        problem = ""
         if self.loop.is_first:
-            start = open_run(self.out, settings, overwrite)
+            try:
+                start = open_run(self.out, settings, overwrite)
+            except SamAdaptError as error:  # the other processes wait for an answer
+                problem = str(error)
             if start is not None and split is not None:
                 write_json(self.out / "split.json", split.to_json())
-        start = self.loop.fabric.broadcast(start)
+        start, problem = self.loop.fabric.broadcast((start, problem))
+        if problem:
+            raise SamAdaptError(problem)
         if start:
             self._resume()
-        self.settings = settings
         return start is not None
 
     def steps(self, pairs: Examples) -> None:
@@ -214,18 +222,25 @@ class _Run:
         stream = Stream(pairs, config.steps, config.batch_size, config.seed, config.balance, loop.step)
         batches = DataLoader(stream, None, num_workers=config.workers)
         hidden = not sys.stderr.isatty() or "SAMADAPT_QUIET" in os.environ or not loop.is_first
-        loggers = [LOGGERS[name](self.out, config.__dict__) for name in config.log] if loop.is_first else []
+        with ExitStack() as stack:
+            loggers = [LOGGERS[name](self.out, config.__dict__) for name in config.log if loop.is_first]
+            for logger in loggers:
+                stack.callback(logger.close)
+            self._all_steps(batches, hidden, loggers)
+
+    def _all_steps(self, batches: Iterable[Batch], hidden: bool, loggers: Sequence[Logger]) -> None:
+        config, loop = self.config, self.loop
         self.model.train()
         for x, target in tqdm(batches, "training", config.steps, False, initial=loop.step, disable=hidden):
             # Dropout and the like depend on the step alone, so that resuming changes nothing.
-            key = seeded("step", config.seed, loop.step)
+            # Several processes draw each its own: the same noise for every share of a batch would be less of it.
+            rank = loop.fabric.global_rank
+            key = seeded("step", config.seed, loop.step, *([rank] if rank else []))
             torch.manual_seed(int(torch.randint(2**62, (), generator=key)))
             rate = warm_cosine(loop.step, config.steps, config.warmup)
             loss = loop.update(x, target, rates=rate)
             self.averager.update(loop.step)
             self._record(loss, loggers)
-        for logger in loggers:
-            logger.close()
 
     def _record(self, loss: Tensor, loggers: Sequence[Logger]) -> None:
         step, config = self.loop.step, self.config
@@ -270,11 +285,11 @@ class _Run:
         """The weights that are kept, into the model and into the folder."""
         put(self.trained(), self.averager.final_weights())
         self.model.eval()
-        if not self.loop.is_first:
-            return
-        if self.model.extractor is not None:
-            self.tuning.save_to(self.model.extractor, self.out)
-        save_state(self.model.head, self.out / "head.safetensors")
+        if self.loop.is_first:
+            if self.model.extractor is not None:
+                self.tuning.save_to(self.model.extractor, self.out)
+            save_state(self.model.head, self.out / "head.safetensors")
+        self.loop.fabric.barrier()  # nobody reads the run before it is written
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ class StepLoop:
         device: "cpu", "cuda" or "mps".
         bf16: whether the forward pass computes in bfloat16 where that is safe (`torch.autocast`).
         devices: processes, each with a device of its own and a share of every batch.
+        unused: whether some parameters may have no part in a loss; only several processes need to know.
         clip: the largest norm of the gradients of a step; None leaves them.
         skip: a step whose gradients are not finite changes no weight; else a loss that is not finite is an error.
     """
@@ -39,10 +40,12 @@ class StepLoop:
         device: str = "cpu",
         bf16: bool = False,
         devices: int = 1,
+        *,
+        unused: bool = False,
         clip: float | None = 1.0,
         skip: bool = False,
     ) -> None:
-        self.fabric, self.bf16 = launch(device, devices), bf16
+        self.fabric, self.bf16 = launch(device, devices, unused), bf16
         raw = optimizer(objective)
         self._rates = [group["lr"] for group in raw.param_groups]
         self.objective, self.optimizer = self.fabric.setup(objective, raw)
@@ -96,15 +99,16 @@ class StepLoop:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def launch(device: str = "cpu", devices: int = 1) -> Any:
+def launch(device: str = "cpu", devices: int = 1, unused: bool = False) -> Any:
     """Fabric, its processes started: all but the first run the same command again from its beginning."""
     from lightning.fabric import Fabric  # here: it takes a second
 
+    several = "ddp_find_unused_parameters_true" if unused else "ddp"
     with quiet():
         fabric = Fabric(
             accelerator="gpu" if device == "cuda" else device,
             devices=devices,
-            strategy="ddp" if devices > 1 else "auto",
+            strategy=several if devices > 1 else "auto",
         )
         fabric.launch()
     return fabric
@@ -121,13 +125,17 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Lightning's notices help nobody here; its errors still come through."""
-    logger = logging.getLogger("lightning.fabric")  # has a level of its own
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [
+        logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")
+    ]  # have levels of their own
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         warnings.filterwarnings("ignore", message=".*(isinstance|LeafSpec).*")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
