@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fakes import TinyEncoder, tiny
+from fakes import Nowhere, TinyEncoder, tiny
 from samadapt import encoders
 from samadapt.baselines import nnunet, zero_shot
 from samadapt.baselines.nnunet import NnUNetConfig
@@ -154,7 +154,11 @@ def sam(tiny_encoder, monkeypatch):
     more = {**state, "prompt_encoder.of_another_kind": torch.zeros(1)}
 
     def behind(weights=more):
-        monkeypatch.setitem(encoders.ENCODERS, "tiny", Prompting(decoder=weights))
+        monkeypatch.setitem(
+            encoders.ENCODERS,
+            "tiny",
+            Prompting(decoder=weights, published=Nowhere(f"{len(weights)} tensors")),
+        )
         return tiny()
 
     return behind, state
