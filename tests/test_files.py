@@ -99,3 +99,16 @@ def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "one\ntwo\n"
     with pytest.raises(SamAdaptError, match=r"could not write .*choose another folder"):
         files.open_log(tmp_path / "none" / "log")
+
+
+def test_a_full_disk_is_said_before_a_file_is_written_through_memory(tmp_path, monkeypatch):
+    """A memory map of holes on a full disk would kill the process without a word."""
+
+    def full(number, offset, length):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("samadapt.files.os.posix_fallocate", full)
+    with pytest.raises(SamAdaptError, match="No space left on device"), files.replacing(tmp_path / "a") as draft:
+        draft.write_bytes(b"x")
+        files.reserve(draft)
+    assert list(tmp_path.iterdir()) == []

@@ -336,3 +336,16 @@ def test_a_network_on_the_pixels_sees_the_same_whoever_prepared_them(name, optio
     seen = head.network if name == "unet_pretrained" else head.backbone
     inside = seen.in_units(picture / 255, ZERO_TO_ONE)
     torch.testing.assert_close(inside, (picture - 127) / 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("fused", {"jitter": -1}, "jitter of -1"),
+        ("autosam", {"transformer": [0]}, "head 'autosam' cannot be built with the options"),
+        ("fused", {"loss": ""}, "head 'fused'"),
+    ],
+)
+def test_options_that_make_no_network_are_refused(name, options, words):
+    with pytest.raises(SamAdaptError, match=words):
+        build_head(name, GRIDS["usual"], 3, **options)

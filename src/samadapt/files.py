@@ -51,8 +51,8 @@ def replacing(path: str | Path, finished: bool = False, cure: str = MAKE_ROOM) -
     except OSError as error:
         raise SamAdaptError(f"could not write {path}: {error.strerror or error}; {cure}") from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):  # what torch.save says of a full disk
-            raise
+        if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
+            raise  # these two are what torch.save says of a full disk
         raise SamAdaptError(f"could not write {path}: {error}; {cure}") from error
     finally:
         _remove(temporary)
@@ -117,6 +117,16 @@ def write_bytes(path: str | Path, content: bytes, finished: bool = False) -> Non
     """Whole or not at all; `finished` as for `replacing`."""
     with replacing(path, finished) as temporary:
         temporary.write_bytes(content)
+
+
+def reserve(temporary: Path) -> None:
+    """Take the disk that a file of holes will need now: written through memory, a full disk kills the process."""
+    with contextlib.suppress(AttributeError):  # not on every system
+        number = os.open(temporary, os.O_RDWR)
+        try:
+            os.posix_fallocate(number, 0, temporary.stat().st_size)
+        finally:
+            os.close(number)
 
 
 def open_draft(temporary: Path) -> BinaryIO:

@@ -41,7 +41,13 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     if (out / "config.json").is_file():
-        before = json.loads((out / "config.json").read_text())
+        try:
+            before = json.loads((out / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SamAdaptError(
+                f"{out / 'config.json'} cannot be read ({error}); copy the whole run folder again, choose another --out, or "
+                "give --overwrite"
+            ) from error
         for name in TrainConfig.UNCHANGING:  # what the run was begun with may differ in these
             if name in before.get("train", {}):
                 settings["train"][name] = before["train"][name]

@@ -63,7 +63,21 @@ def build_head(
     for key, given in (("pretrained", pretrained), ("units", units)):
         if key in inspect.signature(HEADS[name]).parameters:
             options[key] = given
-    return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
+    try:
+        return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
+    except SamAdaptError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # options that fit their types and not each other
+        shown = {key: value for key, value in options.items() if key not in ("pretrained", "units")}
+        raise SamAdaptError(
+            f"head {name!r} cannot be built with the options {shown} ({error}); leave out what you set, or choose other values "
+            "(samadapt list heads)"
+        ) from error
 
 
 def starts_from_decoder(name: str) -> bool:

@@ -125,6 +125,8 @@ class Fused(Head):
         super().__init__()
         if width % 8 or width < 8:
             raise SamAdaptError(f"head 'fused' cannot have a width of {width!r}; give a multiple of 8")
+        if not 0 <= jitter <= 5:  # at 5 every channel is lost
+            raise SamAdaptError(f"head 'fused' cannot have a jitter of {jitter!r}; give 0 (none) to 5")
         self.reads = choose_reads(taps) if read is None else dict(_parse_read(tap) for tap in read)
         shapes = {tap: tap_shape(self.name, taps, tap) for tap in self.reads}
         stem = shapes.pop(PIXELS, None)

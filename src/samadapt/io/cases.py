@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.files import replacing
+from samadapt.files import replacing, reserve
 from samadapt.io.formats import Format, find_format, is_picture, known_suffixes, label_format, suffix_of
 from samadapt.io.geometry import Geometry, same_place
 from samadapt.io.listing import cure
@@ -223,6 +223,7 @@ def write_probabilities(path: str | Path, slices: Iterable[Tensor], n_classes: i
         stored = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.float16, shape=(n_classes, *shape), fortran_order=True
         )
+        reserve(temporary)
         view = _turned(stored, case.axes, case.flips)  # (K, D, H, W), the same memory
         count = 0
         for probabilities in slices:
