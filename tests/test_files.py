@@ -108,10 +108,12 @@ def test_a_full_disk_is_said_before_a_file_is_written_through_memory(tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("samadapt.files.os.posix_fallocate", full)
-    with (
-        pytest.raises(SamAdaptError, match="No space left on device"),
-        files.replacing(tmp_path / "a") as draft,
-    ):
-        draft.write_bytes(b"x")
-        files.reserve(draft)
+
+    def write() -> None:
+        with files.replacing(tmp_path / "a") as draft:
+            draft.write_bytes(b"x")
+            files.reserve(draft)
+
+    with pytest.raises(SamAdaptError, match="No space left on device"):
+        write()
     assert list(tmp_path.iterdir()) == []
