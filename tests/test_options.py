@@ -17,6 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from samadapt import settings
 from samadapt.cli.parameters import Given, Of, from_options
 from samadapt.experiment import make_study, read_settings
 from samadapt.experiment import settings as experiment_settings
@@ -27,23 +28,15 @@ from samadapt.options import Option, check, declared, declared_by, option, read_
 from samadapt.options.kinds import fit, from_text, in_words
 from samadapt.settings import (
     LearnerSettings,
-    NnUNetConfig,
-    OpenOptions,
-    SimclrConfig,
-    SplitOptions,
-    StudySettings,
     TrainConfig,
 )
 from samadapt.types import SamAdaptError
 
 SETTINGS = [
-    LearnerSettings,
-    NnUNetConfig,
-    OpenOptions,
-    SimclrConfig,
-    SplitOptions,
-    StudySettings,
-    TrainConfig,
+    kind
+    for kind in vars(settings).values()
+    if dataclasses.is_dataclass(kind)
+    and kind.__module__ == settings.__name__  # a new one is held to the same
 ]
 
 

@@ -158,9 +158,7 @@ def open_log(path: str | Path) -> TextIO:
     try:
         return open(path, "a", encoding="utf-8")
     except OSError as error:
-        raise SamAdaptError(
-            f"could not write {path}: {error.strerror or error}; make room or choose another folder"
-        ) from error
+        raise SamAdaptError(f"could not write {path}: {error.strerror or error}; {MAKE_ROOM}") from error
 
 
 def file_sha256(path: str | Path) -> str:

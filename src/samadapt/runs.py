@@ -41,13 +41,9 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     if (out / "config.json").is_file():
-        try:
-            before = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SamAdaptError(
-                f"{out / 'config.json'} cannot be read ({error}); copy the whole run folder again, choose another --out, or "
-                "give --overwrite"
-            ) from error
+        before = _parsed(
+            out / "config.json", "copy the whole run folder again, choose another --out, or give --overwrite"
+        )
         for name in TrainConfig.UNCHANGING:  # what the run was begun with may differ in these
             if name in before.get("train", {}):
                 settings["train"][name] = before["train"][name]
@@ -157,6 +153,13 @@ def load_state(module: nn.Module, path: Path) -> None:
     module.load_state_dict(state)
 
 
+def _parsed(path: Path, cure: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SamAdaptError(f"{path} cannot be read ({error}); {cure}") from error
+
+
 def _writer(run: Path) -> str:
     """The version that wrote a run folder, as far as it says."""
     try:
@@ -174,12 +177,7 @@ def read_config(run: Path) -> dict[str, Any]:
         raise SamAdaptError(
             f"{run} is not a run folder: it has no config.json; give the --out of `samadapt train`"
         )
-    try:
-        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SamAdaptError(
-            f"{run / 'config.json'} cannot be read ({error}); copy the whole run folder again"
-        ) from error
+    config = _parsed(run / "config.json", "copy the whole run folder again")
     told = config.get("format") if isinstance(config, dict) else None
     if told != FORMAT:
         raise SamAdaptError(

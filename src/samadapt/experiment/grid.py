@@ -132,7 +132,7 @@ def open_experiment(
     More learners, labels and seeds may be added to a study. Another data set, version, or protocol, or
     another learner under a name that is there already, is refused: the table would mix them.
     """
-    note, before = _describe(data, grid, config), _read(out)
+    note, before = _describe(data, grid, config), read_experiment(out)
     if before is None and out.is_dir() and any(out.iterdir()):
         raise SamAdaptError(f"{out} is not empty and not an experiment; choose another --out")
     threads = grid.threads or (before or {}).get("threads") or max(1, (os.cpu_count() or 1) // jobs)
@@ -209,10 +209,11 @@ def _fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
 
 def encoder_of(out: Path) -> str | None:
     """The encoder that a study there was begun with; learners that are added to it read the same."""
-    return (_read(out) or {}).get("encoder") or None
+    return (read_experiment(out) or {}).get("encoder") or None
 
 
-def _read(out: Path) -> dict[str, Any] | None:
+def read_experiment(out: Path) -> dict[str, Any] | None:
+    """What stands in `experiment.json`; None where there is none."""
     path = out / "experiment.json"
     if not path.is_file():
         return None

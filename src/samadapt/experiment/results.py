@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from samadapt.experiment.grid import read_experiment
 from samadapt.metrics import LabelledProbabilities, mean_contributions, read_cell_scores, score_matrix
 from samadapt.overlap import MARK, Overlap
 from samadapt.types import SamAdaptError, Score
@@ -29,11 +29,11 @@ def results_table(out: str | Path) -> str:
     Square brackets are ranges over seeds; round ones, in the report, are 95 % intervals.
     """
     out = Path(out)
-    if not (out / "experiment.json").is_file():
+    note = read_experiment(out)
+    if note is None:
         raise SamAdaptError(
             f"{out} is not an experiment: it has no experiment.json; give the --out of `experiment`"
         )
-    note: dict[str, Any] = json.loads((out / "experiment.json").read_text())
     values: dict[tuple[str, Any], list[float]] = defaultdict(list)
     metric = ""
     for digest, cell in note["cells"].items():

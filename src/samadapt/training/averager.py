@@ -50,7 +50,7 @@ class Averager:
     def _score(self, select: Examples) -> float:
         """The averaged weights on the selection cases."""
         now = {name: tensor.clone() for name, tensor in self.tensors.items()}
-        _copy(self.tensors, self.average)
+        put(self.tensors, self.average)
         self.model.eval()
         logits, targets = [], []
         for begin in range(0, len(select), self.config.batch_size):
@@ -59,7 +59,7 @@ class Averager:
             logits.append(self.model.head(self.model.features(x)).float().cpu())
             targets.append(target)
         self.model.train()
-        _copy(self.tensors, now)
+        put(self.tensors, now)
         return SELECTION[self.model.head.task](torch.cat(logits), torch.cat(targets))
 
     def final_weights(self) -> dict[str, Tensor]:
@@ -76,7 +76,9 @@ class Averager:
             setattr(self, key, value)
 
 
-def _copy(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+@torch.no_grad()
+def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Overwrite tensors with values of the same names."""
     for name, tensor in tensors.items():
         tensor.copy_(values[name])
 

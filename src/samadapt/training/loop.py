@@ -23,7 +23,7 @@ from tqdm import tqdm
 from samadapt.adapted import AdaptedModel
 from samadapt.files import replacing, write_csv, write_json
 from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state
-from samadapt.training.averager import Averager
+from samadapt.training.averager import Averager, put
 from samadapt.training.config import TrainConfig
 from samadapt.training.loggers import LOGGERS, Logger
 from samadapt.training.steps import StepLoop, warm_cosine
@@ -99,11 +99,10 @@ def _demand_possible(model: AdaptedModel, pairs: Examples, config: TrainConfig, 
 @contextmanager
 def _explained(out: Path, config: TrainConfig) -> Iterator[None]:
     """Failures of the disk and of batch normalisation, in words that say what to do."""
-    full = f"could not write to {out}: %s; {_CURE}"
     try:
         yield
     except OSError as error:
-        raise SamAdaptError(full % error) from error
+        raise SamAdaptError(f"could not write to {out}: {error}; {_CURE}") from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):  # what torch's batch normalisation says
             raise
@@ -290,10 +289,3 @@ class _Run:
                 self.tuning.save_to(self.model.extractor, self.out)
             save_state(self.model.head, self.out / "head.safetensors")
         self.loop.fabric.barrier()  # nobody reads the run before it is written
-
-
-@torch.no_grad()
-def put(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Overwrite tensors with values of the same names."""
-    for name, tensor in tensors.items():
-        tensor.copy_(values[name])
