@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from fixtures.known import known_normal, known_weights
-from samadapt.encoders import ENCODERS, EncoderEntry, EncoderSpec, load_encoder, tiny_vit_network
+from samadapt.encoders import ENCODERS, EncoderEntry, EncoderSpec, load_encoder, tiles
 from samadapt.encoders.checkpoints import SHA256, original_key, original_layout
-from samadapt.encoders.sam import _TINY, SAM_MODELS, VIT_B, VIT_H, VIT_L, _config
+from samadapt.encoders.sam import _TINY, SAM_MODELS
+from samadapt.encoders.sam_network import VIT_B, VIT_H, VIT_L, SamViT
 from samadapt.encoders.tiny_vit import TINY_VITS
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.learner import Learner
@@ -244,12 +245,16 @@ def test_its_units_tell_what_a_prepared_picture_was(entry):
     torch.testing.assert_close(back, image, atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("name", [entry.tiny.name for entry in TINY_VITS])
-def test_tile_by_tile_the_maps_are_those_of_the_whole(monkeypatch, name):
+@pytest.mark.parametrize("size", [1 << 6, 1 << 10, 1 << 14])  # a row at a time, some rows, some windows
+@pytest.mark.parametrize("name", [entry.tiny.name for entry in (*TINY_VITS, *SAM_MODELS)])
+def test_tile_by_tile_the_maps_are_those_of_the_whole(monkeypatch, name, size):
     """What `--tune all` computes, with gradients, is computed as a whole; what a frozen encoder does, in tiles."""
     extractor, x = load(name), picture(64)
+    for key, parameter in extractor.named_parameters():
+        if "rel_pos" in key:  # drawn small, so that they would hardly be missed
+            torch.nn.init.normal_(parameter)
     whole = extractor.requires_grad_(True)(x)
-    monkeypatch.setattr(tiny_vit_network, "_TILE", 1 << 10)  # some rows of the finest maps
+    monkeypatch.setattr(tiles, "TILE", size)
     with torch.no_grad():
         tiled = extractor(x)
     for tap, expected in whole.items():
@@ -305,9 +310,7 @@ def test_two_channels_cannot_be_shown():
 
 def layout() -> dict:
     """Key -> shape of a tiny SAM in the original layout."""
-    from transformers.models.sam.modeling_sam import SamVisionModel
-
-    vision = original_layout(SamVisionModel(_config(_TINY, 128)).state_dict())
+    vision = {f"image_encoder.{key}": value for key, value in SamViT(_TINY, 128).state_dict().items()}
     decoder = PromptedDecoder(32, (8, 8), 128, mlp_dim=16).state_dict()
     return {key: tuple(value.shape) for key, value in (vision | decoder).items()}
 
@@ -324,7 +327,7 @@ def test_a_pth_brings_the_encoder_and_the_decoder(original):
     spec = EncoderSpec("tiny_sam", original)
     decoder = PromptedDecoder(32, (8, 8), 128, mlp_dim=16)
     decoder.load_state_dict(spec.decoder_state())
-    key = "vision.layers.2.attn.rel_pos_h"
+    key = "blocks.2.attn.rel_pos_h"
     expected = known_weights(layout())["image_encoder.blocks.2.attn.rel_pos_h"]
     assert torch.equal(spec.load().network.state_dict()[key], expected)
 
@@ -343,12 +346,12 @@ def test_another_side_interpolates_the_positions_and_keeps_the_picture(original)
     specs = [EncoderSpec("tiny_sam", path, side) for side in (128, 64)]
     assert specs[0].fingerprint != specs[1].fingerprint
     large, small = (spec.load().network for spec in specs)
-    positions = small.state_dict()["vision.pos_embed"]
+    positions = small.state_dict()["pos_embed"]
     assert positions.shape == (1, 4, 4, 32)
     assert positions[0, :, 0, 0].diff().min() > 0.3  # still from top to bottom
-    table = small.state_dict()["vision.layers.1.attn.rel_pos_h"]
+    table = small.state_dict()["blocks.1.attn.rel_pos_h"]
     assert table.shape == (7, 16) and table[3].abs().max() < 1e-6 and table[:, 0].diff().min() > 0.2
-    windowed = "vision.layers.0.attn.rel_pos_h"  # a window is a window at any side
+    windowed = "blocks.0.attn.rel_pos_h"  # a window is a window at any side
     assert torch.equal(small.state_dict()[windowed], large.state_dict()[windowed])
 
 

@@ -1,69 +1,22 @@
-"""SAM's ViT image encoders and MedSAM's, through transformers' `SamVisionModel`."""
+"""SAM's ViT image encoders and MedSAM's: the entries of the table, and how their weights are read."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from samadapt.encoders.checkpoints import original_key, read_sam
+from samadapt.encoders.checkpoints import read_sam
 from samadapt.encoders.entry import EncoderEntry
+from samadapt.encoders.sam_network import VIT_B, VIT_H, VIT_L, Architecture, SamViT
 from samadapt.types import SamAdaptError, Taps
 from samadapt.weights import HubModel, State
 
-if TYPE_CHECKING:
-    from transformers.models.sam.modeling_sam import SamVisionModel
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A SAM ViT. `side` is the one that the positions were trained for."""
-
-    width: int
-    depth: int
-    heads: int
-    global_blocks: tuple[int, ...]
-    side: int = 1024
-    patch: int = 16
-    window: int = 14
-    neck: int = 256
-
-
-VIT_B = Architecture(768, 12, 12, (2, 5, 8, 11))
-VIT_L = Architecture(1024, 24, 16, (5, 11, 17, 23))
-VIT_H = Architecture(1280, 32, 16, (7, 15, 23, 31))
 _KNOWN = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
-
-
-@final
-class SamViT(nn.Module):
-    """SAM's ViT. Maps: `patch` (embedded patches with their positions), `block0`.. (outputs), `neck`."""
-
-    def __init__(self, vision: SamVisionModel) -> None:
-        super().__init__()
-        self.vision = vision.vision_encoder
-
-    def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
-        """(B, 3, S, S) -> {tap: (B, C, h, w)} for the taps that are wanted."""
-        found: dict[str, Tensor] = {}
-        tokens = self.vision.patch_embed(x) + self.vision.pos_embed  # (B, h, w, C)
-        names = ("patch", *(f"block{i}" for i in range(len(self.vision.layers))))
-        for name, block in zip(names, (None, *self.vision.layers), strict=True):
-            tokens = tokens if block is None else block(tokens)
-            if name in wanted:
-                found[name] = tokens.permute(0, 3, 1, 2)
-        if "neck" in wanted:
-            found["neck"] = self.vision.neck(tokens)
-        return found
-
-    def train(self, mode: bool = True) -> SamViT:
-        """Stays in evaluation mode; to tune it, `requires_grad_(True)` is enough."""
-        return super().train(False)
 
 
 @final
@@ -72,7 +25,7 @@ class Sam(EncoderEntry):
     """A SAM ViT as an encoder."""
 
     architecture: Architecture
-    version = "sam-1"
+    version = "sam-2"
 
     @property
     def step(self) -> int:
@@ -84,68 +37,39 @@ class Sam(EncoderEntry):
         return {**dict.fromkeys(names, (a.width, grid, grid)), "neck": (a.neck, grid, grid)}
 
     def network(self, side: int) -> SamViT:
-        return SamViT(_random(self.architecture, side))
+        return SamViT(self.architecture, side).draw()
 
     def read(self, path: Path) -> State:
         return read_sam(path)
 
     def loaded(self, state: State, side: int, source: str) -> SamViT:
-        return SamViT(_vision(self.architecture, side, state, source))
+        return _filled(self.architecture, side, state, source)
 
 
 # ---------------------------------------------------------------- building
 
 
-def _config(architecture: Architecture, side: int):
-    from transformers.models.sam.configuration_sam import SamVisionConfig  # here: transformers takes seconds
-
-    return SamVisionConfig(
-        hidden_size=architecture.width,
-        num_hidden_layers=architecture.depth,
-        num_attention_heads=architecture.heads,
-        global_attn_indexes=list(architecture.global_blocks),
-        image_size=side,
-        patch_size=architecture.patch,
-        window_size=architecture.window,
-        output_channels=architecture.neck,
-        initializer_range=0.02,  # the default, 1e-10, gives a network that says nothing
-    )
-
-
-def _random(architecture: Architecture, side: int) -> SamVisionModel:
-    """Untrained weights."""
-    from transformers.models.sam.modeling_sam import SamVisionModel
-
-    model = SamVisionModel(_config(architecture, side))
-    positions = model.vision_encoder.pos_embed
-    assert positions is not None
-    nn.init.normal_(positions, std=0.02)  # transformers leaves them zero
-    return model
-
-
-def _vision(architecture: Architecture, side: int, state: State, what: str) -> SamVisionModel:
+def _filled(architecture: Architecture, side: int, state: State, what: str) -> SamViT:
     """The network with the weights of `state` (original keys), its positions interpolated to another side."""
-    from transformers.models.sam.modeling_sam import SamVisionModel
-
     _check_architecture(architecture, state, what)
     with torch.device("meta"):  # no memory, no initialisation: every parameter is assigned below
-        model = SamVisionModel(_config(architecture, side))
+        network = SamViT(architecture, side)
     weights, wrong = {}, []
-    for key, own in model.state_dict().items():
-        value = state.get(original_key(key))
+    for key, own in network.state_dict().items():
+        value = state.get(f"image_encoder.{key}")
         if value is not None:
             value = _resize_positions(value.float(), own.shape)
         if value is None or value.shape != own.shape:
-            wrong.append(original_key(key))
+            wrong.append(f"image_encoder.{key}")
         else:
             weights[key] = value
     if wrong:
         raise SamAdaptError(
-            f"the checkpoint {what} lacks {len(wrong)} of {len(model.state_dict())} weights of the image encoder, or "
+            f"the checkpoint {what} lacks {len(wrong)} of {len(network.state_dict())} weights of the image encoder, or "
             f"has them in another shape, such as {wrong[0]!r}; give a complete SAM checkpoint"
         )
-    model.load_state_dict(weights, assign=True)
-    return model
+    network.load_state_dict(weights, assign=True)
+    return network
 
 
 def _check_architecture(architecture: Architecture, state: State, what: str) -> None:

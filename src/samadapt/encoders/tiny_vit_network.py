@@ -9,12 +9,14 @@ products then. On a processor wide layers are computed tile by tile, since their
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from samadapt.encoders.tiles import each_cell, fitting, tiled
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,7 @@ LITE_MEDSAM = Architecture(256, kernel=1, step=1)
 MOBILE_SAM = Architecture(1024, kernel=3, step=2)
 
 
-# ---------------------------------------------------------------- tiles and convolutions
-
-_TILE = 1 << 19  # floats of the widest map of a tile: two megabytes, which stay in a processor's cache
-
-
-def _tiled(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
-
-
-def each_cell(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-    """`function` of every cell by itself, (..., C) -> (..., C), a tile at a time; `width` is its widest map's."""
-    if not _tiled(x):
-        return function(x)
-    flat = x.reshape(-1, x.shape[-1])
-    cells = max(_TILE // width, 1)
-    return torch.cat([function(flat[i : i + cells]) for i in range(0, len(flat), cells)]).view(
-        *x.shape[:-1], -1
-    )
+# ---------------------------------------------------------------- convolutions
 
 
 def _conv(inputs: int, outputs: int, size: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -113,9 +98,9 @@ class Inverted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
         hidden, stride = self.conv1.out_channels, self.stride
-        if not _tiled(x):
+        if not tiled(x):
             return self._strip(x, 0, height)
-        rows = max(_TILE // (hidden * width * len(x)) // stride, 1) * stride
+        rows = fitting(hidden * width * len(x) * stride) * stride
         return torch.cat([self._strip(x, i, min(i + rows, height)) for i in range(0, height, rows)], 1)
 
     def _strip(self, x: Tensor, top: int, bottom: int) -> Tensor:
