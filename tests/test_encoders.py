@@ -157,6 +157,7 @@ def test_the_fingerprint_tells_what_changes_the_numbers(entry, tmp_path, nothing
         prints.append(spec_of(entry, prepare="standardise").fingerprint)
     if entry.published is not None:
         prints.append(spec_of(entry, seed=1).fingerprint)
+        prints.append(spec_of(entry, dtype="bfloat16").fingerprint)
         file = tmp_path / "w.pth"
         for content in (b"one", b"another"):
             file.write_bytes(content)
@@ -259,6 +260,25 @@ def test_tile_by_tile_the_maps_are_those_of_the_whole(monkeypatch, name, size):
         tiled = extractor(x)
     for tap, expected in whole.items():
         torch.testing.assert_close(tiled[tap], expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_encoder_computes_in_its_own_precision_whatever_the_training_does(entry):
+    """So that a head is trained on the maps that it will predict from."""
+    x = picture(side_of(entry), 1)
+    with torch.no_grad():
+        own = spec_of(entry).load()(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            trained = spec_of(entry).load()(x)
+    assert all(torch.equal(trained[tap], own[tap]) for tap in own)
+
+
+def test_bfloat16_rounds_the_maps_and_little_more(entry):
+    x = picture(side_of(entry), 1)
+    with torch.no_grad():
+        exact, rounded = spec_of(entry).load()(x), spec_of(entry, dtype="bfloat16").load()(x)
+    for tap in exact.keys() - {"pixels"}:
+        error = (rounded[tap] - exact[tap]).norm() / exact[tap].norm()
+        assert 0 < error < 0.2, tap
 
 
 # ---------------------------------------------------------------- prepare
@@ -425,7 +445,7 @@ def test_unknown_names():
 
 
 def test_encoders_compute_in_float32():
-    with pytest.raises(SamAdaptError, match="dtype is 'float16'; encoders compute in float32"):
+    with pytest.raises(SamAdaptError, match="dtype is 'float16'; expected float32 or bfloat16"):
         EncoderSpec("pixels", dtype="float16")
 
 

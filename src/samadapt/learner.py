@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from samadapt import names
 from samadapt.adapted import AdaptedModel
 from samadapt.datasets import Dataset, Split
 from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_published, missing_file
@@ -48,7 +51,15 @@ class Learner(LearnerSettings):
 
     def spec(self, seed: int = 0) -> EncoderSpec:
         """Which encoder; the seed draws its weights where the checkpoint is "random"."""
-        return EncoderSpec(self.encoder, self.checkpoint, self.side, self.prepare, seed)  # type: ignore[arg-type]
+        dtype = names.ENCODER_DTYPES[self.encoder_precision]
+        return EncoderSpec(self.encoder, self.checkpoint, self.side, self.prepare, seed, dtype)  # type: ignore[arg-type]
+
+    def identity(self) -> dict[str, Any]:
+        """Its fields, by which a study knows it again. A field that came later is there where it is not its default."""
+        fields = dataclasses.asdict(self)
+        if self.encoder_precision == LearnerSettings.encoder_precision:
+            del fields["encoder_precision"]
+        return fields
 
     def build(self, n_classes: int, seed: int = 0, started: bool = True) -> AdaptedModel:
         """A fresh head on the encoder, from whose own decoder it starts where it can. No encoder's network is loaded.

@@ -43,6 +43,7 @@ BACKBONES = (
 AUGMENTATIONS = ("default", "mirror", "none")
 DEVICES = ("auto", "cpu", "cuda", "gpu", "mps")
 PRECISIONS = ("auto", "32", "bf16")
+ENCODER_DTYPES = {"32": "float32", "bf16": "bfloat16"}
 TUNINGS = ["none", "all"]
 LOGS = ("mlflow", "tensorboard")
 TASKS = ("segmentation", "classification")

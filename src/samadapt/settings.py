@@ -65,6 +65,12 @@ class LearnerSettings:
     )
     side: int | None = option(None, "Side of the encoder's square input, in pixels.", least=1)
     prepare: str | None = option(None, "Intensity and geometry preparation, if not the encoder's own.")
+    encoder_precision: str = option(
+        "32",
+        "Precision in which a frozen encoder computes its maps: 32, or bf16 (rounded to three digits; for large encoders "
+        "on a GPU).",
+        choices=names.ENCODER_DTYPES,
+    )
     options: Mapping[str, Any] = option(
         dict, "Options of the head; on the command line each as --set preset=faithful.", flag="--set"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,7 +20,7 @@ from samadapt.views import View
 from samadapt.views.prepare import find_prepare
 from samadapt.weights import RANDOM, State, identity, locate
 
-FLOAT32 = "float32"
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 
 @final
@@ -34,7 +35,7 @@ class EncoderSpec:
         side: S in pixels; None is the encoder's own.
         prepare: a name in `views.PREPARES`; None is the way that the weights were trained.
         seed: draws the weights where the checkpoint is "random".
-        dtype: in which the maps are computed.
+        dtype: in which the maps of a frozen encoder are computed: float32, or bfloat16 for products and convolutions.
 
     Example:
         >>> EncoderSpec("pixels", side=64).taps
@@ -59,8 +60,8 @@ class EncoderSpec:
             raise SamAdaptError(
                 f"encoder {self.name!r} has no weights; leave out the checkpoint {str(self.checkpoint)!r}"
             )
-        if self.dtype != FLOAT32:
-            raise SamAdaptError(f"dtype is {self.dtype!r}; encoders compute in {FLOAT32}")
+        if self.dtype not in (FLOAT32, BFLOAT16):
+            raise SamAdaptError(f"dtype is {self.dtype!r}; expected {FLOAT32} or {BFLOAT16}")
         published = self.entry.published
         own = self.checkpoint is None or (
             published is not None and str(self.checkpoint) == published.identity
@@ -70,6 +71,9 @@ class EncoderSpec:
             "side": self.entry.fitted_side(self.side),
             "prepare": self.prepare or self.entry.prepare,
             "seed": self.seed if self.checkpoint == RANDOM else 0,
+            "dtype": FLOAT32
+            if self.entry.published is None
+            else self.dtype,  # one without weights computes nothing
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
@@ -164,7 +168,15 @@ class Extractor(nn.Module):
             raise SamAdaptError(f"the encoder does not give {unknown}; it gives {sorted(spec.taps)}")
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {PIXELS: x, **pool_taps(self.network(x, tuple(self.reads)), self.reads)}
+        with self._arithmetic(x.device.type):
+            maps = pool_taps(self.network(x, tuple(self.reads)), self.reads)
+        return {PIXELS: x, **maps}
+
+    def _arithmetic(self, device: str) -> AbstractContextManager:
+        """A frozen encoder keeps its own, so that a head is trained on the maps that it will predict from."""
+        if any(p.requires_grad for p in self.parameters()):
+            return nullcontext()  # it is part of a training, which says in what it computes
+        return torch.autocast(device, torch.bfloat16, enabled=self.spec.dtype == BFLOAT16)
 
     @property
     def taps(self) -> Taps:

@@ -103,8 +103,9 @@ class ZeroShotMethod(Method):
 
     @property
     def spec(self) -> dict[str, Any]:
-        kept = ("encoder", "checkpoint", "side", "prepare")
-        return {"kind": "zero_shot", "prompt": self.prompt, **{k: getattr(self.learner, k) for k in kept}}
+        kept = ("encoder", "checkpoint", "side", "prepare", "encoder_precision")
+        encoder = {k: v for k, v in self.learner.identity().items() if k in kept}
+        return {"kind": "zero_shot", "prompt": self.prompt, **encoder}
 
     @property
     def starts_from(self) -> Learner:

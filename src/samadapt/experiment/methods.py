@@ -154,7 +154,7 @@ class TrainedMethod(Method):
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"kind": "trained", **dataclasses.asdict(self.learner), "train": dict(self.train)}
+        return {"kind": "trained", **self.learner.identity(), "train": dict(self.train)}
 
     @property
     def starts_from(self) -> Learner:
