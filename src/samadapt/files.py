@@ -37,25 +37,90 @@ def replacing(path: str | Path, finished: bool = False, cure: str = MAKE_ROOM) -
         SamAdaptError: the disk is full, or the place cannot be written to.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_prefix()}{path.name}")  # the suffix stays: writers decide by it
+    temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent.absolute(), os.getpid())
-        yield temporary
-        if finished:
-            _to_disk(temporary)
-        temporary.replace(path)
-        if finished:
-            with contextlib.suppress(OSError):  # some network disks know no such thing of folders
-                _to_disk(path.parent)
+        with _writing(path, cure):
+            _make_folder(path.parent)
+            yield temporary
+            if finished:
+                _to_disk(temporary)
+            temporary.replace(path)
+            if finished:
+                with contextlib.suppress(OSError):  # some network disks know no such thing of folders
+                    _to_disk(path.parent)
+    finally:
+        _remove(temporary)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{_prefix()}{path.name}")  # the suffix stays: writers decide by it
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder.absolute(), os.getpid())
+
+
+@contextlib.contextmanager
+def _writing(path: Path, cure: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise SamAdaptError(f"could not write {path}: {error.strerror or error}; {cure}") from error
     except RuntimeError as error:
         if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
             raise  # these two are what torch.save says of a full disk
         raise SamAdaptError(f"could not write {path}: {error}; {cure}") from error
-    finally:
-        _remove(temporary)
+
+
+class Drafts(contextlib.AbstractContextManager):
+    """Files that are written bit by bit and get their names together, when all of them are on the disk.
+
+    To await many small files one by one takes nearly all the time of writing them. What has no name at the end is
+    removed.
+
+    Args:
+        cure: what to do where the disk is full, for the message.
+    """
+
+    def __init__(self, cure: str = MAKE_ROOM) -> None:
+        self.cure = cure
+        self._open: dict[Path, BinaryIO] = {}
+        self._closed: set[Path] = set()
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Add to the end of a file."""
+        with _writing(path, self.cure):
+            if path not in self._open:
+                _make_folder(path.parent)
+                self._open[path] = open(_temporary(path), "wb")  # noqa: SIM115  # closed by `close`, or at the end
+            self._open[path].write(content)
+
+    def close(self, path: Path) -> int:
+        """Nothing more will be written to a file; its size in bytes."""
+        with _writing(path, self.cure):
+            size = self._open[path].tell()
+            self._open.pop(path).close()
+            self._closed.add(path)
+            return size
+
+    def place(self) -> None:
+        """Give all closed files their names."""
+        if not self._closed:
+            return
+        os.sync()
+        for path in sorted(self._closed):
+            with _writing(path, self.cure):
+                _temporary(path).replace(path)
+        self._closed.clear()
+
+    def __exit__(self, *error: object) -> None:
+        for path, file in self._open.items():
+            with contextlib.suppress(OSError):  # what is in its buffer finds no room
+                file.close()
+            _remove(_temporary(path))
+        for path in self._closed:
+            _remove(_temporary(path))
 
 
 def _to_disk(path: Path) -> None:
@@ -127,11 +192,6 @@ def reserve(temporary: Path) -> None:
             os.posix_fallocate(number, 0, temporary.stat().st_size)
         finally:
             os.close(number)
-
-
-def open_draft(temporary: Path) -> BinaryIO:
-    """A temporary path, as `replacing` gives it, to write bytes into bit by bit."""
-    return open(temporary, "wb")
 
 
 def write_text(path: str | Path, text: str, finished: bool = False) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from samadapt import names
 from samadapt.adapted import AdaptedModel
 from samadapt.datasets import Dataset, Split
 from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_published, missing_file
@@ -51,8 +50,7 @@ class Learner(LearnerSettings):
 
     def spec(self, seed: int = 0) -> EncoderSpec:
         """Which encoder; the seed draws its weights where the checkpoint is "random"."""
-        dtype = names.ENCODER_DTYPES[self.encoder_precision]
-        return EncoderSpec(self.encoder, self.checkpoint, self.side, self.prepare, seed, dtype)  # type: ignore[arg-type]
+        return EncoderSpec(self.encoder, self.checkpoint, self.side, self.prepare, seed, self.dtype)  # type: ignore[arg-type]
 
     def identity(self) -> dict[str, Any]:
         """Its fields, by which a study knows it again. A field that came later is there where it is not its default."""

@@ -87,6 +87,11 @@ class LearnerSettings:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def dtype(self) -> str:
+        """The encoder's precision as torch calls it."""
+        return names.ENCODER_DTYPES[self.encoder_precision]
+
 
 @dataclass(frozen=True)
 class SplitOptions:

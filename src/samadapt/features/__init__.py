@@ -1,6 +1,8 @@
 """Feature maps: which are meant, where they are stored, and what a learner sees of them."""
 
+from samadapt.features.encoding import EncodeReport
+from samadapt.features.maps import MapSpec
 from samadapt.features.pairs import Pairs
-from samadapt.features.store import EncodeReport, FeatureStore, MapSpec
+from samadapt.features.store import FeatureStore
 
 __all__ = ["EncodeReport", "FeatureStore", "MapSpec", "Pairs"]

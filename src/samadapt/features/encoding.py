@@ -1,0 +1,196 @@
+"""Cases in, files of feature maps out: read ahead, computed in batches that run across cases, written together.
+
+A batch always has the same number of slices, the last one filled up, so that a map has the same digits whatever else
+was encoded with it, and an encode that was killed and went on leaves what an undisturbed one leaves.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samadapt.encoders import Extractor
+from samadapt.features.maps import MapSpec
+from samadapt.features.notes import map_file, write_note
+from samadapt.files import Drafts
+from samadapt.types import Case, Frame, SamAdaptError
+
+_TOGETHER = 64  # slices: files are awaited on the disk for so many at once, which takes as long as for one
+T = TypeVar("T")
+_END = object()
+
+
+@dataclass
+class EncodeReport:
+    """What `encode` did."""
+
+    cases: int = 0
+    written: int = 0
+    bytes: int = 0
+    slices: int = 0
+    seconds: float = 0.0
+
+    def summary(self, store: Path) -> str:
+        """In words."""
+        if self.written == 0:
+            return f"nothing to do: all {self.cases} cases are in {store} already"
+        return (
+            f"encoded {self.written} of {self.cases} cases ({self.slices} slices, {self.bytes / 2**20:.1f} MiB) "
+            f"into {store} in {self.seconds:.1f} s"
+        )
+
+
+@final
+class CaseDraft:
+    """The maps of one case that are missing, while they are written.
+
+    Args:
+        case: whose maps.
+        digest: the hash of its image.
+        folder: where they will stand.
+        maps: those that are missing.
+        drafts: their files, and those of other cases.
+    """
+
+    def __init__(self, case: Case, digest: str, folder: Path, maps: MapSpec, drafts: Drafts) -> None:
+        self.case, self.digest, self.folder, self.maps, self.drafts = case, digest, folder, maps, drafts
+        self.slices = maps.views * case.image.shape[1]  # as the encoder sees them
+        self.left = self.slices
+        self.sizes: dict[Path, int] = {}
+        self._frame: Frame | None = None
+
+    def inputs(self) -> Iterator[tuple[Tensor, Frame]]:
+        """Every view of every slice as the encoder's input, views outermost."""
+        seen = self.maps.view.of(self.case)
+        for view in range(self.maps.views):
+            for index in range(self.case.image.shape[1]):
+                pixels, frame, _ = seen(index, (self.case.id, index, view) if view else None)
+                yield pixels, frame
+
+    def take(self, maps: Mapping[str, np.ndarray], frame: Frame) -> None:
+        """The maps (C, h, w) of the next of its inputs."""
+        first, self._frame = self._frame is None, self._frame or frame
+        self.left -= 1
+        for tap, window in self.maps.taps.items():
+            path = map_file(self.folder, tap, window)
+            if first:
+                self.drafts.write(path, self._header(maps[tap].shape))
+            self.drafts.write(path, maps[tap].tobytes())
+            if self.left == 0:
+                self.sizes[path] = self.drafts.close(path)
+
+    def _header(self, shape: tuple[int, ...]) -> bytes:
+        views, header = self.maps.views, io.BytesIO()
+        whole = (views, self.slices // views, *shape)
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": whole})
+        return header.getvalue()
+
+    def note(self) -> None:
+        """Say in `frame.json` that its maps are there, once they are."""
+        assert self._frame is not None
+        write_note(self.folder, self.digest, self._frame, self.sizes, self.maps.views)
+
+
+@final
+class Encoding:
+    """One pass over cases.
+
+    Args:
+        maps: what is wanted of them.
+        batch_size: slices that the network sees at once; None: see `default_batch`.
+        progress: called after each batch with the running report.
+    """
+
+    def __init__(
+        self,
+        maps: MapSpec,
+        device: str | torch.device,
+        batch_size: int | None,
+        progress: Callable[[EncodeReport], None] | None,
+    ) -> None:
+        self.maps, self.device, self.progress = maps, device, progress
+        self.batch_size = batch_size or default_batch(maps.encoder.side)
+        self.report, self._start = EncodeReport(), time.monotonic()
+
+    def encode(self, cases: Iterator[CaseDraft], drafts: Drafts) -> None:
+        """Write the maps of all of them; the network is loaded when there is a first one."""
+        extractor: Extractor | None = None
+        finished: list[CaseDraft] = []
+        inputs = ((draft, *item) for draft in cases for item in draft.inputs())
+        try:
+            for batch in _batches(_ahead(inputs, 2 * self.batch_size), self.batch_size):
+                extractor = extractor or self.maps.encoder.load(self.maps.taps, self.device)
+                arrays = self._maps(extractor, torch.stack([pixels for _, pixels, _ in batch]))
+                for row, (draft, _, frame) in enumerate(batch):
+                    draft.take({tap: array[row] for tap, array in arrays.items()}, frame)
+                    if draft.left == 0:
+                        finished.append(draft)
+                self.report.slices += len(batch)
+                if sum(draft.slices for draft in finished) >= _TOGETHER:
+                    self._place(finished, drafts)
+                self.tell()
+        finally:  # what is finished is kept, whatever happened
+            self._place(finished, drafts)
+
+    def _maps(self, extractor: Extractor, batch: Tensor) -> dict[str, np.ndarray]:
+        """{tap: (B, C, h, w) float16}, from a batch that is filled up to its full size."""
+        missing = self.batch_size - len(batch)
+        full = torch.cat([batch, batch[-1:].expand(missing, -1, -1, -1)]) if missing else batch
+        return {tap: array[: len(batch)] for tap, array in _encode_batch(extractor, full).items()}
+
+    def _place(self, finished: list[CaseDraft], drafts: Drafts) -> None:
+        """The files of finished cases get their names; then, and not before, their notes say so."""
+        drafts.place()
+        while finished:
+            draft = finished.pop()
+            draft.note()
+            self.report.bytes += sum(draft.sizes.values())
+            self.report.cases += 1
+
+    def tell(self) -> None:
+        """The report as it stands, to whoever wants to know."""
+        self.report.seconds = time.monotonic() - self._start
+        if self.progress:
+            self.progress(self.report)
+
+
+def default_batch(side: int) -> int:
+    """Four slices at a side of 256, more of smaller ones; few, since large networks take a gigabyte for each."""
+    return min(max(4, 4 * (256 // side) ** 2), 32)
+
+
+def _ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """The same items, so many of them made in a thread before they are asked for."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, _END) for _ in range(count))
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(pool.submit(next, items, _END))
+            yield item  # type: ignore[misc]
+
+
+def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+@torch.inference_mode()
+def _encode_batch(extractor: Extractor, batch: Tensor) -> dict[str, np.ndarray]:
+    maps = extractor(batch.to(next(extractor.parameters()).device))
+    arrays = {tap: maps[tap].float().cpu().numpy().astype(np.float16) for tap in extractor.reads}
+    for tap, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise SamAdaptError(
+                f"the encoder's map {tap!r} has values that float16 cannot hold; check the checkpoint and the image"
+            )
+    return arrays
