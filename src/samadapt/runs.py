@@ -26,9 +26,8 @@ from samadapt.files import demand_writable, is_leftover, replacing, write_json
 from samadapt.settings import TrainConfig
 from samadapt.types import SamAdaptError
 
-FORMAT = (
-    3  # of `config.json`; 2 said how files become cases ("opening"), 3 names encoders by their files' hashes
-)
+#: Of `config.json`; 2 said how files become cases ("opening"), 3 names encoders by their files' hashes.
+FORMAT = 3
 
 
 def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None:

@@ -39,11 +39,7 @@ class Case:
     affine: np.ndarray | None  # (4, 4) of the file, index order of the *file* -> RAS mm
     group: str  # the patient: no split cuts through a group
     axes: tuple[int, int, int] = (0, 1, 2)  # the file's axes that lie along D, H, W
-    flips: tuple[bool, bool, bool] = (
-        False,
-        False,
-        False,
-    )  # whether D, H, W run against these axes of the file
+    flips: tuple[bool, bool, bool] = (False, False, False)  # whether D, H, W run against these axes
     source: Path | None = None  # the (first) image file; its header is copied to predictions
     format: str | None = None  # of the source, its name in `io.FORMATS`; None: the case is no file
 

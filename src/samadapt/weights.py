@@ -29,10 +29,7 @@ from samadapt.records import SamAdaptError, SamAdaptWarning
 State = dict[str, Tensor]
 RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
 _HUB_ID = re.compile(r"^([\w.-]+/[\w.-]+)@([0-9a-f]{40})$")
-_HUB_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # of a folder of transformers, the first that is there
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers' folders, the first that is there
 
 
 class Published(Protocol):
@@ -309,9 +306,7 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 def read_pth(path: Path) -> State:
     """The tensors of a `.pth` file; refuses anything that is not only tensors."""
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # torch's advice on files that are no weights helps nobody
+        with warnings.catch_warnings(action="ignore"):  # torch's advice helps nobody here
             # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:

@@ -328,9 +328,8 @@ def main() -> None:
         if debug:
             raise
         text, code = _said(error)
-        if speaks() or not isinstance(
-            error, SamAdaptError
-        ):  # a mistake of the user's is found by all processes
+        # A mistake of the user's is found by all processes.
+        if speaks() or not isinstance(error, SamAdaptError):
             print(f"samadapt: {text}", file=sys.stderr)
         sys.exit(code)
 

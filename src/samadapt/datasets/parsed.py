@@ -41,9 +41,8 @@ class ParsedLayout:
     depth: str | None = None  # the type of the numbers in its pictures; None: as the first file says
     label_values: Mapping[int, int] = field(default_factory=dict)
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
-    columns: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # of the table: column -> {case: value}
+    #: Of the table: column -> {case: value}.
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     group_rule: str = "as the data set says"  # where the entries have groups
 
 

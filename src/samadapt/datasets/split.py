@@ -33,9 +33,8 @@ class Split:
     labels: int | float | None  # as asked for: patients, or a share of them; None: all
     seed: int
     rule: str  # in words, for the report
-    patient_of: Mapping[str, str] = field(
-        default_factory=dict
-    )  # case -> patient, where the two are not the same
+    #: Case -> patient, where the two are not the same.
+    patient_of: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:

@@ -120,9 +120,7 @@ class EncoderSpec:
             reads: tap -> pooling window, as a head declares it; None for all taps as they are.
             drawn: with untrained weights in any case, since others will be put in.
         """
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the caller's random numbers go on as if nothing had been drawn
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on undisturbed
             torch.manual_seed(self.seed)
             if self.pretrained and not drawn:
                 source = f"{self.checkpoint or self.entry.published.identity} for {self.name!r}"  # type: ignore[union-attr]

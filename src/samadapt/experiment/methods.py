@@ -55,9 +55,8 @@ class Fitted:
 
     answers: Answers
     parameters: int  # trained ones
-    notes: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # for the fairness table: steps, selection, augmentation
+    #: For the fairness table: steps, selection, augmentation.
+    notes: Mapping[str, Any] = field(default_factory=dict)
     saliency: Callable[[Case], Saliency] | None = None  # None: it has no saliency maps
 
 

@@ -67,12 +67,7 @@ def build_head(
         return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
     except SamAdaptError:
         raise
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-    ) as error:  # options that fit their types and not each other
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # options that do not fit each other
         shown = {key: value for key, value in options.items() if key not in ("pretrained", "units")}
         raise SamAdaptError(
             f"head {name!r} cannot be built with the options {shown} ({error}); leave out what you set, or choose other values "

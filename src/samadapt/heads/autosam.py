@@ -168,9 +168,7 @@ class AutoSAM(Head):
                 for k, v in sam.items()
                 if key.format(source) in k
             }
-        if (
-            self.faithful
-        ):  # the authors leave these out when loading: "iou", "mask_tokens"; pe_layer never matches
+        if self.faithful:  # the authors leave out "iou" and "mask_tokens"; pe_layer never matches
             return {k: v for k, v in named.items() if "iou" not in k and "mask_tokens" not in k}
         token = sam["mask_decoder.mask_tokens.weight"][:1]
         tokens = own["mask_decoder.mask_tokens.weight"]

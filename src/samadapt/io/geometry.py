@@ -20,9 +20,8 @@ class Geometry:
     affine: np.ndarray | None  # (4, 4) index -> RAS; None for a picture
     channels: int
     dtype: str  # as stored, a numpy name
-    oriented: bool = (
-        True  # whether the header says how the axes lie in the body (sform or qform code above 0)
-    )
+    #: Whether the header says how the axes lie in the body (sform or qform code above 0).
+    oriented: bool = True
 
     @property
     def orientation(self) -> str | None:

@@ -143,12 +143,7 @@ def _why_unidentified(path: Path) -> str:
 def _loaded(image: Image.Image, path: Path) -> Image.Image:
     try:
         image.load()
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-    ) as error:  # PIL raises SyntaxError for broken PNG chunks
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # SyntaxError: a broken PNG chunk
         raise SamAdaptError(f"{path} is damaged or cut off ({error}); copy or export it again") from error
     return image
 

@@ -74,9 +74,8 @@ PUBLIC_DATA: dict[str, PublicData] = {
     ),
     "kvasir": PublicData("Kvasir-SEG", r"kvasir\w*"),
     "retinamnist": PublicData("RetinaMNIST (DeepDRiD)", r"retinamnist|deepdrid"),
-    "totalsegmentator": PublicData(
-        "TotalSegmentator", r"totalseg(mentator)?\w*"
-    ),  # its cases: s0001, as others'
+    # Its cases are called s0001, as others'.
+    "totalsegmentator": PublicData("TotalSegmentator", r"totalseg(mentator)?\w*"),
     "usgra": PublicData("USGRA (2025)", r"usgra"),
 }
 _SHARE = 0.5  # of the cases must bear the names of a public data set, where others might bear them too

@@ -42,9 +42,7 @@ class Conclusion:
     comparison: Comparison | None = None
     missing: tuple[str, ...] = ()  # what did not run yet, or failed, in words
     tests: int = 0  # comparisons at this level that Holm's correction counts
-    aside: tuple[
-        str, ...
-    ] = ()  # baselines that are not counted, for too few of their seeds are finished, in words
+    aside: tuple[str, ...] = ()  # baselines not counted, for too few of their seeds are finished, in words
 
     @property
     def winner(self) -> str:
