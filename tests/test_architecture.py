@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "options": set(),
     "settings": {"names", "options"},
     "metrics": {"files", "statistics"},
-    "runs": {"files", "settings"},
+    "runs": {"files", "settings", "weights"},
     "figures": {"files"},
     "report": {"files", "metrics", "overlap", "statistics"},
     "weights": {"files"},
@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "features": {"encoders", "files", "transforms", "views"},
     "training": {"adapted", "features", "settings", "files", "metrics", "runs", "transforms", "tuning"},
     "simclr": {"adapted", "settings", "files", "training", "transforms", "heads", "runs", "views"},
-    "baselines": {"settings", "files", "datasets", "encoders", "io", "heads", "runs", "transforms"},
+    "baselines": {"settings", "files", "datasets", "encoders", "io", "heads", "runs", "transforms", "weights"},
     "prediction": {
         "adapted",
         "io",

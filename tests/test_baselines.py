@@ -198,7 +198,7 @@ def test_encoders_that_cannot_be_prompted_are_told(sam):
         load_decoder(tiny())
     behind, state = sam
     encoder = behind({k: v for k, v in state.items() if "iou_token" not in k})
-    with pytest.raises(SamAdaptError, match=r"lacks 1 weights, such as 'mask_decoder.iou_token.weight'"):
+    with pytest.raises(SamAdaptError, match=r"in 1 of \d+ weights, such as 'mask_decoder.iou_token.weight'"):
         load_decoder(encoder)
     case = Case("a", torch.zeros(1, 1, 8, 8), None, None, None, "a")
     with pytest.raises(SamAdaptError, match="has no label"):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from samadapt.files import demand_writable, is_leftover, replacing, write_json
 from samadapt.settings import TrainConfig
 from samadapt.types import SamAdaptError
+from samadapt.weights import fill
 
 #: Of `config.json`; 2 said how files become cases ("opening"), 3 names encoders by their files' hashes.
 FORMAT = 3
@@ -132,7 +133,7 @@ def save_state(module: nn.Module, path: Path) -> None:
 
 
 def load_state(module: nn.Module, path: Path) -> None:
-    """The inverse of `save_state`; says which names differ."""
+    """The inverse of `save_state`."""
     try:
         state: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
@@ -141,15 +142,7 @@ def load_state(module: nn.Module, path: Path) -> None:
         ) from None
     except SafetensorError as error:
         raise SamAdaptError(f"{path} cannot be read ({error}); copy the run folder again") from error
-    expected = module.state_dict()
-    differing = sorted(set(expected) ^ set(state)) or sorted(
-        k for k in state if state[k].shape != expected[k].shape
-    )
-    if differing:
-        raise SamAdaptError(
-            f"{path} does not fit the model of its config.json; the first difference is {differing[0]!r}"
-        )
-    module.load_state_dict(state)
+    fill(module, state, str(path), "it is not of this config.json: copy the run folder again")
 
 
 def _parsed(path: Path, cure: str) -> Any:

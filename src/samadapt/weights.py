@@ -21,12 +21,13 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from samadapt import files
 from samadapt.records import SamAdaptError, SamAdaptWarning
 
 State = dict[str, Tensor]
+FITTING = "choose the encoder that fits it, or give a complete one"
 RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
 _HUB_ID = re.compile(r"^([\w.-]+/[\w.-]+)@([0-9a-f]{40})$")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers' folders, the first that is there
@@ -366,6 +367,25 @@ def read_safetensors(files: Sequence[Path]) -> State:
                 "download it again, or give another checkpoint"
             ) from error
     return state
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], what: str, cure: str = FITTING) -> None:
+    """Overwrite all weights of a network; neither one too few nor one too many, each in its shape.
+
+    Args:
+        state: under the network's own names.
+        what: whose weights these are, for the message.
+        cure: what to do where they do not fit.
+    """
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
+    if wrong:
+        there, here = (tuple(x[wrong[0]].shape) if wrong[0] in x else "missing" for x in (state, own))
+        raise SamAdaptError(
+            f"{what} differs from this network in {len(wrong)} of {len(own)} weights, such as {wrong[0]!r} ({there} there, "
+            f"{here} here); {cure}"
+        )
+    network.load_state_dict(state)
 
 
 def read_weights(path: Path) -> State:

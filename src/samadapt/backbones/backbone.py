@@ -7,10 +7,13 @@ from typing import final
 
 from torch import Tensor, nn
 
+from samadapt import weights
 from samadapt.types import Units
+from samadapt.weights import State
 
 After = Callable[[str, Tensor], Tensor]
 Rename = Callable[[str], str]
+_COMPUTED = ("relative_coords_table", "relative_position_index")  # tensors that follow from the network's form
 
 
 def same_name(key: str) -> str:
@@ -49,6 +52,28 @@ class Backbone(nn.Module):
         self.stages, self.side, self.rename = dict(stages), side, rename
         self.channels = channels or list(self.stages.values())[-1]
         self.units = units
+
+    def fill(self, state: State, source: str) -> None:
+        """Overwrite the weights; a classifier, if the state has one, is left aside.
+
+        Args:
+            state: under the names of a published file of this network.
+            source: where it comes from, for messages.
+        """
+        named = {self.rename(key): value for key, value in state.items()}
+        own = self.state_dict()
+        # Index tables and batch counts are computed, not learned, and stand in some published files only.
+        chosen = {k: x for k, x in own.items() if not x.is_floating_point() or k.endswith(_COMPUTED)}
+        for key in own.keys() & named.keys():
+            # SENet's 1x1 convolutions are linear layers in MONAI.
+            narrow = named[key].squeeze().shape == own[key].shape
+            chosen[key] = named[key].squeeze() if narrow else named[key]
+        weights.fill(
+            self,
+            chosen,
+            f"the file {source!r}",
+            "give the weights of the same network; a small-input stem fits no published one",
+        )
 
     def in_units(self, pictures: Tensor, units: Units) -> Tensor:
         """Pictures (B, 3, S, S) as an encoder prepared them, in its `units` -> in those that this network was trained on."""

@@ -66,13 +66,15 @@ class EncoderEntry(ABC):
         """The tensors of a checkpoint, its prompt encoder's and mask decoder's under SAM's original names."""
         return weights.read_weights(path)
 
-    @abstractmethod
     def loaded(self, state: State, side: int, source: str) -> nn.Module:
         """The network with the weights of a checkpoint.
 
         Args:
             source: where they come from, for messages.
         """
+        network = self.network(side)
+        weights.fill(network, state, f"the checkpoint {source}")
+        return network
 
     def fitted_side(self, side: int | None) -> int:
         """The side, if the network can have it; its own for None."""

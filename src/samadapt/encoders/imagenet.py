@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from samadapt.backbones import Backbone, build_backbone, fill_backbone, published_weights
+from samadapt.backbones import Backbone, build_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fold_norms
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.types import Taps
@@ -74,7 +74,7 @@ class ImageNetEncoder(EncoderEntry):
 
     def loaded(self, state: State, side: int, source: str) -> Stages:
         backbone = build_backbone(self.backbone)
-        fill_backbone(backbone, state, source)
+        backbone.fill(state, source)
         return Stages(backbone)
 
 
