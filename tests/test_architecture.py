@@ -45,7 +45,17 @@ ROOMS: dict[str, set[str]] = {
     "features": {"encoders", "files", "transforms", "views"},
     "training": {"adapted", "features", "settings", "files", "metrics", "runs", "transforms", "tuning"},
     "simclr": {"adapted", "settings", "files", "training", "transforms", "heads", "runs", "views"},
-    "baselines": {"settings", "files", "datasets", "encoders", "io", "heads", "runs", "transforms", "weights"},
+    "baselines": {
+        "settings",
+        "files",
+        "datasets",
+        "encoders",
+        "io",
+        "heads",
+        "runs",
+        "transforms",
+        "weights",
+    },
     "prediction": {
         "adapted",
         "io",

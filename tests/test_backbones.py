@@ -140,7 +140,9 @@ def test_senet_knows_all_its_published_names():
 def test_what_is_wrong_with_weights_is_said(tmp_path):
     state = build_backbone("resnet18").state_dict()
     save_file({k: v.contiguous() for k, v in list(state.items())[:5]}, tmp_path / "part.safetensors")
-    with pytest.raises(SamAdaptError, match=r"part.safetensors' differs from this network in \d+ of \d+ weights"):
+    with pytest.raises(
+        SamAdaptError, match=r"part.safetensors' differs from this network in \d+ of \d+ weights"
+    ):
         build_backbone("resnet18", weights=str(tmp_path / "part.safetensors"))
     full = {k: v.contiguous() for k, v in state.items()}
     save_file(full, tmp_path / "full.safetensors")

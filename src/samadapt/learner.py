@@ -137,7 +137,7 @@ def encode(
     """Put into the store what this learner reads of these cases."""
     model = learner.build(max(2, len(data.classes)), seed, started=False)
     maps = learner.maps(model.head.reads, data.window, seed)
-    return store.encode(data.cases, maps, pick_device(device), progress=progress)
+    return store.encode(data, maps, pick_device(device), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,9 @@ def fit(
     stored = store if learner.views and TUNINGS[config.tune].frozen and not head.pixels_only else None
     maps = learner.maps(head.reads, data.window, config.seed)
     if stored is not None:
-        stored.encode(training.cases, maps, device, progress=more.progress)
+        stored.encode(training, maps, device, progress=more.progress)
         if selection is not None:
-            stored.encode(selection.cases, maps.unaugmented, device, progress=more.progress)
+            stored.encode(selection, maps.unaugmented, device, progress=more.progress)
     pairs = Pairs(training, maps, stored)
     select = Pairs(selection, maps.unaugmented, stored) if selection is not None else None
     return train(model, pairs, select, config, out, split, more.overwrite)

@@ -8,7 +8,7 @@ Shape legend, used in every module:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -71,6 +71,7 @@ ZERO_TO_ONE: Units = ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 class Head(nn.Module, ABC):
     """A trainable head: reads feature maps, knows its own loss."""
 
+    name: ClassVar[str]  # its key in `heads.HEADS`
     task: ClassVar[Task]
     #: Read unless another encoder is named: the first one whose weights are on the machine.
     encoders: ClassVar[tuple[str, ...]] = ("lite_medsam", "sam_nano")
@@ -80,20 +81,25 @@ class Head(nn.Module, ABC):
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
     min_cases: int = 1  # how many cases must train, at least
     spec: Mapping[str, object]  # the arguments of `build_head` that build it again; JSON-able
+    loss_fn: Callable[[Tensor, Tensor], Tensor]  # of logits and target
 
     @abstractmethod
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """{tap: (B, C, h, w)} -> logits (B, K, any, any) or (B, K)."""
 
-    @abstractmethod
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """Scalar.
+        """Scalar: `loss_fn` of the answer, unless a head has a loss of another kind.
 
         Args:
             target: segmentation: (B, K, LABEL_GRID, LABEL_GRID) float32, the share of each class in each cell, all zero
                 where nothing is known. Classification: (B,) int64, or (B, K) float32 where a case can have several
                 classes.
         """
+        return self.loss_fn(self(features), target)
+
+    def describe(self, n_classes: int, **options: object) -> None:
+        """Set `spec`: the options with which it was built, as they were resolved."""
+        self.spec = {"name": self.name, "n_classes": n_classes, **options}
 
     @property
     def pixels_only(self) -> bool:

@@ -13,7 +13,10 @@ from samadapt.weights import State
 
 After = Callable[[str, Tensor], Tensor]
 Rename = Callable[[str], str]
-_COMPUTED = ("relative_coords_table", "relative_position_index")  # tensors that follow from the network's form
+_COMPUTED = (
+    "relative_coords_table",
+    "relative_position_index",
+)  # tensors that follow from the network's form
 
 
 def same_name(key: str) -> str:

@@ -31,7 +31,7 @@ def adopt(
     opening = dataclasses.replace(opening, channel_names=names, channels=channels)
     if labelled:
         return _classes(entries, found, opening, path), opening
-    bare = (dataclasses.replace(e, label=None, further=(), file_classes=(), target=None) for e in entries)
+    bare = (dataclasses.replace(e, labels=(), file_classes=(), target=None) for e in entries)
     return tuple(bare), opening
 
 

@@ -45,7 +45,7 @@ def read_pairs(path: Path, label_column: str | None) -> ParsedLayout:
 
 def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data set says") -> ParsedLayout:
     """With classes made from the values in the masks."""
-    classes, values = classes_from_values([file for entry in entries for file in entry.label_files], path)
+    classes, values = classes_from_values([file for entry in entries for file in entry.labels], path)
     names = _channel_names(entries[0])
     window = window_of(entries[0].images[0], names)
     return ParsedLayout(
@@ -75,18 +75,7 @@ def _pairs(folder: Path, part: Part | None) -> list[Entry]:
         raise SamAdaptError(
             f"{alone[0]} has no image; expected {image_folder / image_name(io.case_name(alone[0]))}.*, or remove the mask"
         )
-    return [_entry(name, files, masks.get(name, ()), part) for name, files in sorted(cases.items())]
-
-
-def _entry(
-    name: str,
-    images: tuple[Path, ...],
-    masks: Sequence[Path],
-    part: Part | None = None,
-    group: str | None = None,
-) -> Entry:
-    label, *further = (*masks,) or (None,)
-    return Entry(name, images, label, part=part, group=group, further=tuple(f for f in further if f))
+    return [Entry(name, files, masks.get(name, ()), part=part) for name, files in sorted(cases.items())]
 
 
 def _same_names(images: Sequence[Path], masks: Sequence[Path]) -> bool:
@@ -159,7 +148,7 @@ def _in_folder(
             f"{masks[alone[0]][0]} has no image; expected {folder / alone[0]}.*, or remove the mask"
         )
     return [
-        _entry(name, files, masks.get(name, ()), part, patient)
+        Entry(name, files, masks.get(name, ()), part=part, group=patient)
         for name, files in sorted(cases.items())
         if name in masks or patient is None
     ]

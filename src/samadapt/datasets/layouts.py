@@ -201,7 +201,7 @@ def _left_out(path: Path, entries: Sequence[Entry]) -> tuple[tuple[Path, str], .
     """Images and what looks like images below the folder that belong to no case; one warning lists them."""
     if not path.is_dir():
         return ()
-    used = {file for entry in entries for file in (*entry.images, *entry.label_files)}
+    used = {file for entry in entries for file in (*entry.images, *entry.labels)}
     left_out = io.not_used(io.list_files(path, recursive=True), used)
     if left_out:
         warnings.warn(f"left out of {path}: {io.in_words(left_out, path)}", SamAdaptWarning, stacklevel=4)

@@ -100,7 +100,10 @@ def _entries(path: Path, suffix: str, n_channels: int, end: str) -> list[Entry]:
     if alone:
         raise SamAdaptError(f"{masks[alone[0]]} has no image; expected {images / alone[0]}_0000{suffix}")
     part: Part | None = "test" if end == "Ts" else None
-    return [Entry(name, files, masks.get(name), part=part) for name, files in sorted(cases.items())]
+    return [
+        Entry(name, files, (masks[name],) if name in masks else (), part=part)
+        for name, files in sorted(cases.items())
+    ]
 
 
 def _channel_files(
@@ -247,4 +250,4 @@ def _msd_entry(path: Path, item: Any, n_channels: int, file: Path) -> Entry:
             raise SamAdaptError(
                 f"{file} lists {needed}, which does not exist; copy it or remove it from the list"
             )
-    return Entry(io.case_name(image), images, label)
+    return Entry(io.case_name(image), images, (label,))

@@ -83,7 +83,9 @@ class DinoV3(HubEncoder):
         return tokens[:, 1 + self.registers :].unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
 
 
-_VIT_S = HubModel("facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32", gated=True)
+_VIT_S = HubModel(
+    "facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32", gated=True
+)
 _TINY = DinoV3(name="tiny_dinov3", side=64, width=16, heads=2, depth=4, registers=3, published=_VIT_S)
 DINOV3_MODELS = (
     DinoV3(name="dinov3_vits16", width=384, heads=6, tiny=_TINY,

@@ -115,7 +115,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     for views in sorted({encode.maps.views for encode in wanted if not encode.scored} - {1}):
         _tell_few(study, cells, views, say)
     for encode in wanted:
-        cases = study.data[cells[0].split.val if encode.scored else trained].cases
+        cases = study.data[cells[0].split.val if encode.scored else trained]
         try:
             one = study.store.encode(cases, encode.maps, pick_device(device))
         except SamAdaptError as error:  # the cells that read these maps will fail with it, each recorded

@@ -13,9 +13,10 @@ from samadapt.heads.classification import CLASSIFIERS
 from samadapt.heads.cnn import CNN
 from samadapt.heads.fused import Fused
 from samadapt.heads.linear import Linear, Probe
-from samadapt.heads.options import check_values, options_of, read_values
+from samadapt.heads.options import options_of
 from samadapt.heads.unet import UNet
 from samadapt.heads.unet_pretrained import UNetPretrained
+from samadapt.options import read_table
 from samadapt.types import Head, SamAdaptError, Units
 
 HEADS: dict[str, type[Head]] = {
@@ -82,12 +83,15 @@ def starts_from_decoder(name: str) -> bool:
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that the head does not have, and values of another type."""
-    check_values(name, HEADS[name], options)
+    read_table(f"head {name!r}", options, options_of(HEADS[name]), what="option", prefix=f"head {name!r}: ")
 
 
 def read_options(name: str, typed: Mapping[str, str]) -> dict[str, Any]:
     """The head's options that were typed as text, each as its type; what is wrong with them is an error."""
-    options = read_values(name, HEADS[name], typed)
+    known = options_of(HEADS[name])
+    options = {
+        key: known[key].read(text, f"--set {key}") if key in known else text for key, text in typed.items()
+    }
     check_options(name, options)
     return options
 

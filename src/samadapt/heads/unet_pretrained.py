@@ -77,14 +77,13 @@ class UNetPretrained(Head):
             )
         published = published_weights(backbone)
         assert published is not None
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "backbone": backbone,
-            "loss": loss_name(self.name, "fixed", loss),
-            "weights_of": weights or weights_of or published.file,
-            "units": units,
-        }
+        self.describe(
+            n_classes,
+            backbone=backbone,
+            loss=loss_name(self.name, "fixed", loss),
+            weights_of=weights or weights_of or published.file,
+            units=units,
+        )
         if weights is None and weights_of is None:
             weights = str(published.locate("--set weights="))
         self.units = units or ZERO_TO_ONE
@@ -115,9 +114,6 @@ class UNetPretrained(Head):
         for up, skipped in zip(self.ups, maps[-2::-1], strict=True):
             x = up(x, skipped)
         return to_grid(self.classify(x), pictures.shape[-2:])  # (B, K, S, S)
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)
 
     def pretrained(self) -> list[nn.Parameter]:
         return list(self.network.parameters()) if self.spec["weights_of"] != RANDOM else []

@@ -83,6 +83,9 @@ class OwnGated(BackboneClassifier):
         others: as `Plain`.
     """
 
+    encoders: ClassVar[tuple[str, ...]] = ("sam_nano",)  # for its preparation of the pixels
+    uses_encoder: ClassVar[bool] = False
+
     def __init__(
         self,
         taps: Taps,
@@ -122,8 +125,6 @@ class SE(OwnGated):
     """Squeeze-and-Excitation (Hu et al. 2018): SLCA on the own map with a window as large as the map."""
 
     name: ClassVar[str] = "se"
-    encoders: ClassVar[tuple[str, ...]] = ("sam_nano",)  # for its preparation of the pixels
-    uses_encoder: ClassVar[bool] = False
 
     def block(self, channels: int, hidden: int, gate: str, identity: bool) -> Block:
         return WeightBlock(channels, None, hidden, GateOptions(gate, window=0, identity=identity))
@@ -134,8 +135,6 @@ class CBAM(OwnGated):
     """Convolutional Block Attention Module (Woo et al. 2018)."""
 
     name: ClassVar[str] = "cbam"
-    encoders: ClassVar[tuple[str, ...]] = ("sam_nano",)  # for its preparation of the pixels
-    uses_encoder: ClassVar[bool] = False
 
     def block(self, channels: int, hidden: int, gate: str, identity: bool) -> Block:
         one_of(self.name, "gate", gate, ("sigmoid2", "sigmoid"))  # a softmax over one place map is always one
