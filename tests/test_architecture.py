@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "losses": set(),
     "statistics": set(),
     "files": set(),
-    "names": set(),
+    "names": {"overlap"},
     "options": set(),
     "settings": {"names", "options"},
     "metrics": {"files", "statistics"},

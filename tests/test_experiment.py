@@ -22,7 +22,6 @@ from samadapt.experiment import (
     make_study,
     preset_names,
     read_settings,
-    results_table,
     run_experiment,
 )
 from samadapt.experiment import cells as cells_module
@@ -35,7 +34,7 @@ from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.phantom import make_phantom
-from samadapt.report import read_study
+from samadapt.report import read_study, results_table
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 

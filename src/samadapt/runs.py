@@ -88,6 +88,14 @@ def has_bf16(device: str) -> bool:
     return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def precision_note(config: TrainConfig) -> str | None:
+    """What to say where bfloat16 is asked of a processor that only emulates it; None elsewhere."""
+    device = pick_device(config.device).type
+    if config.precision != "bf16" or has_bf16(device):
+        return None
+    return f"this {device} has no bfloat16 of its own: bf16 is slower here than 32; auto takes the faster one"
+
+
 def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
     old, new = before.get(key), after[key]
     if isinstance(old, dict) and isinstance(new, dict):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from samadapt.records import IGNORED, SamAdaptError, SamAdaptWarning, Score
+from samadapt.records import IGNORED, SamAdaptError, SamAdaptWarning, Score  # noqa: F401  # for every module
 
 Task = Literal["segmentation", "classification"]
 
@@ -109,21 +109,3 @@ class Head(nn.Module, ABC):
     def pretrained(self) -> list[nn.Parameter]:
         """Weights that start from a training of their own and are only tuned: they get the small learning rate."""
         return []
-
-
-__all__ = [
-    "IDENTITY",
-    "IGNORED",
-    "LABEL_GRID",
-    "PIXELS",
-    "Case",
-    "Frame",
-    "Head",
-    "SamAdaptError",
-    "SamAdaptWarning",
-    "Score",
-    "Taps",
-    "Task",
-    "Units",
-    "encoder_taps",
-]

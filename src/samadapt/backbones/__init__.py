@@ -52,6 +52,3 @@ def build_backbone(name: str, weights: str | None = None, small_input: bool = Fa
         path = locate(weights, PUBLISHED.get(name), f"backbone {name!r}", "--set weights=")
         backbone.fill(read_weights(path), weights)
     return backbone
-
-
-__all__ = ["BACKBONES", "RANDOM", "Backbone", "build_backbone", "published_weights"]

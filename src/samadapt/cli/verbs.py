@@ -124,7 +124,7 @@ def train(
     check_device(config.device)
     from samadapt.features import FeatureStore
     from samadapt.learner import FitOptions, fit
-    from samadapt.training import precision_note
+    from samadapt.runs import precision_note
 
     opened = open_data(data, opening, settings.head)
     split = opened.split(budget.labels, config.seed, budget.select, budget.val_labels, budget.fold)
@@ -263,6 +263,7 @@ def experiment(
     from samadapt import experiment as studies
     from samadapt.features import FeatureStore
     from samadapt.files import demand_writable
+    from samadapt.report import results_table
 
     for folder, option in ((out, "--out"), (store, "--store")):
         demand_writable(folder, option)
@@ -279,7 +280,8 @@ def experiment(
         say(studies.encoder_note(settings, chosen), quiet)
     progress = None if quiet else print
     outcome = studies.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
-    print(studies.results_table(out))
+    if outcome.found or outcome.done:
+        print(results_table(out))
     for cell, message in outcome.failed.items() if quiet else ():  # else it was said when it happened
         print(f"samadapt: {cell}: {message}", file=sys.stderr)
     if outcome.failed:

@@ -34,15 +34,3 @@ def first_with_weights(names: Iterable[str]) -> str:
     Those whose weights come with samadapt, or from the hub, count as being there.
     """
     return next(name for name in names if missing_file(name) is None)
-
-
-__all__ = [
-    "ENCODERS",
-    "EncoderEntry",
-    "EncoderSpec",
-    "Extractor",
-    "first_with_weights",
-    "is_published",
-    "load_encoder",
-    "missing_file",
-]

@@ -23,8 +23,8 @@ from samadapt.experiment.methods import Encode
 from samadapt.features import EncodeReport, FeatureStore
 from samadapt.files import demand_writable, write_json
 from samadapt.metrics import check_cell_scores
-from samadapt.runs import pick_device
-from samadapt.training import TrainConfig, precision_note
+from samadapt.runs import pick_device, precision_note
+from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
 Progress = Callable[[str], None]

@@ -2,5 +2,3 @@
 
 from samadapt.features.pairs import Pairs
 from samadapt.features.store import EncodeReport, FeatureStore, MapSpec
-
-__all__ = ["EncodeReport", "FeatureStore", "MapSpec", "Pairs"]

@@ -94,6 +94,3 @@ def read_options(name: str, typed: Mapping[str, str]) -> dict[str, Any]:
     }
     check_options(name, options)
     return options
-
-
-__all__ = ["HEADS", "build_head", "check_options", "options_of", "read_options", "starts_from_decoder"]

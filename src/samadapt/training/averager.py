@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samadapt.adapted import AdaptedModel
 from samadapt.features import Pairs
 from samadapt.metrics import ALL, classification_metrics
-from samadapt.training.config import TrainConfig
+from samadapt.settings import TrainConfig
 
 
 @final

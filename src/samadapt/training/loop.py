@@ -24,8 +24,8 @@ from samadapt.adapted import AdaptedModel
 from samadapt.features import Pairs
 from samadapt.files import replacing, write_csv, write_json
 from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state
+from samadapt.settings import TrainConfig
 from samadapt.training.averager import Averager, put
-from samadapt.training.config import TrainConfig
 from samadapt.training.loggers import LOGGERS, Logger
 from samadapt.training.steps import StepLoop, warm_cosine
 from samadapt.training.stream import Batch, Stream
