@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from benchmarks.photos import write_photo
 from torch import nn
 
 from fakes import Nowhere, TinyEncoder, tiny
@@ -23,7 +24,7 @@ from samadapt.experiment import baselines as methods_module
 from samadapt.experiment.baselines import NnUNetMethod, ZeroShotMethod
 from samadapt.features import FeatureStore
 from samadapt.heads.mask_decoder import PromptedDecoder
-from samadapt.io import make_case, write_photo, write_volume
+from samadapt.io import make_case, write_volume
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.training import TrainConfig

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from benchmarks.photos import make_photo_phantom
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from samadapt.backbones import BACKBONES
 from samadapt.cli import app, main, verbs
 from samadapt.encoders import ENCODERS
 from samadapt.heads import HEADS
-from samadapt.phantom import make_phantom, make_photo_phantom
+from samadapt.phantom import make_phantom
 from samadapt.runs import pick_device
 from samadapt.transforms import AUGMENTATIONS
 from samadapt.types import SamAdaptError

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import Dataset, Entry, Split, find_layout, open_like, patients_of, split_masks
-from samadapt.files import file_sha256
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
@@ -92,11 +92,14 @@ def _of_scans(given: Path, opening: Opening, trained: Trained) -> list[Input]:
     cases = io.group_channels(files, channels if channels > 1 and len(files) > 1 else None)
     entries = [Entry(name, paths) for name, paths in cases.items()]
     patients = patients_of(entries, given if given.is_dir() else given.parent, opening, trained.patients)
-
-    def loader(entry: Entry) -> Callable[[], Case]:
-        return lambda: opening.read_case(entry.images, entry.id, patients[entry.id])
-
-    return [Input(e.id, Planned(patients[e.id], "", trained.learned(e.id)), loader(e)) for e in entries]
+    return [
+        Input(
+            e.id,
+            Planned(patients[e.id], "", trained.learned(e.id)),
+            partial(opening.read_case, e.images, e.id, patients[e.id]),
+        )
+        for e in entries
+    ]
 
 
 def _scan_files(folder: Path) -> list[Path]:
@@ -134,13 +137,6 @@ def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[In
             SamAdaptWarning,
             stacklevel=2,
         )
-
-    def loader(case_id: str) -> Callable[[], Case]:
-        return lambda: data.case(case_id)
-
-    return [Input(i, Planned(data.groups[i], parts[i], trained.learned(i)), loader(i)) for i in chosen]
-
-
-def model_hash(run: Path) -> str:
-    """sha256 of the trained weights."""
-    return file_sha256(run / "head.safetensors")
+    return [
+        Input(i, Planned(data.groups[i], parts[i], trained.learned(i)), partial(data.case, i)) for i in chosen
+    ]

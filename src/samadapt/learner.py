@@ -11,7 +11,7 @@ import torch
 
 from samadapt.adapted import AdaptedModel
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_published, missing_file
+from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights
 from samadapt.features import EncodeReport, FeatureStore, MapSpec, Pairs
 from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head, starts_from_decoder
@@ -89,7 +89,8 @@ class Learner(LearnerSettings):
         used = self.head not in HEADS or HEADS[self.head].uses_encoder
         if not used or self.checkpoint == RANDOM:
             return []
-        if self.checkpoint is not None and not is_published(self.encoder, self.checkpoint):
+        entry = ENCODERS.get(self.encoder)
+        if self.checkpoint is not None and not (entry and entry.is_published(self.checkpoint)):
             return [of_own_weights(self.encoder, self.checkpoint, len(data.ids if cases is None else cases))]
         return overlaps_of(self.encoder, data, cases)
 
@@ -120,7 +121,7 @@ def default_note(encoder: str, *heads: str) -> str:
     """Says that nobody named this encoder, and which one would be preferred if its weights were here."""
     wanted = default_encoder(*heads, here=False)
     start = f"encoder {encoder}, since none was named (--encoder)"
-    missing = missing_file(wanted)
+    missing = ENCODERS[wanted].missing_file
     if encoder == wanted or missing is None:
         return start + (f"; it suits {' and '.join(heads)}, which read the same" if len(heads) > 1 else "")
     return f"{start} and the weights of {wanted} are not on this machine; to use it, {missing.how()}"

@@ -280,7 +280,7 @@ def score_labels(predictions: Iterable[tuple[Case, np.ndarray]], classes: Sequen
             raise SamAdaptError(f"case {case.id!r} has no label: it cannot be scored")
         if label.shape != tuple(case.label.shape):
             raise SamAdaptError(
-                f"the prediction of {case.id!r} has shape {label.shape}, its label {tuple(case.label.shape)}; "
+                f"the answer for {case.id!r} has shape {label.shape}, its label {tuple(case.label.shape)}; "
                 "predict this very file, not a resampled copy"
             )
         scores += score_case(case.id, label, case.label.numpy(), case.spacing_mm, classes)

@@ -169,7 +169,7 @@ class Dataset:
         else:
             case = self.opening.read_case(entry.images, case_id, group)
         label = self._label(entry, case)
-        return case if label is None else io.with_label(case, label)
+        return case if label is None else dataclasses.replace(case, label=label)
 
     def label(self, case_id: str) -> Tensor | None:
         """The label alone: () int64 or (K,) float32 without reading the image; (D, H, W) uint8 with it."""

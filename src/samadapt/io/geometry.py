@@ -44,6 +44,12 @@ class Geometry:
         width, height = (axis for axis in range(3) if axis != slice_axis)
         return (slice_axis, height, width)
 
+    def spacing_along(self, axes: tuple[int, int, int]) -> tuple[float, float, float] | None:
+        """The spacing in mm of these axes, in this order."""
+        if self.spacing_mm is None:
+            return None
+        return self.spacing_mm[axes[0]], self.spacing_mm[axes[1]], self.spacing_mm[axes[2]]
+
     def _thickest(self) -> int:
         if self.spacing_mm is None:
             return 2

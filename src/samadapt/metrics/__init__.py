@@ -7,7 +7,6 @@ from samadapt.metrics.classification import (
     classification_metrics,
     score_predictions,
 )
-from samadapt.metrics.contributions import mean_contributions, score_matrix
 from samadapt.metrics.segmentation import (
     MaskPair,
     assd,
@@ -24,5 +23,13 @@ from samadapt.metrics.study_files import (
     read_cell_scores,
     write_cell_scores,
 )
-from samadapt.metrics.summaries import MEAN, Summary, clip_interval, format_table, summarise
+from samadapt.metrics.summaries import (
+    MEAN,
+    Summary,
+    clip_interval,
+    format_table,
+    mean_contributions,
+    score_matrix,
+    summarise,
+)
 from samadapt.metrics.table import METRICS, NSD_TOLERANCE, Metric, metric_info, read_scores, write_scores

@@ -148,11 +148,6 @@ class BackboneClassifier(Head, SaliencyHead):
         """Stage -> the tap that its block reads; none for blocks that read their own stage."""
         return {}
 
-    @property
-    def added_parameters(self) -> int:
-        """Of the blocks: what the head has more than the plain network."""
-        return sum(p.numel() for p in self.blocks.parameters())
-
     def picture(self, features: Mapping[str, Tensor]) -> Tensor:
         """(B, 3, S, S) as the encoder prepared it -> the network's own size and units."""
         pixels = self.backbone.in_units(features[PIXELS], self.units)
