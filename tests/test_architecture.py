@@ -106,7 +106,6 @@ ROOMS: dict[str, set[str]] = {
         "tuning",
         "figures",
     },
-    "listing": {"options", "settings", "encoders", "heads", "backbones", "metrics", "overlap"},
     "demo": {
         "encoders",
         "heads",

@@ -101,6 +101,11 @@ class Head(nn.Module, ABC):
         """Set `spec`: the options with which it was built, as they were resolved."""
         self.spec = {"name": self.name, "n_classes": n_classes, **options}
 
+    @staticmethod
+    def is_control(options: Mapping[str, Any]) -> bool:
+        """Whether these options make a control of it, which shows what the encoder's maps are worth."""
+        return False
+
     @property
     def pixels_only(self) -> bool:
         """Whether it never needs the encoder."""

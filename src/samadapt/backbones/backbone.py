@@ -19,11 +19,6 @@ _COMPUTED = (
 )  # tensors that follow from the network's form
 
 
-def same_name(key: str) -> str:
-    """For weights that are called as our own."""
-    return key
-
-
 @final
 class Backbone(nn.Module):
     """Stages applied one after the other, then a last normalisation. Pooling and classifier are the head's.
@@ -44,7 +39,7 @@ class Backbone(nn.Module):
         stages: Mapping[str, int],
         last: nn.Module | None = None,
         side: int = 224,
-        rename: Rename = same_name,
+        rename: Rename = lambda key: key,
         channels: int | None = None,
         units: tuple[float, float] | None = None,
     ) -> None:

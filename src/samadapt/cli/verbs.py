@@ -307,7 +307,7 @@ def list_names(
     what: Annotated[str, typer.Argument(help="What to list: encoders, heads, metrics or settings.")],
 ) -> None:
     """List what there is to choose from: encoders, heads, metrics, and the settings of a study's file."""
-    from samadapt.listing import describe
+    from samadapt.cli.lists import describe
 
     print(describe(what))
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.coding import classes_from_values
 from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry
-from samadapt.datasets.parsed import ParsedLayout, window_of
+from samadapt.datasets.masks import classes_from_values
+from samadapt.datasets.parsed import ParsedLayout
 from samadapt.types import SamAdaptError
 
 _LABEL = "dseg"
@@ -56,9 +56,8 @@ def read_bids(path: Path, label_column: str | None) -> ParsedLayout:
         if set(modalities) <= set(found)
     ]
     classes, values, declared = _classes(path, [file for (file,) in labels.values()])
-    window = window_of(entries[0].images[0], modalities)
     return ParsedLayout(
-        entries, classes, declared, channel_names=tuple(modalities), window=window, label_values=values,
+        entries, classes, declared, channel_names=tuple(modalities), label_values=values,
         group_rule="the BIDS name sub-...",
     )  # fmt: skip
 

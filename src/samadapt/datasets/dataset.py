@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from samadapt import io
-from samadapt.datasets.split import Split, make_split
+from samadapt.datasets.split import make_split
 from samadapt.opening import Opening
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning, Task
 
@@ -203,17 +203,7 @@ class Dataset:
 
     # ------------------------------------------------ splits and identity
 
-    def split(
-        self,
-        labels: int | float | None = None,
-        seed: int = 0,
-        select: int = 0,
-        val_labels: int | Literal["official"] | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
-    ) -> Split:
-        """Which cases to learn from, select on and score on. By patient; see `samadapt.datasets.split`."""
-        return make_split(self, labels, seed, select, val_labels, fold, val_fraction)
+    split = make_split  # as a method: `data.split(labels=2)`
 
     @cached_property
     def hash(self) -> str:

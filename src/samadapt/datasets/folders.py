@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.coding import classes_from_values
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.masks import find_masks, image_name, masks_beside, split_masks
-from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
+from samadapt.datasets.masks import classes_from_values, find_masks, image_name, masks_beside, split_masks
+from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders
 from samadapt.datasets.pictures import channel_names, unique_names
 from samadapt.types import SamAdaptError
 
@@ -47,13 +46,11 @@ def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data 
     """With classes made from the values in the masks."""
     classes, values = classes_from_values([file for entry in entries for file in entry.labels], path)
     names = _channel_names(entries[0])
-    window = window_of(entries[0].images[0], names)
     return ParsedLayout(
         entries,
         classes,
         False,
         channel_names=names,
-        window=window,
         label_values=values,
         group_rule=group_rule,
     )
@@ -120,10 +117,7 @@ def read_beside(path: Path, label_column: str | None) -> ParsedLayout:
     entries = unique_names(entries, path)
     if all(_ACDC_NAME.match(entry.id) for entry in entries):
         values = {v: v for v in range(len(_ACDC_CLASSES))}
-        window = window_of(entries[0].images[0], ("image",))
-        return ParsedLayout(
-            entries, _ACDC_CLASSES, window=window, label_values=values, group_rule="the patient's folder"
-        )
+        return ParsedLayout(entries, _ACDC_CLASSES, label_values=values, group_rule="the patient's folder")
     return _found(entries, path, "the patient's folder")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from samadapt import io
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.parsed import ParsedLayout, read_json, window_of
+from samadapt.datasets.parsed import ParsedLayout, read_json
 from samadapt.types import IGNORED, SamAdaptError
 
 
@@ -49,7 +49,6 @@ def read_nnunet(path: Path, label_column: str | None) -> ParsedLayout:
         classes=classes,
         name=_text(about.get("name")),
         channel_names=names,
-        window=window_of(entries[0].images[0], names),
         label_values=values,
         folds=_folds(path / "splits_final.json", {entry.id for entry in entries}),
     )
@@ -217,7 +216,6 @@ def read_msd(path: Path, label_column: str | None) -> ParsedLayout:
         name=_text(about.get("name")),
         channel_names=names,
         channels=tuple(range(len(names))) if stacked else None,
-        window=window_of(entries[0].images[0], names),
         label_values=values,
         folds=_folds(path / "splits_final.json", {entry.id for entry in entries}),
     )

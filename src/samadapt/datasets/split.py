@@ -70,14 +70,14 @@ class Split:
 
 def make_split(
     data: Dataset,
-    labels: int | float | None,
-    seed: int,
-    select: int,
-    val_labels: ValLabels,
-    fold: int,
-    val_fraction: float,
+    labels: int | float | None = None,
+    seed: int = 0,
+    select: int = 0,
+    val_labels: ValLabels = None,
+    fold: int = 0,
+    val_fraction: float = 0.2,
 ) -> Split:
-    """See `Dataset.split`.
+    """Which cases to learn from, select on and score on, by patient: the method `split` of a data set.
 
     Args:
         labels: how many patients' labels may be used; a float up to 1.0 is a share; None is all.

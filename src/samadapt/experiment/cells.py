@@ -23,8 +23,7 @@ import torch
 from samadapt.datasets import Dataset
 from samadapt.experiment.grid import Cell
 from samadapt.experiment.methods import Fitted, Job
-from samadapt.experiment.previews import PreviewWriter
-from samadapt.experiment.saliency import keep_saliency
+from samadapt.experiment.previews import PreviewWriter, keep_saliency
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
 from samadapt.metrics import check_cell_scores, score_case, score_predictions, write_cell_scores

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.heads.mask_decoder import MLP, RandomFourier, TwoWayTransformer, upscaling
-from samadapt.heads.options import STARTS, Preset, Taps, loss_name, one_of, tap_shape
+from samadapt.heads.options import STARTS, Preset, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.types import Head, SamAdaptError, Taps, Task
 
 ClassMode = Literal["batched", "joint"]
 

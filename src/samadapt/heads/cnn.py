@@ -7,9 +7,9 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from samadapt.heads.options import Preset, Taps, loss_name, tap_shape
+from samadapt.heads.options import Preset, loss_name, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.types import Head, SamAdaptError, Taps, Task
 
 
 def _conv(inputs: int, outputs: int, kernel: int, norm: bool) -> list[nn.Module]:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.heads.options import Taps, loss_name, tap_shape
+from samadapt.heads.options import loss_name, tap_shape
 from samadapt.losses import LOSSES, to_grid
 from samadapt.transforms import pooled_size
-from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Task
+from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Taps, Task
 
 
 class FeatureJitter(nn.Module):

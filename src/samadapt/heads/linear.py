@@ -8,9 +8,9 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from samadapt.heads.mask_decoder import upscaling
-from samadapt.heads.options import STARTS, Preset, Taps, last_tap, loss_name, one_of, tap_shape
+from samadapt.heads.options import STARTS, Preset, last_tap, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import Head, Task
+from samadapt.types import Head, Taps, Task
 
 
 @final

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from samadapt.losses import LOSSES
 from samadapt.options import Declarations, declared_by
-from samadapt.types import PIXELS, Head, SamAdaptError
+from samadapt.types import PIXELS, Head, SamAdaptError, Taps
 
-Taps = Mapping[str, tuple[int, int, int]]
 #: `faithful` repeats the authors' code with its oddities; `fixed` is what we recommend (METHODS A.8).
 Preset = Literal["fixed", "faithful"]
 PRESETS = get_args(Preset)

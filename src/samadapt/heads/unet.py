@@ -7,9 +7,9 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from samadapt.heads.options import Taps, loss_name, tap_shape
+from samadapt.heads.options import loss_name, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import PIXELS, Head, SamAdaptError, Task
+from samadapt.types import PIXELS, Head, SamAdaptError, Taps, Task
 
 
 @final

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from samadapt.backbones import RANDOM, build_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fold_norms
-from samadapt.heads.options import Taps, loss_name, one_of, tap_shape
+from samadapt.heads.options import loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES, to_grid
-from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Task, Units
+from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
 
 NETWORKS = ("efficientnet_lite0", "efficientnet_lite2")
 

@@ -78,20 +78,8 @@ def summarise(
         low, high = clip_interval(interval, metric)
         misses = sum(len(_missed(table, metric, target)) for target in targets)
         note = f"no value for {', '.join(values.left_out)}" if values.left_out and values.n else ""
-        rows.append(
-            Summary(
-                targets[0] if len(targets) == 1 else MEAN,
-                metric,
-                values.mean,
-                low,
-                high,
-                values.n,
-                len(values.sums),
-                values.n_nan,
-                misses,
-                note,
-            )
-        )
+        target, counts = targets[0] if len(targets) == 1 else MEAN, (values.n, len(values.sums), values.n_nan)
+        rows.append(Summary(target, metric, values.mean, low, high, *counts, misses, note))
     return rows
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weights
 from samadapt.heads.classification.attention import GRAD_CAM, SaliencyHead, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
-from samadapt.heads.options import Taps, one_of, tap_shape
-from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Task, Units
+from samadapt.heads.options import one_of, tap_shape
+from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
 
 Seen = dict[str, tuple[Tensor, Tensor]]  # stage -> its map before and after the block
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from samadapt.heads.classification.attention import SaliencyHead
 from samadapt.heads.classification.classifier import WeightedLoss
-from samadapt.heads.options import Taps, last_tap, tap_shape
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.heads.options import last_tap, tap_shape
+from samadapt.types import Head, SamAdaptError, Taps, Task
 
 
 @final

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -17,9 +17,9 @@ from samadapt.heads.classification.classifier import (
 )
 from samadapt.heads.classification.gates import BLOCKS, GATES, Block, CbamBlock, GateOptions, WeightBlock
 from samadapt.heads.classification.shuffled import ShuffledTaps
-from samadapt.heads.options import Taps, one_of, tap_shape
+from samadapt.heads.options import one_of, tap_shape
 from samadapt.transforms import pooled_size
-from samadapt.types import IDENTITY, PIXELS, SamAdaptError, Units
+from samadapt.types import IDENTITY, PIXELS, SamAdaptError, Taps, Units
 
 SOURCES = ("taps", "own", "matched")
 RESIZES = ("nearest", "bilinear")
@@ -220,6 +220,11 @@ class SLCA(BackboneClassifier):
         if shuffle:
             self.reads |= {IDENTITY: 1}
             self.min_cases = 2
+
+    @staticmethod
+    def is_control(options: Mapping[str, Any]) -> bool:
+        """With gates from another picture's maps, or from none of the encoder's."""
+        return bool(options.get("shuffle")) or options.get("source", "taps") != "taps"
 
     def _hidden(
         self, network: Backbone, gated: Sequence[str], taps: Taps, reduction: int, source: str
