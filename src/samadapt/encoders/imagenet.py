@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.backbones import Backbone, build_backbone, published_weights
-from samadapt.backbones.efficientnet_lite import fold_norms
+from samadapt.backbones.efficientnet_lite import fuse_norms
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.types import Taps
 from samadapt.weights import State
@@ -24,7 +24,7 @@ class Stages(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        fold_norms(backbone.eval())
+        fuse_norms(backbone.eval())
         self.stages = backbone.parts
 
     def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.backbones import RANDOM, build_backbone, published_weights
-from samadapt.backbones.efficientnet_lite import fold_norms
+from samadapt.backbones.efficientnet_lite import fuse_norms
 from samadapt.heads.options import loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES, to_grid
 from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
@@ -90,7 +90,7 @@ class UNetPretrained(Head):
         self.reads, self.loss_fn = {PIXELS: 1}, LOSSES[loss]
         self.network = build_backbone(backbone, weights)
         self.network.last = nn.Identity()  # of the classifier
-        fold_norms(self.network)
+        fuse_norms(self.network)
         stages = list(self.network.stages.values())
         inputs = [stages[-1], *self.WIDTHS]
         self.ups = nn.ModuleList(
