@@ -12,7 +12,7 @@ from torch import Tensor
 from samadapt import io
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, file_sha256, write_csv
-from samadapt.inputs import Input, Trained, find_inputs
+from samadapt.inputs import Input, find_inputs, split_of
 from samadapt.overlap import names_of
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
@@ -63,7 +63,7 @@ def predict_folder(
     model = load_run(run, device, checkpoint)
     if attention:
         _check_that_it_looks(model, run)
-    cases = find_inputs(Path(inputs), model.opening, Trained.of(run), subset)
+    cases = find_inputs(Path(inputs), model.opening, split_of(run), subset)
     planned = {case.id: case.planned for case in cases}
     encoder, own = _weights_read(model)
     note = Predictions(

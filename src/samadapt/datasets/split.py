@@ -39,6 +39,14 @@ class Split:
     #: Case -> patient, where the two are not the same.
     patient_of: Mapping[str, str] = field(default_factory=dict)
 
+    def part(self, case: str) -> str:
+        """ "train", "select" or "val"; "" for a case that it does not name."""
+        return next((part for part in ("train", "select", "val") if case in getattr(self, part)), "")
+
+    def learned(self, case: str) -> bool:
+        """Whether a model that is trained on it sees the label of a case of this name."""
+        return self.part(case) in ("train", "select")
+
     @cached_property
     def hash(self) -> str:
         """sha256 of the lists of cases."""
