@@ -13,10 +13,8 @@ from samadapt.weights import State
 
 After = Callable[[str, Tensor], Tensor]
 Rename = Callable[[str], str]
-_COMPUTED = (
-    "relative_coords_table",
-    "relative_position_index",
-)  # tensors that follow from the network's form
+#: Tensors that follow from the network's form.
+_COMPUTED = ("relative_coords_table", "relative_position_index")
 
 
 @final
@@ -28,7 +26,7 @@ class Backbone(nn.Module):
         stages: name -> channels that the part gives.
         last: what follows the last stage before the global average.
         side: of the square input that the network was made for.
-        rename: from the name of a published weight to ours, for `weights.load_weights`.
+        rename: from the name of a published weight to ours, for `fill`.
         channels: of the map that comes out; None: as many as the last stage gives.
         units: (mean, deviation) of 0..255 in which the network wants its pictures; None: as they come.
     """
@@ -66,12 +64,8 @@ class Backbone(nn.Module):
             # SENet's 1x1 convolutions are linear layers in MONAI.
             narrow = named[key].squeeze().shape == own[key].shape
             chosen[key] = named[key].squeeze() if narrow else named[key]
-        weights.fill(
-            self,
-            chosen,
-            f"the file {source!r}",
-            "give the weights of the same network; a small-input stem fits no published one",
-        )
+        cure = "give the weights of the same network; a small-input stem fits no published one"
+        weights.fill(self, chosen, f"the file {source!r}", cure)
 
     def in_units(self, pictures: Tensor, units: Units) -> Tensor:
         """Pictures (B, 3, S, S) as an encoder prepared them, in its `units` -> in those that this network was trained on."""
