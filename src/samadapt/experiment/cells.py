@@ -27,7 +27,7 @@ from samadapt.experiment.previews import PreviewWriter, keep_saliency
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
 from samadapt.metrics import check_cell_scores, score_case, score_predictions, write_cell_scores
-from samadapt.prediction import score_labels
+from samadapt.prediction import score_labels, truth_of
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
 
@@ -124,20 +124,16 @@ def _score_segmentation(
 
 def _kept(timed: _Timed, cases: Iterable[Case], keeper: PreviewWriter) -> Iterator[tuple[Case, np.ndarray]]:
     for case, label in timed.answers(cases):
+        truth_of(case, label)  # refuses another shape before anything is kept of it
         keeper.keep(case, label)
         yield case, label
-
-
-def _truth(case: Case) -> np.ndarray:
-    assert case.label is not None  # split.val holds labelled cases only
-    return case.label.numpy()
 
 
 def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Sequence[str]) -> list[Score]:
     """Dice with all scans of a patient as one volume. Distances across scans would mean nothing."""
     patients: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for case, label in answers:
-        patients[case.group].append((label.ravel(), _truth(case).ravel()))
+        patients[case.group].append((label.ravel(), truth_of(case, label).ravel()))
     scores: list[Score] = []
     for patient, parts in patients.items():
         label, truth = (np.concatenate(side)[None, None] for side in zip(*parts, strict=True))
