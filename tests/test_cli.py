@@ -59,7 +59,7 @@ def test_version():
 
 
 def test_train_says_that_bfloat16_is_emulated(phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr("samadapt.training.config.has_bf16", lambda device: False)
+    monkeypatch.setattr("samadapt.runs.has_bf16", lambda device: False)
     words = ("train", phantom, "--labels", "1", *UNET, *FAST[:-1], "--precision")
     assert "bf16 is slower here than 32" in type_(*words, "bf16", "--out", tmp_path / "a")
     assert "bf16" not in type_(*words, "auto", "--out", tmp_path / "b")

@@ -174,7 +174,7 @@ def test_few_stored_pictures_are_said_aloud(data, tmp_path, tiny, views, told):
     ("precision", "fast", "told"), [("bf16", False, True), ("bf16", True, False), ("32", False, False)]
 )
 def test_emulated_bfloat16_is_said_aloud(data, tmp_path, monkeypatch, precision, fast, told):
-    monkeypatch.setattr("samadapt.training.config.has_bf16", lambda device: fast)
+    monkeypatch.setattr("samadapt.runs.has_bf16", lambda device: fast)
     config = dataclasses.replace(CONFIG, precision=precision)
     _, lines = study(data, tmp_path / "e", {"unet": SMALL_UNET}, config=config)
     assert any("bf16 is slower here than 32" in line for line in lines) == told
