@@ -18,9 +18,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from photos import make_photo_phantom
 from safetensors.torch import load_file
 
-from samadapt.phantom import make_phantom, make_photo_phantom
+from samadapt.phantom import make_phantom
 
 SHORT = "--steps 8 --batch-size 4 --labels 2 --device cpu --quiet"
 NANO = "--encoder sam_nano --side 64 --store {out}/features"

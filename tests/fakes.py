@@ -178,3 +178,8 @@ class TinyHead(Head):
     def loss(self, features, target):
         logits = F.interpolate(self(features), size=(LABEL_GRID, LABEL_GRID), mode="bilinear")
         return F.cross_entropy(logits, target)
+
+
+def added_parameters(head: Head) -> int:
+    """Of the blocks of a classifier: what it has more than the plain network."""
+    return sum(p.numel() for p in head.blocks.parameters())

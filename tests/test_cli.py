@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from benchmarks.photos import make_photo_phantom
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from samadapt.backbones import BACKBONES
 from samadapt.cli import app, main, verbs
 from samadapt.encoders import ENCODERS
 from samadapt.heads import HEADS
-from samadapt.phantom import make_phantom, make_photo_phantom
+from samadapt.phantom import make_phantom
 from samadapt.runs import pick_device
 from samadapt.transforms import AUGMENTATIONS
 from samadapt.types import SamAdaptError
@@ -58,7 +59,7 @@ def test_version():
 
 
 def test_train_says_that_bfloat16_is_emulated(phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr("samadapt.training.config.has_bf16", lambda device: False)
+    monkeypatch.setattr("samadapt.runs.has_bf16", lambda device: False)
     words = ("train", phantom, "--labels", "1", *UNET, *FAST[:-1], "--precision")
     assert "bf16 is slower here than 32" in type_(*words, "bf16", "--out", tmp_path / "a")
     assert "bf16" not in type_(*words, "auto", "--out", tmp_path / "b")

@@ -170,7 +170,7 @@ TABLES: dict[Callable[..., None], dict[str, Any]] = {
     tuning: TUNINGS,
     file_format: io.FORMATS,
     layout: {entry.name: entry for entry in LAYOUTS},
-    method: {f"{task} {name}": make for task, table in METHODS.items() for name, make in table.items()},
+    method: {f"{task} {name}": of.make for task, table in METHODS.items() for name, of in table.items()},
     metric: METRICS,
     loss: LOSSES,
     augmentation: AUGMENTATIONS,

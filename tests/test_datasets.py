@@ -384,7 +384,7 @@ def test_masks_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "masks/b.png").unlink()
     picture(tmp_path / "masks/a.png", (0, 255))
     picture(tmp_path / "masks/a_mask.png", (0, 255))  # a second one of the same picture
-    assert [file.name for file in open_dataset(tmp_path).entry("a").label_files] == ["a.png", "a_mask.png"]
+    assert [file.name for file in open_dataset(tmp_path).entry("a").labels] == ["a.png", "a_mask.png"]
 
 
 def test_nested_parts(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_subsets_and_views(tmp_path: Path) -> None:
     some = data[["x3", "x1"]]
     assert some.ids == ("x3", "x1") and len(some) == 2 and some.classes == data.classes
     assert [case.id for case in data] == ["x1", "x2", "x3"] and data["x3"].id == "x3"
-    assert [case.id for case in some.cases] == ["x3", "x1"]
+    assert [case.id for case in some] == ["x3", "x1"]
     assert torch.equal(data.label("x1"), data.case("x1").label)  # type: ignore[arg-type]
     with pytest.raises(SamAdaptError, match=r"no case 'x9'; it has x"):
         data["x9"]

@@ -22,7 +22,7 @@ NOWHERE = Path("nowhere")
 def scans(patients: int = 10, frames: int = 2, labelled: bool = True, **fields: Any) -> Dataset:
     """Entries alone: a split reads no file."""
     entries = tuple(
-        Entry(f"p{p}_f{f}", (NOWHERE,), NOWHERE if labelled else None, group=f"p{p}")
+        Entry(f"p{p}_f{f}", (NOWHERE,), (NOWHERE,) if labelled else (), group=f"p{p}")
         for p in range(patients)
         for f in range(frames)
     )
@@ -157,7 +157,7 @@ def test_no_labels() -> None:
 
 def test_unlabelled_cases_are_images_to_pretrain_on() -> None:
     data = scans(6)
-    entries = [dataclasses.replace(e, label=None) if e.id.endswith("f1") else e for e in data.entries]
+    entries = [dataclasses.replace(e, labels=()) if e.id.endswith("f1") else e for e in data.entries]
     data = dataclasses.replace(data, entries=tuple(entries))
     split = data.split(labels=2)
     assert all(i.endswith("f0") for i in split.train + split.val) and len(split.train) == 2

@@ -12,7 +12,7 @@ import typer
 
 import samadapt
 from samadapt.cli import app
-from samadapt.experiment.settings import make_study, read_settings
+from samadapt.experiment.from_file import make_study, read_settings
 from test_architecture import DOORS, ROOMS
 
 ROOT = Path(__file__).parents[1]

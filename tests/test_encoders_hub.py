@@ -213,7 +213,7 @@ def test_sam2s_files_have_the_published_size(name, megabytes):
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 
     with torch.device("meta"):
-        whole = Sam2VideoModel(Sam2VideoConfig(vision_config=MODELS[name].architecture.config()))
+        whole = Sam2VideoModel(Sam2VideoConfig(vision_config=MODELS[name].config()))
     assert round(4e-6 * sum(p.numel() for p in whole.state_dict().values())) == megabytes
 
 
@@ -221,10 +221,10 @@ def test_sam2s_files_have_the_published_size(name, megabytes):
     ("name", "parameters"), [("dinov3_vits16", 21_596_544), ("dinov3_vitb16", 85_660_416)]
 )
 def test_dinov3s_networks_have_the_published_size(name, parameters):
-    architecture = MODELS[name].architecture
+    entry = MODELS[name]
     with torch.device("meta"):
-        found = sum(p.numel() for p in architecture.network().parameters())
-    assert found + architecture.width == parameters  # the token of masked patches is left out
+        found = sum(p.numel() for p in entry.build().parameters())
+    assert found + entry.width == parameters  # the token of masked patches is left out
 
 
 def test_pictures_are_prepared_as_published():

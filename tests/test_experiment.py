@@ -22,7 +22,6 @@ from samadapt.experiment import (
     make_study,
     preset_names,
     read_settings,
-    results_table,
     run_experiment,
 )
 from samadapt.experiment import cells as cells_module
@@ -35,7 +34,7 @@ from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.phantom import make_phantom
-from samadapt.report import read_study
+from samadapt.report import read_study, results_table
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
@@ -175,7 +174,7 @@ def test_few_stored_pictures_are_said_aloud(data, tmp_path, tiny, views, told):
     ("precision", "fast", "told"), [("bf16", False, True), ("bf16", True, False), ("32", False, False)]
 )
 def test_emulated_bfloat16_is_said_aloud(data, tmp_path, monkeypatch, precision, fast, told):
-    monkeypatch.setattr("samadapt.training.config.has_bf16", lambda device: fast)
+    monkeypatch.setattr("samadapt.runs.has_bf16", lambda device: fast)
     config = dataclasses.replace(CONFIG, precision=precision)
     _, lines = study(data, tmp_path / "e", {"unet": SMALL_UNET}, config=config)
     assert any("bf16 is slower here than 32" in line for line in lines) == told

@@ -19,7 +19,7 @@ from fakes import Nowhere
 from samadapt import names, overlap
 from samadapt.encoders import ENCODERS, EncoderEntry
 from samadapt.experiment import TrainedMethod
-from samadapt.experiment.registry import METHODS
+from samadapt.experiment.registry import METHODS, NamedMethod
 from samadapt.heads import HEADS
 from samadapt.losses import dice_ce
 from samadapt.phantom import make_phantom
@@ -151,7 +151,7 @@ def test_a_tuning(data, tmp_path, monkeypatch):
 
 
 def test_a_method_of_a_study(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(METHODS["segmentation"], "toy", narrow_unet)
+    monkeypatch.setitem(METHODS["segmentation"], "toy", NamedMethod(narrow_unet))
     (tmp_path / "grid.toml").write_text(
         'learners = ["toy"]\nlabels = [1]\nseeds = 1\n[train]\nsteps = 2\nbatch_size = 2\n'
         '[encoder]\nencoder = "sam_nano"\nside = 64\n'

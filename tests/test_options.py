@@ -18,13 +18,12 @@ import typer
 from typer.testing import CliRunner
 
 from samadapt import settings
+from samadapt.cli.lists import describe
 from samadapt.cli.parameters import Given, Of, from_options
-from samadapt.experiment import make_study, read_settings
-from samadapt.experiment import settings as experiment_settings
+from samadapt.experiment import from_file, make_study, read_settings
 from samadapt.heads import HEADS, check_options, options_of, read_options
 from samadapt.learner import Learner
-from samadapt.listing import describe
-from samadapt.options import Option, check, declared, declared_by, option, read_table
+from samadapt.options import Checked, Option, declared, declared_by, option, read_table
 from samadapt.options.kinds import fit, from_text, in_words
 from samadapt.settings import (
     LearnerSettings,
@@ -41,7 +40,7 @@ SETTINGS = [
 
 
 @dataclass(frozen=True)
-class Walk:
+class Walk(Checked):
     """The options of a command that exists only here."""
 
     steps: int = option(10, "How many steps to take.", least=1)
@@ -49,9 +48,6 @@ class Walk:
     log: tuple[str, ...] = option((), "Where to write what was seen.", names=("diary", "map"))
     rest: float | None = option(None, "Share of the time to rest.", least=0, below=1, flag="--pause")
     dog: bool = option(False, "Whether the dog comes too.")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def command(function):
@@ -99,14 +95,14 @@ def test_a_new_option_arrives_everywhere(monkeypatch):
     with pytest.raises(SamAdaptError, match="patience is 'long'; expected a whole number from 1 on"):
         Longer(patience="long")
 
-    monkeypatch.setitem(experiment_settings._TABLES, "train", declared(Longer))
-    monkeypatch.setattr(experiment_settings, "TrainConfig", Longer)
+    monkeypatch.setitem(from_file._TABLES, "train", declared(Longer))
+    monkeypatch.setattr(from_file, "TrainConfig", Longer)
     settings = {"learners": ["unet"], "train": {"patience": 7}}
     assert make_study(settings, "segmentation")[1].patience == 7
     with pytest.raises(SamAdaptError, match=r"train\.patience is 0; expected a whole number from 1 on"):
         make_study({"learners": ["unet"], "train": {"patience": 0}}, "segmentation")
 
-    monkeypatch.setitem(sys.modules["samadapt.listing"].TABLES, "train", declared(Longer))
+    monkeypatch.setitem(sys.modules["samadapt.cli.lists"].TABLES, "train", declared(Longer))
     assert "A whole number from 1 on; default 3." in describe("settings")
 
 

@@ -163,7 +163,7 @@ def test_the_plane_is_that_of_most_volumes_and_not_that_of_each_file(tmp_path: P
     assert data.opening.slices.startswith(
         "thick slices as acquired, axial or closest to it; every volume is turned to RAS"
     )
-    assert {tuple(case.image.shape) for case in data.cases} == {(1, 3, 7, 8)}
+    assert {tuple(case.image.shape) for case in data} == {(1, 3, 7, 8)}
     assert open_dataset(tmp_path, slice_axis=0).case("sagittal").image.shape == (1, 8, 3, 7)
 
 
@@ -235,7 +235,7 @@ def test_hippocampi_stored_otherwise_score_the_same(shared_data: Path, tmp_path:
     dice = {}
     for code in ("RAS", "LPS", "PIR", "RSA"):
         for case in split.val[:10]:
-            for part, path in (("scans", data.entry(case).images[0]), ("truth", data.entry(case).label)):
+            for part, path in (("scans", data.entry(case).images[0]), ("truth", data.entry(case).labels[0])):
                 folder = tmp_path / code / part
                 folder.mkdir(parents=True, exist_ok=True)
                 nib.save(turned(nib.load(path), code), folder / f"{case}.nii.gz")

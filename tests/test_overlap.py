@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from samadapt.check import check
+from samadapt.cli.lists import describe
 from samadapt.datasets import open_dataset
 from samadapt.encoders import ENCODERS, first_with_weights
 from samadapt.evaluation import evaluate_folder
 from samadapt.learner import Learner, default_encoder
-from samadapt.listing import describe
 from samadapt.overlap import PUBLIC_DATA, TRAININGS, Overlap, overlaps, recognise, training_of
 from samadapt.predicted import Planned, Predictions
 from samadapt.records import SamAdaptError

@@ -8,12 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from benchmarks.photos import make_photo_phantom
 from scipy import ndimage
 
 from samadapt import io
 from samadapt.check import check
 from samadapt.datasets import open_dataset
-from samadapt.phantom import CLASSES, make_phantom, make_photo_phantom
+from samadapt.phantom import CLASSES, make_phantom
 from samadapt.types import SamAdaptError
 
 
@@ -85,7 +86,7 @@ def test_nothing_is_overwritten(phantom: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("precious")
     with pytest.raises(SamAdaptError, match="holds something else"):
-        make_photo_phantom(tmp_path / "mine")
+        make_phantom(tmp_path / "mine")
     assert [f.name for f in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
@@ -124,7 +125,6 @@ def test_photographs(tmp_path: Path) -> None:
     [
         lambda p: make_phantom(p, patients=2),
         lambda p: make_phantom(p, size=10),
-        lambda p: make_photo_phantom(p, 3),
     ],
 )
 def test_too_small(tmp_path: Path, call) -> None:  # type: ignore[no-untyped-def]

@@ -172,7 +172,9 @@ def test_a_random_encoder_is_a_baseline(tmp_path):
     folder = make_study(tmp_path / "e", {"fused": 0.7, "scratch": 0.7, "random": 0.9}, labels=(5,))
     learners = read_study(folder).learners
     assert [name for name, of in learners.items() if of.baseline] == ["scratch", "random"]
-    assert [name for name, of in learners.items() if of.control] == ["random"]  # frozen: nobody would use it
+    assert [name for name, of in learners.items() if of.role == "control"] == [
+        "random"
+    ]  # frozen: nobody would use it
     assert verdict_of(folder).sentence.startswith(
         "Do not use fused: with 5 labelled patients, the mean Dice of a control"
     )
@@ -201,7 +203,7 @@ def test_gates_that_know_nothing_of_the_picture_are_a_baseline(tmp_path):
     )
     study = read_study(folder)
     assert {name for name, of in study.learners.items() if of.baseline} == {"shuffled", "own", "plain"}
-    assert {name for name, of in study.learners.items() if of.control} == {"shuffled", "own"}
+    assert {name for name, of in study.learners.items() if of.role == "control"} == {"shuffled", "own"}
     assert "do not use slca: a control (shuffled) does better" in verdict_of(folder, "auc").sentence
 
 

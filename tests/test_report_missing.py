@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from samadapt.experiment import results_table
 from samadapt.records import Score
-from samadapt.report import read_study, write_report
+from samadapt.report import read_study, results_table, write_report
 from samadapt.report.comparisons import all_means, compare_all
 from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
 from samadapt.report.verdict import Verdict, judge

@@ -8,7 +8,7 @@ import pytest
 from fakes import disc_case, two_class_archive
 from samadapt.datasets import open_dataset
 from samadapt.experiment import Grid, TrainedMethod, run_experiment
-from samadapt.experiment.saliency import drawn_cases, save_saliency, sure_mistakes
+from samadapt.experiment.previews import drawn_cases, save_saliency, sure_mistakes
 from samadapt.features import FeatureStore
 from samadapt.learner import Learner
 from samadapt.prediction import Saliency

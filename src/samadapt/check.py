@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from samadapt import io
+from samadapt.datasets import Dataset, Split
 from samadapt.datasets.patient_names import alike
 from samadapt.overlap import overlaps_of, training_of
 from samadapt.transforms import image_hash
-from samadapt.types import IGNORED, Case, SamAdaptError, Task
+from samadapt.types import IGNORED, Case, SamAdaptError
 
 Level = Literal["error", "warning", "note"]
 _ORDER: tuple[Level, ...] = ("error", "warning", "note")
@@ -38,35 +38,12 @@ class Finding:
         return f"{self.level:8}{self.case + ': ' if self.case else ''}{self.message}"
 
 
-class Checkable(Protocol):
-    """What `check` needs of a data set."""
+def _warning(message: str, case: str = "") -> Finding:
+    return Finding("warning", case, message)
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def task(self) -> Task: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def ids(self) -> tuple[str, ...]: ...
-    @property
-    def labelled_ids(self) -> tuple[str, ...]: ...
-    @property
-    def groups(self) -> dict[str, str]: ...
-    @property
-    def parts(self) -> Mapping[str, str | None]: ...
-    @property
-    def folds(self) -> Sequence[Any]: ...
-    @property
-    def group_rule(self) -> str: ...
-    @property
-    def opening(self) -> Any: ...
-    @property
-    def root(self) -> Path: ...
-    @property
-    def left_out(self) -> Sequence[tuple[Path, str]]: ...
-    def case(self, case_id: str) -> Case: ...
-    def split(self, *, fold: int = 0) -> Any: ...
+
+def _remark(message: str) -> Finding:
+    return Finding("note", "", message)
 
 
 @dataclass
@@ -84,7 +61,7 @@ class _Seen:
 
 
 def check(
-    data: Checkable, progress: Callable[[int], None] | None = None, encoder: str | None = None
+    data: Dataset, progress: Callable[[int], None] | None = None, encoder: str | None = None
 ) -> list[Finding]:
     """All findings, the most severe first. A data set without errors and warnings is sound.
 
@@ -121,28 +98,22 @@ def summary(findings: Iterable[Finding], cases: int) -> str:
 # ---------------------------------------------------------------- one case
 
 
-def _check_case(case: Case, data: Checkable) -> list[Finding]:
+def _check_case(case: Case, data: Dataset) -> Iterator[Finding]:
     image = case.image.numpy()
-    found = []
     for channel, values in enumerate(image):
         if values.min() == values.max() and len(image) > 1:
-            found.append(Finding("warning", case.id, f"channel {channel} is constant ({values.flat[0]:g})"))
+            yield _warning(f"channel {channel} is constant ({values.flat[0]:g})", case.id)
     flat = [d for d in range(image.shape[1]) if np.ptp(image[:, d], axis=(1, 2)).max() == 0]
     if flat:
         listed = ", ".join(map(str, flat[:5])) + (", ..." if len(flat) > 5 else "")
-        found.append(
-            Finding("warning", case.id, f"{len(flat)} of {image.shape[1]} slices are constant: {listed}")
-        )
+        yield _warning(f"{len(flat)} of {image.shape[1]} slices are constant: {listed}", case.id)
     share = _commonest_share(image)
     if share > _NEARLY_ALL:
-        found.append(
-            Finding("warning", case.id, f"{share:.1%} of the voxels have the same value: hardly an image")
-        )
+        yield _warning(f"{share:.1%} of the voxels have the same value: hardly an image", case.id)
     if data.task == "segmentation" and case.label is not None:
         values = case.label.numpy()
         if not np.any((values > 0) & (values != IGNORED)):
-            found.append(Finding("warning", case.id, "the label is empty: all voxels are background"))
-    return found
+            yield _warning("the label is empty: all voxels are background", case.id)
 
 
 def _commonest_share(image: np.ndarray) -> float:
@@ -152,7 +123,7 @@ def _commonest_share(image: np.ndarray) -> float:
     return float(np.mean(image == values[counts.argmax()]))
 
 
-def _note(case: Case, data: Checkable, seen: _Seen) -> None:
+def _note(case: Case, data: Dataset, seen: _Seen) -> None:
     seen.images[image_hash(case)].append(case.id)
     seen.channels[len(case.image)] += 1
     if case.affine is not None:
@@ -180,107 +151,78 @@ def _note_place(case: Case, geometry: io.Geometry, plane: io.Plane, seen: _Seen)
 # ---------------------------------------------------------------- the data set
 
 
-def _labels(data: Checkable, seen: _Seen) -> list[Finding]:
+def _labels(data: Dataset, seen: _Seen) -> Iterator[Finding]:
     if not data.labelled_ids:
-        return [Finding("error", "", "no case has a label: nothing can be trained or evaluated")]
-    found = []
+        yield Finding("error", "", "no case has a label: nothing can be trained or evaluated")
+        return
     for number, name in enumerate(data.classes):
         count = seen.classes[number]
         if count == 0 and not (number == 0 and data.task == "segmentation"):
-            found.append(Finding("warning", "", f"class {name!r} is declared, but occurs in no case"))
+            yield _warning(f"class {name!r} is declared, but occurs in no case")
         elif data.task == "classification" and count < _FEW_CASES:
-            found.append(Finding("warning", "", f"class {name!r} has only {count} cases"))
+            yield _warning(f"class {name!r} has only {count} cases")
     bare = len(data.ids) - len(data.labelled_ids)
     if bare:
-        found.append(Finding("note", "", f"{bare} of {len(data.ids)} cases have no label"))
-    return found
+        yield _remark(f"{bare} of {len(data.ids)} cases have no label")
 
 
-def _duplicates(data: Checkable, seen: _Seen) -> list[Finding]:
-    found = []
+def _duplicates(data: Dataset, seen: _Seen) -> Iterator[Finding]:
     for cases in seen.images.values():
         first, *others = cases
         for other in others:
             same = f"the same image as {first!r}"
             if data.parts[first] != data.parts[other]:
                 sides = f"{data.parts[other] or 'no part'}, that one in {data.parts[first] or 'no part'}"
-                found.append(
-                    Finding(
-                        "error", other, f"{same}, but this one is in {sides}: scores would be too optimistic"
-                    )
+                yield Finding(
+                    "error", other, f"{same}, but this one is in {sides}: scores would be too optimistic"
                 )
             elif seen.labels.get(first) != seen.labels.get(other):
-                found.append(Finding("error", other, f"{same} with another label"))
+                yield Finding("error", other, f"{same} with another label")
             elif data.groups[first] != data.groups[other]:
-                found.append(
-                    Finding("warning", other, f"{same} under another patient: a split may cut between them")
-                )
+                yield _warning(f"{same} under another patient: a split may cut between them", other)
             else:
-                found.append(Finding("warning", other, same))
-    return found
+                yield _warning(same, other)
 
 
-def _kinds(data: Checkable, seen: _Seen) -> list[Finding]:
+def _kinds(data: Dataset, seen: _Seen) -> Iterator[Finding]:
     """The orientation of the files, and files of different kinds in one data set."""
-    found = [Finding("note", "", data.opening.slices)]
+    yield _remark(data.opening.slices)
     if len(seen.orientations) > 1:
         mix = ", ".join(f"{count} {name}" for name, count in seen.orientations.most_common())
-        found.append(
-            Finding(
-                "note", "", f"the files are stored in different orientations ({mix}) and are brought into one"
-            )
-        )
+        yield _remark(f"the files are stored in different orientations ({mix}) and are brought into one")
     if seen.silent and seen.orientations:
-        found.append(
-            Finding(
-                "warning",
-                "",
-                f"{len(seen.silent)} files do not store their orientation in the body (the first is {seen.silent[0]!r}) and are "
-                "taken as stored; correct their headers if their orientation differs from the others",
-            )
+        yield _warning(
+            f"{len(seen.silent)} files do not store their orientation in the body (the first is {seen.silent[0]!r}) and are "
+            "taken as stored; correct their headers if their orientation differs from the others"
         )
     if seen.across:
-        found.append(
-            Finding(
-                "warning",
-                "",
-                f"{len(seen.across)} cases were acquired in thick slices of another plane (the first is {seen.across[0]!r}): "
-                "leave them out, or put them into a data set of their own",
-            )
+        yield _warning(
+            f"{len(seen.across)} cases were acquired in thick slices of another plane (the first is {seen.across[0]!r}): "
+            "leave them out, or put them into a data set of their own"
         )
     if len(seen.channels) > 1:
         mix = ", ".join(f"{count} with {channels}" for channels, count in seen.channels.most_common())
-        found.append(Finding("warning", "", f"the cases have different numbers of channels ({mix})"))
+        yield _warning(f"the cases have different numbers of channels ({mix})")
     if seen.no_spacing:
-        found.append(
-            Finding(
-                "note",
-                "",
-                f"{len(seen.no_spacing)} files do not store their voxel spacing (the first is {seen.no_spacing[0]!r}): distances "
-                "in mm cannot be computed for them",
-            )
+        yield _remark(
+            f"{len(seen.no_spacing)} files do not store their voxel spacing (the first is {seen.no_spacing[0]!r}): distances "
+            "in mm cannot be computed for them"
         )
-    return found
 
 
-def _patients(data: Checkable) -> list[Finding]:
+def _patients(data: Dataset) -> Iterator[Finding]:
     """The rule that assigns cases to patients, and signs that it is wrong."""
-    found = [Finding("note", "", f"patients: {data.group_rule}")]
+    yield _remark(f"patients: {data.group_rule}")
     sizes = Counter(data.groups.values())
     patient, most = sizes.most_common(1)[0]
     if len(sizes) > 1 and most > _CROWDED and most > len(data.groups) / 2:
-        found.append(
-            Finding(
-                "warning",
-                "",
-                f"{most} of {len(data.groups)} cases are of one patient, {patient!r}: if they are not, assign "
-                "patients with --group",
-            )
+        yield _warning(
+            f"{most} of {len(data.groups)} cases are of one patient, {patient!r}: if they are not, assign "
+            "patients with --group"
         )
-    return found
 
 
-def _overlap(data: Checkable, encoder: str) -> list[Finding]:
+def _overlap(data: Dataset, encoder: str) -> list[Finding]:
     """Whether the training data of an encoder include these data."""
     found = overlaps_of(encoder, data)
     if not found and training_of(encoder).medical:
@@ -288,24 +230,22 @@ def _overlap(data: Checkable, encoder: str) -> list[Finding]:
             f"the training of encoder {encoder} saw {training_of(encoder).text}; whether these data are in it is not known: "
             "where they are public, look before the scores are believed"
         )
-        return [Finding("note", "", about)]
+        return [_remark(about)]
     if not found:
-        return [Finding("note", "", f"encoder {encoder} was trained on {training_of(encoder).text}")]
+        return [_remark(f"encoder {encoder} was trained on {training_of(encoder).text}")]
     return [
-        Finding("warning", "", f"{x.text}; scores on these data may be too optimistic")
-        if x.warns
-        else Finding("note", "", x.text)
+        _warning(f"{x.text}; scores on these data may be too optimistic") if x.warns else _remark(x.text)
         for x in found
     ]
 
 
-def _left_out(data: Checkable) -> list[Finding]:
+def _left_out(data: Dataset) -> list[Finding]:
     words = io.in_words(data.left_out, data.root)
     broken = any(path.is_symlink() and not path.exists() for path, _ in data.left_out)
     return [Finding("warning" if broken else "note", "", f"left out: {words}")] if words else []
 
 
-def _shared_beginnings(data: Checkable, split: Any) -> list[Finding]:
+def _shared_beginnings(data: Dataset, split: Split) -> list[Finding]:
     """Cases that are patients of their own, and whose names begin alike on both sides of the split."""
     if any(case != patient for case, patient in data.groups.items()):
         return []
@@ -318,23 +258,17 @@ def _shared_beginnings(data: Checkable, split: Any) -> list[Finding]:
         return []
     first = shared[0]
     return [
-        Finding(
-            "warning",
-            "",
+        _warning(
             f"{beginnings['train'][first]!r} trains and {beginnings['val'][first]!r} is scored; if {first!r} is a patient "
-            f"(there are {len(shared)} such beginnings), scores will be too optimistic: assign patients with --group",
+            f"(there are {len(shared)} such beginnings), scores will be too optimistic: assign patients with --group"
         )
     ]
 
 
-def _splits(data: Checkable) -> list[Finding]:
+def _splits(data: Dataset) -> Iterator[Finding]:
     """Every split as a training would use it: no patient on both sides, no part with a single class."""
-    found: list[Finding] = []
-    if not data.labelled_ids:
-        return found
-    for fold in range(max(1, len(data.folds))):
+    for fold in range(max(1, len(data.folds))) if data.labelled_ids else ():
         try:
-            found += _shared_beginnings(data, data.split(fold=fold))
+            yield from _shared_beginnings(data, data.split(fold=fold))
         except SamAdaptError as error:
-            found.append(Finding("error", "", str(error)))
-    return found
+            yield Finding("error", "", str(error))

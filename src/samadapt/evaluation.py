@@ -140,18 +140,16 @@ def _label_maps(
     if note is not None:
         patients, classes = {i: note.patients[i] for i in found}, note.opening.classes
 
+    values = {value: value for value in range(len(classes))}
+
     def loaded() -> Iterator[tuple[Case, np.ndarray]]:
         for case, path in cases:
             if progress:
                 progress(case.id)
-            yield case, io.read_label(path, case, _predictable(classes), classes).numpy()
+            yield case, io.read_label(path, case, values, classes).numpy()
 
     scores = score_labels(loaded(), classes)
     return Evaluation(scores, summarise(scores, patients), patients, _notes(note, list(found), names))
-
-
-def _predictable(classes: Iterable[str]) -> dict[int, int]:
-    return {value: value for value, _ in enumerate(classes)}
 
 
 def _data_set(truth: Path, note: Predictions | None) -> Dataset:

@@ -10,10 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from samadapt import io
-from samadapt.encoders import is_published
 from samadapt.figures import attention_figure, save_figure
-from samadapt.files import demand_writable, write_csv
-from samadapt.inputs import Input, Trained, find_inputs, model_hash
+from samadapt.files import demand_writable, file_sha256, write_csv
+from samadapt.inputs import Input, find_inputs, split_of
 from samadapt.overlap import names_of
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
@@ -64,11 +63,11 @@ def predict_folder(
     model = load_run(run, device, checkpoint)
     if attention:
         _check_that_it_looks(model, run)
-    cases = find_inputs(Path(inputs), model.opening, Trained.of(run), subset)
+    cases = find_inputs(Path(inputs), model.opening, split_of(run), subset)
     planned = {case.id: case.planned for case in cases}
     encoder, own = _weights_read(model)
     note = Predictions(
-        str(run), model_hash(run), str(Path(inputs).resolve()), subset, model.opening, planned,
+        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening, planned,
         encoder=encoder, checkpoint=own, names=tuple(names_of(Path(inputs).resolve())),
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
@@ -93,7 +92,7 @@ def _weights_read(model: Segmenter | Classifier) -> tuple[str | None, str | None
     spec, head = model.model.spec, model.head
     if not (spec.pretrained and head.uses_encoder) or head.pixels_only:
         return None, None
-    own = spec.checkpoint is not None and not is_published(spec.name, spec.checkpoint)
+    own = spec.checkpoint is not None and not spec.entry.is_published(spec.checkpoint)
     return spec.name, spec.checkpoint if own else None
 
 

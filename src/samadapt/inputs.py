@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import Dataset, Entry, Split, find_layout, open_like, patients_of, split_masks
-from samadapt.files import file_sha256
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
@@ -26,50 +26,24 @@ class Input:
     load: Callable[[], Case]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run folder knows of the cases of its data set."""
-
-    split: Split | None  # None: it was trained without one
-
-    @staticmethod
-    def of(run: Path) -> Trained:
-        """What a finished run knows."""
-        path = run / "split.json"
-        if path.is_file():
-            return Trained(Split.read(path))
-        if read_config(run).get("split_hash"):
-            raise SamAdaptError(
-                f"{run} was trained on a split, and its split.json is missing, so nobody knows which cases it learned from; "
-                "copy the whole run folder again"
-            )
-        return Trained(None)
-
-    @property
-    def patients(self) -> Mapping[str, str]:
-        """Case -> patient, where they differ."""
-        return {} if self.split is None else self.split.patient_of
-
-    @property
-    def scored(self) -> frozenset[str]:
-        """The cases that are kept for scoring."""
-        return frozenset() if self.split is None else frozenset(self.split.val)
-
-    def part(self, case: str) -> str:
-        """ "train", "select" or "val"; "" for a case that the split does not name."""
-        split = self.split
-        lists = {} if split is None else {"train": split.train, "select": split.select, "val": split.val}
-        return next((part for part, cases in lists.items() if case in cases), "")
-
-    def learned(self, case: str) -> bool:
-        """Whether the model has seen the label of a case of this name."""
-        return self.part(case) in ("train", "select")
+def split_of(run: Path) -> Split:
+    """The split that a finished run was trained on; an empty one where it was trained without any."""
+    path = run / "split.json"
+    if path.is_file():
+        return Split.read(path)
+    if read_config(run).get("split_hash"):
+        raise SamAdaptError(
+            f"{run} was trained on a split, and its split.json is missing, so nobody knows which cases it learned from; "
+            "copy the whole run folder again"
+        )
+    return Split((), (), (), (), (), labels=None, seed=0, rule="")
 
 
-def find_inputs(given: Path, opening: Opening, trained: Trained, subset: str | None) -> list[Input]:
+def find_inputs(given: Path, opening: Opening, split: Split, subset: str | None) -> list[Input]:
     """A scan, a folder of scans or a data set -> its cases.
 
     Args:
+        split: that the model was trained on.
         subset: of a data set: a part of its official split or, where it has none, of the run's, or "all". None: the
             cases that the run's split keeps for scoring, else all.
     """
@@ -78,25 +52,28 @@ def find_inputs(given: Path, opening: Opening, trained: Trained, subset: str | N
     if not given.exists():
         raise SamAdaptError(f"{given} does not exist; give an image file, a folder of images, or a data set")
     if find_layout(given, opening.task, opening.layout) is not None:
-        return _of_data_set(open_like(given, opening, trained.patients, labelled=False), trained, subset)
+        return _of_data_set(open_like(given, opening, split.patient_of, labelled=False), split, subset)
     if subset is not None:
         raise SamAdaptError(
             f"{given} is not a data set, so it has no subset {subset!r}; leave out --subset, or give the data set's folder"
         )
-    return _of_scans(given, opening, trained)
+    return _of_scans(given, opening, split)
 
 
-def _of_scans(given: Path, opening: Opening, trained: Trained) -> list[Input]:
+def _of_scans(given: Path, opening: Opening, split: Split) -> list[Input]:
     files = _scan_files(given) if given.is_dir() else [given]
     channels = len(opening.channel_names)
     cases = io.group_channels(files, channels if channels > 1 and len(files) > 1 else None)
     entries = [Entry(name, paths) for name, paths in cases.items()]
-    patients = patients_of(entries, given if given.is_dir() else given.parent, opening, trained.patients)
-
-    def loader(entry: Entry) -> Callable[[], Case]:
-        return lambda: opening.read_case(entry.images, entry.id, patients[entry.id])
-
-    return [Input(e.id, Planned(patients[e.id], "", trained.learned(e.id)), loader(e)) for e in entries]
+    patients = patients_of(entries, given if given.is_dir() else given.parent, opening, split.patient_of)
+    return [
+        Input(
+            e.id,
+            Planned(patients[e.id], "", split.learned(e.id)),
+            partial(opening.read_case, e.images, e.id, patients[e.id]),
+        )
+        for e in entries
+    ]
 
 
 def _scan_files(folder: Path) -> list[Path]:
@@ -115,9 +92,9 @@ def _scan_files(folder: Path) -> list[Path]:
     return scans
 
 
-def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[Input]:
-    scored = trained.scored & set(data.ids)
-    parts = {i: data.parts[i] or trained.part(i) for i in data.ids}
+def _of_data_set(data: Dataset, split: Split, subset: str | None) -> list[Input]:
+    scored = set(split.val) & set(data.ids)
+    parts = {i: data.parts[i] or split.part(i) for i in data.ids}
     chosen = [
         i for i in data.ids if subset in ("all", parts[i]) or (subset is None and (i in scored or not scored))
     ]
@@ -134,13 +111,6 @@ def _of_data_set(data: Dataset, trained: Trained, subset: str | None) -> list[In
             SamAdaptWarning,
             stacklevel=2,
         )
-
-    def loader(case_id: str) -> Callable[[], Case]:
-        return lambda: data.case(case_id)
-
-    return [Input(i, Planned(data.groups[i], parts[i], trained.learned(i)), loader(i)) for i in chosen]
-
-
-def model_hash(run: Path) -> str:
-    """sha256 of the trained weights."""
-    return file_sha256(run / "head.safetensors")
+    return [
+        Input(i, Planned(data.groups[i], parts[i], split.learned(i)), partial(data.case, i)) for i in chosen
+    ]

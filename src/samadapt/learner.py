@@ -13,7 +13,7 @@ import torch
 
 from samadapt.adapted import AdaptedModel
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_published, missing_file
+from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights
 from samadapt.features import EncodeReport, FeatureStore, MapSpec, Pairs
 from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head, starts_from_decoder
@@ -98,7 +98,8 @@ class Learner(LearnerSettings):
         used = self.head not in HEADS or HEADS[self.head].uses_encoder
         if not used or self.checkpoint == RANDOM:
             return []
-        if self.checkpoint is not None and not is_published(self.encoder, self.checkpoint):
+        entry = ENCODERS.get(self.encoder)
+        if self.checkpoint is not None and not (entry and entry.is_published(self.checkpoint)):
             return [of_own_weights(self.encoder, self.checkpoint, len(data.ids if cases is None else cases))]
         return overlaps_of(self.encoder, data, cases)
 
@@ -129,7 +130,7 @@ def default_note(encoder: str, *heads: str) -> str:
     """Says that nobody named this encoder, and which one would be preferred if its weights were here."""
     wanted = default_encoder(*heads, here=False)
     start = f"encoder {encoder}, since none was named (--encoder)"
-    missing = missing_file(wanted)
+    missing = ENCODERS[wanted].missing_file
     if encoder == wanted or missing is None:
         return start + (f"; it suits {' and '.join(heads)}, which read the same" if len(heads) > 1 else "")
     return f"{start} and the weights of {wanted} are not on this machine; to use it, {missing.how()}"
@@ -146,7 +147,7 @@ def encode(
     """Put into the store what this learner reads of these cases."""
     model = learner.build(max(2, len(data.classes)), seed, started=False)
     maps = learner.maps(model.head.reads, data.window, seed)
-    return store.encode(data.cases, maps, pick_device(device), progress=progress)
+    return store.encode(data, maps, pick_device(device), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,9 @@ def fit(
     stored = store if learner.views and TUNINGS[config.tune].frozen and not head.pixels_only else None
     maps = learner.maps(head.reads, data.window, config.seed)
     if stored is not None:
-        stored.encode(training.cases, maps, device, progress=more.progress)
+        stored.encode(training, maps, device, progress=more.progress)
         if selection is not None:
-            stored.encode(selection.cases, maps.unaugmented, device, progress=more.progress)
+            stored.encode(selection, maps.unaugmented, device, progress=more.progress)
     pairs = Pairs(training, maps, stored)
     select = Pairs(selection, maps.unaugmented, stored) if selection is not None else None
     return train(model, pairs, select, config, out, split, more.overwrite)

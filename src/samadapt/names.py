@@ -1,9 +1,12 @@
 """What there is to choose from, by name, and nothing loaded: a name that is mistyped is refused before torch is.
 
-The tables themselves stand where the things are; tests/test_cli.py holds these lists to them.
+The tables themselves stand where the things are; tests/test_cli.py holds these lists to them. Encoders have
+a row that needs no torch, of what their training has seen.
 """
 
 from __future__ import annotations
+
+from samadapt.overlap import TRAININGS
 
 #: Head -> its task.
 HEADS = {
@@ -12,23 +15,7 @@ HEADS = {
     ),
     **dict.fromkeys(("attentive_probe", "cbam", "linear_probe", "plain", "se", "slca"), "classification"),
 }
-ENCODERS = [
-    "dinov3_vitb16",
-    "dinov3_vits16",
-    "imagenet_lite0",
-    "imagenet_lite2",
-    "lite_medsam",
-    "medsam_vit_b",
-    "mobile_sam",
-    "pixels",
-    "sam2_base_plus",
-    "sam2_small",
-    "sam2_tiny",
-    "sam_nano",
-    "sam_vit_b",
-    "sam_vit_h",
-    "sam_vit_l",
-]
+ENCODERS = list(TRAININGS)
 BACKBONES = (
     "densenet121",
     "efficientnet_lite0",

@@ -32,9 +32,7 @@ class Opening:
     label_values: Mapping[int, int] = field(default_factory=dict)  # stored value -> class or IGNORED
     stored_classes: tuple[str, ...] = ()  # as the data set calls the classes, where other names were given
     label_column: str | None = None  # of a table of labels
-    group: str | None = (
-        None  # how patients are told apart, as asked for (--group); None: by the data set or its names
-    )
+    group: str | None = None  # how patients are told apart (--group); None: by the data set or its names
     group_rule: str = "each case is a patient of its own"  # the same in words
 
     # ------------------------------------------------ files -> a case

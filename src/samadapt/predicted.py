@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,22 +55,8 @@ class Predictions:
 
     def write(self, folder: Path) -> None:
         """Write the note into the folder."""
-        content = {
-            "format": _FORMAT,
-            "finished": self.finished,
-            "run": self.run,
-            "model": self.model,
-            "encoder": self.encoder,
-            "checkpoint": self.checkpoint,
-            "names": list(self.names),
-            "inputs": self.inputs,
-            "subset": self.subset,
-            "failed": dict(self.failed),
-            "cases": {
-                case: {"patient": p.patient, "part": p.part, "trained": p.trained} for case, p in self.cases.items()
-            },
-            "opening": self.opening.to_json(),
-        }  # fmt: skip
+        cases = {case: dataclasses.asdict(planned) for case, planned in self.cases.items()}
+        content = {**vars(self), "cases": cases, "opening": self.opening.to_json(), "format": _FORMAT}
         write_json(folder / NAME, content, self.finished)
 
 
@@ -92,19 +79,11 @@ def read_predictions(folder: Path) -> Predictions | None:
             f"{_FORMAT}); predict again"
         )
     try:
-        return Predictions(
-            content["run"],
-            content["model"],
-            content["inputs"],
-            content["subset"],
-            Opening.from_json(content["opening"], path),
-            {case: Planned(**planned) for case, planned in content["cases"].items()},
-            content["failed"],
-            content["finished"],
-            content.get("encoder"),
-            content.get("checkpoint"),
-            tuple(content.get("names", ())),
-        )
+        del content["format"]
+        content["opening"] = Opening.from_json(content["opening"], path)
+        content["cases"] = {case: Planned(**planned) for case, planned in content["cases"].items()}
+        content["names"] = tuple(content.get("names", ()))
+        return Predictions(**content)
     except (KeyError, TypeError, AttributeError) as error:
         raise SamAdaptError(f"{path} lacks something ({error}); it was edited: predict again") from error
 

@@ -276,12 +276,17 @@ def score_labels(predictions: Iterable[tuple[Case, np.ndarray]], classes: Sequen
     """
     scores: list[Score] = []
     for case, label in predictions:
-        if case.label is None:
-            raise SamAdaptError(f"case {case.id!r} has no label: it cannot be scored")
-        if label.shape != tuple(case.label.shape):
-            raise SamAdaptError(
-                f"the prediction of {case.id!r} has shape {label.shape}, its label {tuple(case.label.shape)}; "
-                "predict this very file, not a resampled copy"
-            )
-        scores += score_case(case.id, label, case.label.numpy(), case.spacing_mm, classes)
+        scores += score_case(case.id, label, truth_of(case, label), case.spacing_mm, classes)
     return scores
+
+
+def truth_of(case: Case, answer: np.ndarray) -> np.ndarray:
+    """(D, H, W): the label of a case, once it is certain that an answer can be compared with it."""
+    if case.label is None:
+        raise SamAdaptError(f"case {case.id!r} has no label: it cannot be scored")
+    if answer.shape != tuple(case.label.shape):
+        raise SamAdaptError(
+            f"the answer for {case.id!r} has shape {answer.shape}, its label {tuple(case.label.shape)}; "
+            "predict this very file, not a resampled copy"
+        )
+    return case.label.numpy()

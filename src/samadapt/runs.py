@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from samadapt.files import demand_writable, is_leftover, replacing, write_json
 from samadapt.settings import TrainConfig
 from samadapt.types import SamAdaptError
+from samadapt.weights import fill
 
-FORMAT = (
-    3  # of `config.json`; 2 said how files become cases ("opening"), 3 names encoders by their files' hashes
-)
+#: Of `config.json`; 2 said how files become cases ("opening"), 3 names encoders by their files' hashes.
+FORMAT = 3
 
 
 def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None:
@@ -88,6 +88,14 @@ def has_bf16(device: str) -> bool:
     return device == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def precision_note(config: TrainConfig) -> str | None:
+    """What to say where bfloat16 is asked of a processor that only emulates it; None elsewhere."""
+    device = pick_device(config.device).type
+    if config.precision != "bf16" or has_bf16(device):
+        return None
+    return f"this {device} has no bfloat16 of its own: bf16 is slower here than 32; auto takes the faster one"
+
+
 def _difference(before: dict[str, Any], after: dict[str, Any], key: str) -> str:
     old, new = before.get(key), after[key]
     if isinstance(old, dict) and isinstance(new, dict):
@@ -133,7 +141,7 @@ def save_state(module: nn.Module, path: Path) -> None:
 
 
 def load_state(module: nn.Module, path: Path) -> None:
-    """The inverse of `save_state`; says which names differ."""
+    """The inverse of `save_state`."""
     try:
         state: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
@@ -142,15 +150,7 @@ def load_state(module: nn.Module, path: Path) -> None:
         ) from None
     except SafetensorError as error:
         raise SamAdaptError(f"{path} cannot be read ({error}); copy the run folder again") from error
-    expected = module.state_dict()
-    differing = sorted(set(expected) ^ set(state)) or sorted(
-        k for k in state if state[k].shape != expected[k].shape
-    )
-    if differing:
-        raise SamAdaptError(
-            f"{path} does not fit the model of its config.json; the first difference is {differing[0]!r}"
-        )
-    module.load_state_dict(state)
+    fill(module, state, str(path), "it is not of this config.json: copy the run folder again")
 
 
 def _parsed(path: Path, cure: str) -> Any:

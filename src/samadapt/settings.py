@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from samadapt import names
-from samadapt.options import Declarations, check, declared, option, without
+from samadapt.options import Checked, Declarations, declared, option, without
 from samadapt.records import SamAdaptError
 
 #: Epochs -> nnU-Net's trainer class of that length: the length of a training is the choice of a class there.
@@ -24,7 +24,7 @@ CONFIGURATIONS = ("2d", "3d_fullres")  # of nnU-Net
 
 
 @dataclass(frozen=True)
-class OpenOptions:
+class OpenOptions(Checked):
     """How a data set is opened."""
 
     slice_axis: int | None = option(
@@ -46,12 +46,9 @@ class OpenOptions:
     )
     channels: tuple[int | str, ...] | None = option(None, "Image channels to use: 0 or 0,1,2.")
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True)
-class LearnerSettings:
+class LearnerSettings(Checked):
     """An encoder, a head, and how the images are seen."""
 
     head: str = option("fused", "Head to train; see `samadapt list heads`.", names=names.HEADS)
@@ -84,9 +81,6 @@ class LearnerSettings:
         "default", "Augmentation: none, default, or mirror (which also flips).", names=names.AUGMENTATIONS
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
     @property
     def dtype(self) -> str:
         """The encoder's precision as torch calls it."""
@@ -94,7 +88,7 @@ class LearnerSettings:
 
 
 @dataclass(frozen=True)
-class SplitOptions:
+class SplitOptions(Checked):
     """Whose labels train, and whose choose the best step."""
 
     labels: int | float | None = option(
@@ -108,12 +102,9 @@ class SplitOptions:
     )
     fold: int = option(0, "Fold of splits_final.json.", least=0)
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """How long and how fast. Steps, not epochs: one labelled volume gets as many updates as ten."""
 
     steps: int = option(1000, "Optimiser steps of a training.", least=1)
@@ -167,7 +158,7 @@ class TrainConfig:
     UNCHANGING: ClassVar[tuple[str, ...]] = ("device", "workers", "log")
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         for package in self.log:
             if find_spec(package) is None:
                 raise SamAdaptError(
@@ -177,7 +168,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class StudySettings:
+class StudySettings(Checked):
     """What a study compares: methods at several numbers of labels, with several seeds."""
 
     learners: tuple[str, ...] = option((), "Methods by name: heads, baselines, and learners of one's own.")
@@ -190,12 +181,9 @@ class StudySettings:
         None, "Threads of a cell, which change the last digits of its numbers; else cores / jobs.", least=1
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-
 
 @dataclass(frozen=True)
-class SimclrConfig:
+class SimclrConfig(Checked):
     """How long SimCLR pre-trains, and on what. A batch holds different slices, so none is a negative of itself."""
 
     steps: int = option(300, "Optimiser steps of the pre-training.", least=1)
@@ -209,13 +197,13 @@ class SimclrConfig:
     check_every: int = option(25, "Steps between checkpoints.", least=1)
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.augment == "none":
             raise SamAdaptError("augment is 'none'; two equal views teach nothing: give 'default'")
 
 
 @dataclass(frozen=True)
-class NnUNetConfig:
+class NnUNetConfig(Checked):
     """Where nnU-Net is, and how long it may train."""
 
     bin: str | None = option(
@@ -227,9 +215,6 @@ class NnUNetConfig:
         "Configuration of nnU-Net; where it plans no 3d_fullres, as for pictures, it is 2d.",
         choices=CONFIGURATIONS,
     )
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def epochs(self) -> int:

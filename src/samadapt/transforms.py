@@ -245,13 +245,9 @@ class Augmentation:
             image[None], field, mode="bilinear", padding_mode="border", align_corners=False
         )[0]
         if label is not None:
-            lifted = (
-                label[None, None].float() + 1.0
-            )  # grid_sample fills with 0: keep it apart from background
-            warped = (
-                F.grid_sample(lifted, field, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
-                - 1.0
-            )
+            lifted = label[None, None].float() + 1.0  # grid_sample fills with 0: kept apart from background
+            warped = F.grid_sample(lifted, field, mode="nearest", padding_mode="zeros", align_corners=False)
+            warped = warped[0, 0] - 1.0
             label = torch.where(warped < 0, float(IGNORED), warped).to(label.dtype)
         return self._intensity(image, rng), label
 

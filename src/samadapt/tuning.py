@@ -20,9 +20,8 @@ class Tuning(ABC):
 
     text: ClassVar[str]  # for people
     frozen: ClassVar[bool]  # whether the encoder's maps stay as they are, so that they can be stored
-    whole: ClassVar[bool] = (
-        False  # whether `save_to` leaves all of the network, so that its first weights are not needed
-    )
+    #: Whether `save_to` leaves all of the network, so that its first weights are not needed.
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, extractor: Extractor) -> None:

@@ -8,7 +8,7 @@ Shape legend, used in every module:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from samadapt.records import IGNORED, SamAdaptError, SamAdaptWarning, Score
+from samadapt.records import IGNORED, SamAdaptError, SamAdaptWarning, Score  # noqa: F401  # for every module
 
 Task = Literal["segmentation", "classification"]
 
@@ -39,11 +39,7 @@ class Case:
     affine: np.ndarray | None  # (4, 4) of the file, index order of the *file* -> RAS mm
     group: str  # the patient: no split cuts through a group
     axes: tuple[int, int, int] = (0, 1, 2)  # the file's axes that lie along D, H, W
-    flips: tuple[bool, bool, bool] = (
-        False,
-        False,
-        False,
-    )  # whether D, H, W run against these axes of the file
+    flips: tuple[bool, bool, bool] = (False, False, False)  # whether D, H, W run against these axes
     source: Path | None = None  # the (first) image file; its header is copied to predictions
     format: str | None = None  # of the source, its name in `io.FORMATS`; None: the case is no file
 
@@ -75,6 +71,7 @@ ZERO_TO_ONE: Units = ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 class Head(nn.Module, ABC):
     """A trainable head: reads feature maps, knows its own loss."""
 
+    name: ClassVar[str]  # its key in `heads.HEADS`
     task: ClassVar[Task]
     #: Read unless another encoder is named: the first one whose weights are on the machine.
     encoders: ClassVar[tuple[str, ...]] = ("lite_medsam", "sam_nano")
@@ -84,20 +81,30 @@ class Head(nn.Module, ABC):
     reads: Mapping[str, int]  # tap -> pooling window (1: the map as it is; 0: its global mean)
     min_cases: int = 1  # how many cases must train, at least
     spec: Mapping[str, object]  # the arguments of `build_head` that build it again; JSON-able
+    loss_fn: Callable[[Tensor, Tensor], Tensor]  # of logits and target
 
     @abstractmethod
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """{tap: (B, C, h, w)} -> logits (B, K, any, any) or (B, K)."""
 
-    @abstractmethod
     def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """Scalar.
+        """Scalar: `loss_fn` of the answer, unless a head has a loss of another kind.
 
         Args:
             target: segmentation: (B, K, LABEL_GRID, LABEL_GRID) float32, the share of each class in each cell, all zero
                 where nothing is known. Classification: (B,) int64, or (B, K) float32 where a case can have several
                 classes.
         """
+        return self.loss_fn(self(features), target)
+
+    def describe(self, n_classes: int, **options: object) -> None:
+        """Set `spec`: the options with which it was built, as they were resolved."""
+        self.spec = {"name": self.name, "n_classes": n_classes, **options}
+
+    @staticmethod
+    def is_control(options: Mapping[str, Any]) -> bool:
+        """Whether these options make a control of it, which shows what the encoder's maps are worth."""
+        return False
 
     @property
     def pixels_only(self) -> bool:
@@ -107,21 +114,3 @@ class Head(nn.Module, ABC):
     def pretrained(self) -> list[nn.Parameter]:
         """Weights that start from a training of their own and are only tuned: they get the small learning rate."""
         return []
-
-
-__all__ = [
-    "IDENTITY",
-    "IGNORED",
-    "LABEL_GRID",
-    "PIXELS",
-    "Case",
-    "Frame",
-    "Head",
-    "SamAdaptError",
-    "SamAdaptWarning",
-    "Score",
-    "Taps",
-    "Task",
-    "Units",
-    "encoder_taps",
-]

@@ -21,18 +21,16 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from samadapt import files
 from samadapt.records import SamAdaptError, SamAdaptWarning
 
 State = dict[str, Tensor]
+FITTING = "choose the encoder that fits it, or give a complete one"
 RANDOM = "random"  # in place of a checkpoint: untrained weights, drawn from the seed
 _HUB_ID = re.compile(r"^([\w.-]+/[\w.-]+)@([0-9a-f]{40})$")
-_HUB_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # of a folder of transformers, the first that is there
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers' folders, the first that is there
 
 
 class Published(Protocol):
@@ -309,9 +307,7 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 def read_pth(path: Path) -> State:
     """The tensors of a `.pth` file; refuses anything that is not only tensors."""
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # torch's advice on files that are no weights helps nobody
+        with warnings.catch_warnings(action="ignore"):  # torch's advice helps nobody here
             # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
@@ -371,6 +367,28 @@ def read_safetensors(files: Sequence[Path]) -> State:
                 "download it again, or give another checkpoint"
             ) from error
     return state
+
+
+def fill(
+    network: nn.Module, state: Mapping[str, Tensor], what: str, cure: str = FITTING, assign: bool = False
+) -> None:
+    """Overwrite all weights of a network; neither one too few nor one too many, each in its shape.
+
+    Args:
+        state: under the network's own names.
+        what: whose weights these are, for the message.
+        cure: what to do where they do not fit.
+        assign: take the tensors themselves, for a network that was built without memory.
+    """
+    own = network.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
+    if wrong:
+        there, here = (tuple(x[wrong[0]].shape) if wrong[0] in x else "missing" for x in (state, own))
+        raise SamAdaptError(
+            f"{what} differs from this network in {len(wrong)} of {len(own)} weights, such as {wrong[0]!r} ({there} there, "
+            f"{here} here); {cure}"
+        )
+    network.load_state_dict(state, assign=assign)
 
 
 def read_weights(path: Path) -> State:

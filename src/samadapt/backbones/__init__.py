@@ -11,7 +11,6 @@ from samadapt.backbones.backbone import Backbone
 from samadapt.backbones.convolutional import densenet121, resnet18, resnet50, resnet152, senet154
 from samadapt.backbones.efficientnet_lite import PUBLISHED, efficientnet_lite0, efficientnet_lite2
 from samadapt.backbones.swin import swinv2_base, swinv2_tiny
-from samadapt.backbones.weights import fill_backbone
 from samadapt.types import SamAdaptError
 from samadapt.weights import RANDOM, PublishedFile, locate, read_weights
 
@@ -51,8 +50,5 @@ def build_backbone(name: str, weights: str | None = None, small_input: bool = Fa
     backbone = BACKBONES[name](small_input)
     if weights is not None and weights != RANDOM:
         path = locate(weights, PUBLISHED.get(name), f"backbone {name!r}", "--set weights=")
-        fill_backbone(backbone, read_weights(path), weights)
+        backbone.fill(read_weights(path), weights)
     return backbone
-
-
-__all__ = ["BACKBONES", "RANDOM", "Backbone", "build_backbone", "fill_backbone", "published_weights"]

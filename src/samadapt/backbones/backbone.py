@@ -7,15 +7,14 @@ from typing import final
 
 from torch import Tensor, nn
 
+from samadapt import weights
 from samadapt.types import Units
+from samadapt.weights import State
 
 After = Callable[[str, Tensor], Tensor]
 Rename = Callable[[str], str]
-
-
-def same_name(key: str) -> str:
-    """For weights that are called as our own."""
-    return key
+#: Tensors that follow from the network's form.
+_COMPUTED = ("relative_coords_table", "relative_position_index")
 
 
 @final
@@ -27,7 +26,7 @@ class Backbone(nn.Module):
         stages: name -> channels that the part gives.
         last: what follows the last stage before the global average.
         side: of the square input that the network was made for.
-        rename: from the name of a published weight to ours, for `weights.load_weights`.
+        rename: from the name of a published weight to ours, for `fill`.
         channels: of the map that comes out; None: as many as the last stage gives.
         units: (mean, deviation) of 0..255 in which the network wants its pictures; None: as they come.
     """
@@ -38,7 +37,7 @@ class Backbone(nn.Module):
         stages: Mapping[str, int],
         last: nn.Module | None = None,
         side: int = 224,
-        rename: Rename = same_name,
+        rename: Rename = lambda key: key,
         channels: int | None = None,
         units: tuple[float, float] | None = None,
     ) -> None:
@@ -49,6 +48,24 @@ class Backbone(nn.Module):
         self.stages, self.side, self.rename = dict(stages), side, rename
         self.channels = channels or list(self.stages.values())[-1]
         self.units = units
+
+    def fill(self, state: State, source: str) -> None:
+        """Overwrite the weights; a classifier, if the state has one, is left aside.
+
+        Args:
+            state: under the names of a published file of this network.
+            source: where it comes from, for messages.
+        """
+        named = {self.rename(key): value for key, value in state.items()}
+        own = self.state_dict()
+        # Index tables and batch counts are computed, not learned, and stand in some published files only.
+        chosen = {k: x for k, x in own.items() if not x.is_floating_point() or k.endswith(_COMPUTED)}
+        for key in own.keys() & named.keys():
+            # SENet's 1x1 convolutions are linear layers in MONAI.
+            narrow = named[key].squeeze().shape == own[key].shape
+            chosen[key] = named[key].squeeze() if narrow else named[key]
+        cure = "give the weights of the same network; a small-input stem fits no published one"
+        weights.fill(self, chosen, f"the file {source!r}", cure)
 
     def in_units(self, pictures: Tensor, units: Units) -> Tensor:
         """Pictures (B, 3, S, S) as an encoder prepared them, in its `units` -> in those that this network was trained on."""

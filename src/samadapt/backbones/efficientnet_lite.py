@@ -158,7 +158,7 @@ def _rename(key: str, places: dict[int, str]) -> str:
     return f"{outside.get(name, name)}.{kind}"
 
 
-def fold_norms(module: nn.Module) -> None:
+def fuse_norms(module: nn.Module) -> None:
     """In place: every batch normalisation into the convolution before it, with the statistics as they are."""
     for part in module.modules():
         if isinstance(part, Unit) and isinstance(part.norm, nn.BatchNorm2d):

@@ -136,9 +136,8 @@ class NnUNet:
         self._commands = find_commands(self.config.bin)
         shutil.rmtree(self.work, ignore_errors=True)
         write_raw(self.work / "raw" / _NAME, data, split)
-        self._run(
-            "nnUNetv2_plan_and_preprocess", "-d", _ID, "-c", *CONFIGURATIONS, "-npfp", "1", "-np", "1", "1"
-        )
+        slowly = ["-npfp", "1", "-np", "1", "1"]
+        self._run("nnUNetv2_plan_and_preprocess", "-d", _ID, "-c", *CONFIGURATIONS, *slowly)
         preprocessed = self.work / "preprocessed" / _NAME
         plan = self._read_plans(preprocessed / f"{_PLANS}.json")
         # nnU-Net will not do without validation cases; without ours it looks at the training cases again.
@@ -146,18 +145,8 @@ class NnUNet:
         folds = [{"train": list(split.train), "val": list(split.select or split.train)}]
         write_json(preprocessed / "splits_final.json", folds)
         trainer = self.config.trainer
-        self._run(
-            "nnUNetv2_train",
-            _ID,
-            self.configuration,
-            "0",
-            "-tr",
-            trainer,
-            "-p",
-            _PLANS,
-            "-device",
-            self.device,
-        )
+        how = ["-tr", trainer, "-p", _PLANS, "-device", self.device]
+        self._run("nnUNetv2_train", _ID, self.configuration, "0", *how)
         for unused in self.work.glob("results/**/checkpoint_best.pth"):
             unused.unlink()
         return {

@@ -18,6 +18,7 @@ from samadapt.encoders import EncoderSpec
 from samadapt.heads.mask_decoder import PromptedDecoder
 from samadapt.transforms import to_original
 from samadapt.types import Case, Frame, SamAdaptError
+from samadapt.weights import fill
 
 _ABSENT = -1e4  # the logit of a class that nobody asked for; infinity would not survive interpolation
 _MOST_POINTS = 8  # of one class in one slice; truths drawn by hand have specks
@@ -104,13 +105,8 @@ def load_decoder(encoder: EncoderSpec) -> PromptedDecoder:
     dim, height, width = encoder.taps["neck"]
     mlp_dim = state[f"{layers}0.mlp.lin1.weight"].shape[0]
     decoder = PromptedDecoder(dim, (height, width), encoder.side, _HEADS, mlp_dim, depth)
-    missing = sorted(set(decoder.state_dict()) - set(state))
-    if missing:
-        raise SamAdaptError(
-            f"the decoder of encoder {encoder.name!r} lacks {len(missing)} weights, such as {missing[0]!r}; "
-            "give a complete checkpoint"
-        )
-    decoder.load_state_dict({key: state[key] for key in decoder.state_dict()})
+    known = {key: value for key, value in state.items() if key in decoder.state_dict()}
+    fill(decoder, known, f"the decoder of encoder {encoder.name!r}")
     return decoder.requires_grad_(False).eval()
 
 

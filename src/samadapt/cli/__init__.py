@@ -1,5 +1,3 @@
 """The command line: `verbs` and what they share."""
 
 from samadapt.cli.verbs import app, main
-
-__all__ = ["app", "main"]

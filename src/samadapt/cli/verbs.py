@@ -124,7 +124,7 @@ def train(
     check_device(config.device)
     from samadapt.features import FeatureStore
     from samadapt.learner import FitOptions, fit
-    from samadapt.training import precision_note
+    from samadapt.runs import precision_note
 
     opened = open_data(data, opening, settings.head)
     split = opened.split(budget.labels, config.seed, budget.select, budget.val_labels, budget.fold)
@@ -263,6 +263,7 @@ def experiment(
     from samadapt import experiment as studies
     from samadapt.features import FeatureStore
     from samadapt.files import demand_writable
+    from samadapt.report import results_table
 
     for folder, option in ((out, "--out"), (store, "--store")):
         demand_writable(folder, option)
@@ -279,7 +280,8 @@ def experiment(
         say(studies.encoder_note(settings, chosen), quiet)
     progress = None if quiet else print
     outcome = studies.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
-    print(studies.results_table(out))
+    if outcome.found or outcome.done:
+        print(results_table(out))
     for cell, message in outcome.failed.items() if quiet else ():  # else it was said when it happened
         print(f"samadapt: {cell}: {message}", file=sys.stderr)
     if outcome.failed:
@@ -305,7 +307,7 @@ def list_names(
     what: Annotated[str, typer.Argument(help="What to list: encoders, heads, metrics or settings.")],
 ) -> None:
     """List what there is to choose from: encoders, heads, metrics, and the settings of a study's file."""
-    from samadapt.listing import describe
+    from samadapt.cli.lists import describe
 
     print(describe(what))
 
@@ -328,9 +330,8 @@ def main() -> None:
         if debug:
             raise
         text, code = _said(error)
-        if speaks() or not isinstance(
-            error, SamAdaptError
-        ):  # a mistake of the user's is found by all processes
+        # A mistake of the user's is found by all processes.
+        if speaks() or not isinstance(error, SamAdaptError):
             print(f"samadapt: {text}", file=sys.stderr)
         sys.exit(code)
 

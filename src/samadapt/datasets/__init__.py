@@ -5,17 +5,3 @@ from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.layouts import LAYOUTS, find_layout, open_dataset, open_like
 from samadapt.datasets.masks import find_masks, split_masks
 from samadapt.datasets.split import Split, unit_of
-
-__all__ = [
-    "LAYOUTS",
-    "Dataset",
-    "Entry",
-    "Split",
-    "find_layout",
-    "find_masks",
-    "open_dataset",
-    "open_like",
-    "patients_of",
-    "split_masks",
-    "unit_of",
-]

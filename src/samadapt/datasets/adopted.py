@@ -31,7 +31,7 @@ def adopt(
     opening = dataclasses.replace(opening, channel_names=names, channels=channels)
     if labelled:
         return _classes(entries, found, opening, path), opening
-    bare = (dataclasses.replace(e, label=None, further=(), file_classes=(), target=None) for e in entries)
+    bare = (dataclasses.replace(e, labels=(), file_classes=(), target=None) for e in entries)
     return tuple(bare), opening
 
 
@@ -48,10 +48,7 @@ def _channels(
         return theirs, tuple(theirs.index(name) for name in wanted)
     if len(theirs) != len(ours):
         if {len(theirs), len(used)} == {1, 3} and opening.depth is not None:
-            return (
-                ours,
-                opening.channels,
-            )  # pictures in grey and in colour: each file is looked at when it is read
+            return ours, opening.channels  # grey and colours: each file is looked at when it is read
         raise SamAdaptError(
             f"{path} has the channels {', '.join(theirs)}; expected {', '.join(wanted)}, as the data set that was "
             "trained on: name or convert them alike"
@@ -75,9 +72,8 @@ def _classes(
         return tuple(entries)
     unknown = [name for name in found.classes if name not in expected]
     if opening.task == "classification" and not opening.multilabel and not found.multilabel and not unknown:
-        number = [
-            expected.index(name) for name in found.classes
-        ]  # a part of the classes, perhaps in another order
+        # A part of the classes, perhaps in another order.
+        number = [expected.index(name) for name in found.classes]
         return tuple(
             e if e.target is None else dataclasses.replace(e, target=number[e.target])  # type: ignore[index]
             for e in entries
@@ -116,9 +112,8 @@ def patients_of(
     entries: Sequence[Entry], root: Path, opening: Opening, recorded: Mapping[str, str]
 ) -> dict[str, str]:
     """Case -> patient for scans that are not a data set, by the same rule as `group_like`."""
-    pattern = (
-        opening.group if opening.group and "(" in opening.group else None
-    )  # tables and columns know other cases
+    # Tables and columns know other cases.
+    pattern = opening.group if opening.group and "(" in opening.group else None
     grouped, _ = group_like(ParsedLayout(entries, ()), root, pattern, recorded)
     return {
         e.id: recorded.get(e.id, e.group or e.id) if pattern is None else e.group or e.id for e in grouped

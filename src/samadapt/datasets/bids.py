@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.coding import classes_from_values
 from samadapt.datasets.csvs import read_rows
 from samadapt.datasets.dataset import Entry
-from samadapt.datasets.parsed import ParsedLayout, window_of
+from samadapt.datasets.masks import classes_from_values
+from samadapt.datasets.parsed import ParsedLayout
 from samadapt.types import SamAdaptError
 
 _LABEL = "dseg"
@@ -29,15 +29,15 @@ def read_bids(path: Path, label_column: str | None) -> ParsedLayout:
 
     Where several label maps belong to a case, or one belongs to none, that is an error by name. The patient is `sub-`.
     """
-    labels, images = dict[str, Path](), defaultdict[str, dict[str, Path]](dict)
+    labels, images = dict[str, tuple[Path]](), defaultdict[str, dict[str, Path]](dict)
     for file in _files(path):
         case = _case(file)
         if _suffix(file) == _LABEL:
             if case in labels:
                 raise SamAdaptError(
-                    f"{labels[case]} and {file} are label maps of the same case {case!r}; expected one: keep the one to learn"
+                    f"{labels[case][0]} and {file} are label maps of the same case {case!r}; expected one: keep the one to learn"
                 )
-            labels[case] = file
+            labels[case] = (file,)
         elif "derivatives" not in file.relative_to(path).parts:
             if _suffix(file) in images[case]:
                 raise SamAdaptError(
@@ -47,18 +47,17 @@ def read_bids(path: Path, label_column: str | None) -> ParsedLayout:
     alone = sorted(set(labels) - set(images))
     if alone:
         raise SamAdaptError(
-            f"{labels[alone[0]]} has no image; expected {alone[0]}_T1w.nii.gz or alike below {path}"
+            f"{labels[alone[0]][0]} has no image; expected {alone[0]}_T1w.nii.gz or alike below {path}"
         )
     modalities = _modalities(images, list(labels))
     entries = [
-        Entry(case, tuple(found[m] for m in modalities), labels.get(case), group=case.split("_")[0])
+        Entry(case, tuple(found[m] for m in modalities), labels.get(case, ()), group=case.split("_")[0])
         for case, found in sorted(images.items())
         if set(modalities) <= set(found)
     ]
-    classes, values, declared = _classes(path, list(labels.values()))
-    window = window_of(entries[0].images[0], modalities)
+    classes, values, declared = _classes(path, [file for (file,) in labels.values()])
     return ParsedLayout(
-        entries, classes, declared, channel_names=tuple(modalities), window=window, label_values=values,
+        entries, classes, declared, channel_names=tuple(modalities), label_values=values,
         group_rule="the BIDS name sub-...",
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from samadapt import io
-from samadapt.datasets.split import Split, make_split
+from samadapt.datasets.split import make_split
 from samadapt.opening import Opening
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning, Task
 
@@ -32,18 +32,12 @@ class Entry:
 
     id: str
     images: tuple[Path, ...]  # one for each channel file
-    label: Path | None = None  # segmentation: the label map
+    labels: tuple[Path, ...] = ()  # segmentation: the label map, or several masks that are merged
     target: int | tuple[float, ...] | None = None  # classification: the class, or one number for each class
     part: Part | None = None  # of the data set's own split
     group: str | None = None  # the patient, where the layout says it; later always
     row: int | None = None  # in the arrays of an .npz
-    further: tuple[Path, ...] = ()  # more masks of the same image, merged with `label`
     file_classes: tuple[int, ...] = ()  # where each label file is one class: which; else stored values say it
-
-    @property
-    def label_files(self) -> tuple[Path, ...]:
-        """All of them, the first one first."""
-        return () if self.label is None else (self.label, *self.further)
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class Dataset:
     @cached_property
     def labelled_ids(self) -> tuple[str, ...]:
         """The names of the cases that have a label."""
-        return tuple(e.id for e in self.entries if e.label is not None or e.target is not None)
+        return tuple(e.id for e in self.entries if e.labels or e.target is not None)
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -165,11 +159,6 @@ class Dataset:
             raise SamAdaptError(f"no cases of data set {self.name!r} were chosen; give at least one name")
         return dataclasses.replace(self, entries=tuple(self.entry(i) for i in key))
 
-    @property
-    def cases(self) -> Dataset:
-        """The cases one after the other, each loaded when it is reached."""
-        return self
-
     def case(self, case_id: str) -> Case:
         """Load one case from disk."""
         entry = self.entry(case_id)
@@ -180,7 +169,7 @@ class Dataset:
         else:
             case = self.opening.read_case(entry.images, case_id, group)
         label = self._label(entry, case)
-        return case if label is None else io.with_label(case, label)
+        return case if label is None else dataclasses.replace(case, label=label)
 
     def label(self, case_id: str) -> Tensor | None:
         """The label alone: () int64 or (K,) float32 without reading the image; (D, H, W) uint8 with it."""
@@ -189,7 +178,7 @@ class Dataset:
 
     def _label(self, entry: Entry, case: Case | None) -> Tensor | None:
         if self.task == "segmentation":
-            if entry.label is None or case is None:
+            if not entry.labels or case is None:
                 return None
             return case.label if case.label is not None else self._mask(entry, case)
         if entry.target is None:
@@ -201,9 +190,9 @@ class Dataset:
         if entry.file_classes:
             return _one_class_a_file(entry, case)
         first, *others = (
-            io.read_label(path, case, self.label_values or None, self.classes) for path in entry.label_files
+            io.read_label(path, case, self.label_values or None, self.classes) for path in entry.labels
         )
-        for path, other in zip(entry.further, others, strict=True):
+        for path, other in zip(entry.labels[1:], others, strict=True):
             if bool(((first != 0) & (other != 0) & (first != other)).any()):
                 raise SamAdaptError(
                     f"{path} and the other masks of case {entry.id!r} give some voxels different classes; expected masks "
@@ -214,17 +203,7 @@ class Dataset:
 
     # ------------------------------------------------ splits and identity
 
-    def split(
-        self,
-        labels: int | float | None = None,
-        seed: int = 0,
-        select: int = 0,
-        val_labels: int | Literal["official"] | None = None,
-        fold: int = 0,
-        val_fraction: float = 0.2,
-    ) -> Split:
-        """Which cases to learn from, select on and score on. By patient; see `samadapt.datasets.split`."""
-        return make_split(self, labels, seed, select, val_labels, fold, val_fraction)
+    split = make_split  # as a method: `data.split(labels=2)`
 
     @cached_property
     def hash(self) -> str:
@@ -239,7 +218,7 @@ class Dataset:
         files = {path for entry in self.entries for path in entry.images}
         for path in sorted(files):
             digest.update(path.name.encode() + _file_hash(path, whole=False))
-        for path in sorted(path for entry in self.entries for path in entry.label_files):
+        for path in sorted(path for entry in self.entries for path in entry.labels):
             digest.update(path.name.encode() + _file_hash(path, whole=True))
         return digest.hexdigest()
 
@@ -247,9 +226,7 @@ class Dataset:
 def _one_class_a_file(entry: Entry, case: Case) -> Tensor:
     """Binary masks, one for each class -> classes. Where two overlap, the first in the classes' order is kept."""
     label = torch.zeros(case.image.shape[1:], dtype=torch.uint8)
-    for path, number in sorted(
-        zip(entry.label_files, entry.file_classes, strict=True), key=lambda item: item[1]
-    ):
+    for path, number in sorted(zip(entry.labels, entry.file_classes, strict=True), key=lambda item: item[1]):
         mask = io.read_label(path, case) > 0
         if bool((label[mask] > 0).any()):
             warnings.warn(

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets.coding import classes_from_values
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.masks import find_masks, image_name, masks_beside, split_masks
-from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
+from samadapt.datasets.masks import classes_from_values, find_masks, image_name, masks_beside, split_masks
+from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders
 from samadapt.datasets.pictures import channel_names, unique_names
 from samadapt.types import SamAdaptError
 
@@ -45,15 +44,13 @@ def read_pairs(path: Path, label_column: str | None) -> ParsedLayout:
 
 def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data set says") -> ParsedLayout:
     """With classes made from the values in the masks."""
-    classes, values = classes_from_values([file for entry in entries for file in entry.label_files], path)
+    classes, values = classes_from_values([file for entry in entries for file in entry.labels], path)
     names = _channel_names(entries[0])
-    window = window_of(entries[0].images[0], names)
     return ParsedLayout(
         entries,
         classes,
         False,
         channel_names=names,
-        window=window,
         label_values=values,
         group_rule=group_rule,
     )
@@ -75,18 +72,7 @@ def _pairs(folder: Path, part: Part | None) -> list[Entry]:
         raise SamAdaptError(
             f"{alone[0]} has no image; expected {image_folder / image_name(io.case_name(alone[0]))}.*, or remove the mask"
         )
-    return [_entry(name, files, masks.get(name, ()), part) for name, files in sorted(cases.items())]
-
-
-def _entry(
-    name: str,
-    images: tuple[Path, ...],
-    masks: Sequence[Path],
-    part: Part | None = None,
-    group: str | None = None,
-) -> Entry:
-    label, *further = (*masks,) or (None,)
-    return Entry(name, images, label, part=part, group=group, further=tuple(f for f in further if f))
+    return [Entry(name, files, masks.get(name, ()), part=part) for name, files in sorted(cases.items())]
 
 
 def _same_names(images: Sequence[Path], masks: Sequence[Path]) -> bool:
@@ -131,10 +117,7 @@ def read_beside(path: Path, label_column: str | None) -> ParsedLayout:
     entries = unique_names(entries, path)
     if all(_ACDC_NAME.match(entry.id) for entry in entries):
         values = {v: v for v in range(len(_ACDC_CLASSES))}
-        window = window_of(entries[0].images[0], ("image",))
-        return ParsedLayout(
-            entries, _ACDC_CLASSES, window=window, label_values=values, group_rule="the patient's folder"
-        )
+        return ParsedLayout(entries, _ACDC_CLASSES, label_values=values, group_rule="the patient's folder")
     return _found(entries, path, "the patient's folder")
 
 
@@ -159,7 +142,7 @@ def _in_folder(
             f"{masks[alone[0]][0]} has no image; expected {folder / alone[0]}.*, or remove the mask"
         )
     return [
-        _entry(name, files, masks.get(name, ()), part, patient)
+        Entry(name, files, masks.get(name, ()), part=part, group=patient)
         for name, files in sorted(cases.items())
         if name in masks or patient is None
     ]

@@ -106,7 +106,7 @@ def open_dataset(
         channel_names=found.channel_names,
         channels=_channels(found, channels),
         depth=found.depth or (io.depth_of(entries[0].images[0]) if entries else None),
-        window=found.window,
+        window=_window(found, entries[0].images[0]) if entries else "percentile",
         plane=io.common_plane(_readable_geometries(volumes), slice_axis),
         label_values=found.label_values,
         stored_classes=() if classes is None else found.classes,
@@ -201,11 +201,20 @@ def _left_out(path: Path, entries: Sequence[Entry]) -> tuple[tuple[Path, str], .
     """Images and what looks like images below the folder that belong to no case; one warning lists them."""
     if not path.is_dir():
         return ()
-    used = {file for entry in entries for file in (*entry.images, *entry.label_files)}
+    used = {file for entry in entries for file in (*entry.images, *entry.labels)}
     left_out = io.not_used(io.list_files(path, recursive=True), used)
     if left_out:
         warnings.warn(f"left out of {path}: {io.in_words(left_out, path)}", SamAdaptWarning, stacklevel=4)
     return left_out
+
+
+def _window(found: ParsedLayout, first: Path) -> str:
+    """The default intensity window: Hounsfield units for CT, none for 8-bit pictures, percentiles for the rest."""
+    if found.window is not None:
+        return found.window
+    if all(name.strip().lower() == "ct" for name in found.channel_names):
+        return "ct"
+    return "none" if io.depth_of(first) == "uint8" else "percentile"
 
 
 def _name(path: Path, found: ParsedLayout) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from samadapt import io
 from samadapt.datasets.dataset import Entry, Part
-from samadapt.datasets.parsed import ParsedLayout, read_json, window_of
+from samadapt.datasets.parsed import ParsedLayout, read_json
 from samadapt.types import IGNORED, SamAdaptError
 
 
@@ -49,7 +49,6 @@ def read_nnunet(path: Path, label_column: str | None) -> ParsedLayout:
         classes=classes,
         name=_text(about.get("name")),
         channel_names=names,
-        window=window_of(entries[0].images[0], names),
         label_values=values,
         folds=_folds(path / "splits_final.json", {entry.id for entry in entries}),
     )
@@ -100,7 +99,10 @@ def _entries(path: Path, suffix: str, n_channels: int, end: str) -> list[Entry]:
     if alone:
         raise SamAdaptError(f"{masks[alone[0]]} has no image; expected {images / alone[0]}_0000{suffix}")
     part: Part | None = "test" if end == "Ts" else None
-    return [Entry(name, files, masks.get(name), part=part) for name, files in sorted(cases.items())]
+    return [
+        Entry(name, files, (masks[name],) if name in masks else (), part=part)
+        for name, files in sorted(cases.items())
+    ]
 
 
 def _channel_files(
@@ -214,7 +216,6 @@ def read_msd(path: Path, label_column: str | None) -> ParsedLayout:
         name=_text(about.get("name")),
         channel_names=names,
         channels=tuple(range(len(names))) if stacked else None,
-        window=window_of(entries[0].images[0], names),
         label_values=values,
         folds=_folds(path / "splits_final.json", {entry.id for entry in entries}),
     )
@@ -247,4 +248,4 @@ def _msd_entry(path: Path, item: Any, n_channels: int, file: Path) -> Entry:
             raise SamAdaptError(
                 f"{file} lists {needed}, which does not exist; copy it or remove it from the list"
             )
-    return Entry(io.case_name(image), images, label)
+    return Entry(io.case_name(image), images, (label,))

@@ -43,17 +43,8 @@ def read_organs(path: Path, label_column: str | None) -> ParsedLayout:
             raise SamAdaptError(
                 f"{folder} has {_MASKS} but no scan; expected ct.nii.gz or mri.nii.gz beside them"
             )
-        label, *further = (*masks,) or (None,)
-        entries.append(
-            Entry(
-                folder.name,
-                (scans[0],),
-                label,
-                group=folder.name,
-                further=tuple(f for f in further if f),
-                file_classes=tuple(number[io.case_name(mask)] for mask in masks),
-            )
-        )
+        classes = tuple(number[io.case_name(mask)] for mask in masks)
+        entries.append(Entry(folder.name, (scans[0],), tuple(masks), group=folder.name, file_classes=classes))
     kind = _SCANS[kinds.pop()]
     return ParsedLayout(
         entries, ("background", *organs), channel_names=(kind,), window="ct" if kind == "CT" else "percentile",

@@ -37,13 +37,12 @@ class ParsedLayout:
     channel_names: tuple[str, ...] = ("image",)
     channels: tuple[int, ...] | None = None
     multilabel: bool = False
-    window: str = "percentile"
+    window: str | None = None  # of the intensities; None: by the channels and the first image
     depth: str | None = None  # the type of the numbers in its pictures; None: as the first file says
     label_values: Mapping[int, int] = field(default_factory=dict)
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
-    columns: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # of the table: column -> {case: value}
+    #: Of the table: column -> {case: value}.
+    columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     group_rule: str = "as the data set says"  # where the entries have groups
 
 
@@ -62,13 +61,6 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice is not None:
         raise ValueError(f"the key {twice!r} is there twice")
     return dict(pairs)
-
-
-def window_of(first: Path, channel_names: Sequence[str]) -> str:
-    """The default intensity window: Hounsfield units for CT, none for 8-bit pictures, percentiles for the rest."""
-    if all(name.strip().lower() == "ct" for name in channel_names):
-        return "ct"
-    return "none" if io.depth_of(first) == "uint8" else "percentile"
 
 
 def part_folders(path: Path) -> dict[Part, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from samadapt import io
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.masks import FOLDERS, is_in_mask_folder, split_masks
-from samadapt.datasets.parsed import ParsedLayout, part_folders, window_of
+from samadapt.datasets.parsed import ParsedLayout, part_folders
 from samadapt.types import SamAdaptError
 
 _NOT_CLASSES = {"images", "image", "imagestr", "labelstr", "imagests", "labelsts", "derivatives", *FOLDERS}
@@ -62,9 +62,7 @@ def read_classes(path: Path, label_column: str | None) -> ParsedLayout:
             ]
     entries = unique_names(entries, path)
     first = entries[0].images[0]
-    return ParsedLayout(
-        entries, classes, channel_names=channel_names(first), window=window_of(first, ("image",))
-    )
+    return ParsedLayout(entries, classes, channel_names=channel_names(first))
 
 
 def channel_names(first: Path) -> tuple[str, ...]:

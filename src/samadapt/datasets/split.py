@@ -14,9 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-from samadapt.types import SamAdaptError, Task
+from samadapt.types import SamAdaptError
+
+if TYPE_CHECKING:
+    from samadapt.datasets.dataset import Dataset
 
 ValLabels = int | Literal["official"] | None
 
@@ -33,9 +36,16 @@ class Split:
     labels: int | float | None  # as asked for: patients, or a share of them; None: all
     seed: int
     rule: str  # in words, for the report
-    patient_of: Mapping[str, str] = field(
-        default_factory=dict
-    )  # case -> patient, where the two are not the same
+    #: Case -> patient, where the two are not the same.
+    patient_of: Mapping[str, str] = field(default_factory=dict)
+
+    def part(self, case: str) -> str:
+        """ "train", "select" or "val"; "" for a case that it does not name."""
+        return next((part for part in ("train", "select", "val") if case in getattr(self, part)), "")
+
+    def learned(self, case: str) -> bool:
+        """Whether a model that is trained on it sees the label of a case of this name."""
+        return self.part(case) in ("train", "select")
 
     @cached_property
     def hash(self) -> str:
@@ -66,41 +76,16 @@ class Split:
         return split
 
 
-class Splittable(Protocol):
-    """What a split needs of a data set."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def task(self) -> Task: ...
-    @property
-    def multilabel(self) -> bool: ...
-    @property
-    def ids(self) -> tuple[str, ...]: ...
-    @property
-    def labelled_ids(self) -> tuple[str, ...]: ...
-    @property
-    def groups(self) -> dict[str, str]: ...
-    @property
-    def parts(self) -> Mapping[str, str | None]: ...
-    @property
-    def folds(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]: ...
-    @property
-    def entries(self) -> tuple[Any, ...]: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-
 def make_split(
-    data: Splittable,
-    labels: int | float | None,
-    seed: int,
-    select: int,
-    val_labels: ValLabels,
-    fold: int,
-    val_fraction: float,
+    data: Dataset,
+    labels: int | float | None = None,
+    seed: int = 0,
+    select: int = 0,
+    val_labels: ValLabels = None,
+    fold: int = 0,
+    val_fraction: float = 0.2,
 ) -> Split:
-    """See `Dataset.split`.
+    """Which cases to learn from, select on and score on, by patient: the method `split` of a data set.
 
     Args:
         labels: how many patients' labels may be used; a float up to 1.0 is a share; None is all.
@@ -152,12 +137,12 @@ def make_split(
     )
 
 
-def unit_of(data: Splittable) -> str:
+def unit_of(data: Dataset) -> str:
     """The unit of sampling: "patient", or "case" where every case is a patient of its own."""
     return "case" if all(case == group for case, group in data.groups.items()) else "patient"
 
 
-def _drawn(data: Splittable, budget: int, available: int, seed: int) -> str:
+def _drawn(data: Dataset, budget: int, available: int, seed: int) -> str:
     return f"{budget} of {available} labelled {unit_of(data)}s" + (
         f", drawn with seed {seed}" if budget < available else ""
     )
@@ -173,7 +158,7 @@ def _selection(select: int, beyond: list[str], extra: int | tuple[str, ...]) -> 
 # ---------------------------------------------------------------- who is for what
 
 
-def _parts(data: Splittable, fold: int, val_fraction: float) -> tuple[dict[str, list[str]], str]:
+def _parts(data: Dataset, fold: int, val_fraction: float) -> tuple[dict[str, list[str]], str]:
     """{"pool", "val", "official"}: case names; and where the scored ones come from."""
     if data.folds:
         if not 0 <= fold < len(data.folds):
@@ -201,7 +186,7 @@ def _parts(data: Splittable, fold: int, val_fraction: float) -> tuple[dict[str, 
 
 
 def _random_parts(
-    data: Splittable, fold: int, val_fraction: float, unlabelled_test: list[str]
+    data: Dataset, fold: int, val_fraction: float, unlabelled_test: list[str]
 ) -> tuple[dict[str, list[str]], str]:
     if not 0 < val_fraction < 1:
         raise SamAdaptError(f"val_fraction is {val_fraction}; expected a share between 0 and 1, e.g. 0.2")
@@ -226,7 +211,7 @@ def _random_parts(
     return {"pool": rest, "val": val, "official": []}, source
 
 
-def _demand_whole_patients(data: Splittable, parts: Mapping[str, Sequence[str]], source: str) -> None:
+def _demand_whole_patients(data: Dataset, parts: Mapping[str, Sequence[str]], source: str) -> None:
     where: dict[str, tuple[str, str]] = {}
     for part, ids in parts.items():
         for case_id in ids:
@@ -278,9 +263,7 @@ def _demand_enough(budget: int, select: int, extra: int | tuple[str, ...], avail
         )
 
 
-def _extra(
-    data: Splittable, listed: Sequence[str], val_labels: ValLabels, whole: bool
-) -> int | tuple[str, ...]:
+def _extra(data: Dataset, listed: Sequence[str], val_labels: ValLabels, whole: bool) -> int | tuple[str, ...]:
     """Selection beyond the budget: a number of patients, or the official validation cases."""
     official = tuple(listed)
     if val_labels is None:
@@ -296,14 +279,12 @@ def _extra(
     return val_labels
 
 
-def _cases(
-    data: Splittable, groups: Iterable[str], pool: Sequence[str], labelled: set[str]
-) -> tuple[str, ...]:
+def _cases(data: Dataset, groups: Iterable[str], pool: Sequence[str], labelled: set[str]) -> tuple[str, ...]:
     chosen = set(groups)
     return tuple(i for i in pool if data.groups[i] in chosen and i in labelled)
 
 
-def _demand_two_classes(data: Splittable, part: str, ids: Sequence[str]) -> None:
+def _demand_two_classes(data: Dataset, part: str, ids: Sequence[str]) -> None:
     if data.task != "classification" or not ids:
         return
     wanted = set(ids)
@@ -320,7 +301,7 @@ def _demand_two_classes(data: Splittable, part: str, ids: Sequence[str]) -> None
 # ---------------------------------------------------------------- the order
 
 
-def _order(data: Splittable, ids: Sequence[str], seed: int, salt: str = "labels") -> list[str]:
+def _order(data: Dataset, ids: Sequence[str], seed: int, salt: str = "labels") -> list[str]:
     """The patients of these cases, in seeded order; classes evenly spread, so that every beginning is stratified."""
     groups = sorted({data.groups[i] for i in ids}, key=lambda g: _rank(salt, seed, g))
     if data.task == "segmentation":

@@ -10,7 +10,7 @@ from samadapt import io
 from samadapt.datasets.csvs import is_csv, read_rows
 from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.masks import is_in_mask_folder
-from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders, window_of
+from samadapt.datasets.parsed import PARTS, ParsedLayout, part_folders
 from samadapt.datasets.pictures import channel_names, unique_names
 from samadapt.datasets.targets import Targets, read_targets
 from samadapt.types import SamAdaptError
@@ -82,7 +82,6 @@ def read_table(path: Path, label_column: str | None) -> ParsedLayout:
         classes=targets.classes,
         channel_names=channel_names(first),
         multilabel=targets.multilabel,
-        window=window_of(first, ("image",)),
         columns=columns,
         group_rule=f"column {group_column!r}",
     )

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.hub import Architecture, hub_encoder
+from samadapt.encoders.hub import HubEncoder
+from samadapt.types import Taps
 from samadapt.weights import HubModel
 
 _DEPTHS = 4  # evenly spaced, the last block's in: there the map is normalised and called `neck`
 
 
 @final
-@dataclass(frozen=True)
-class DinoV3(Architecture):
+@dataclass(frozen=True, kw_only=True)
+class DinoV3(HubEncoder):
     """A ViT whose positions are rotations. Taps: `block2`, `block5` and `block8` of twelve (outputs), and `neck`.
 
     `neck` is the last block's output, normalised, under the name that every head knows. Only patches make maps: the
-    class token and the registers are left out.
+    class token and the registers are left out. Positions are shares of the picture, so that any multiple of a patch fits.
 
     Args:
         width: channels.
         heads: of its attention.
         depth: blocks.
         registers: tokens beside the class token and the patches.
-        side: S unless another one is asked for; positions are shares of the picture, so that any multiple of a patch fits.
     """
 
     width: int
@@ -35,21 +35,24 @@ class DinoV3(Architecture):
     registers: int = 4
     side: int = 512
 
-    family: ClassVar[str] = "dinov3"
-    model_types: ClassVar[tuple[str, ...]] = ("dinov3_vit",)
-    prefix: ClassVar[str] = "model."
-    unused: ClassVar[frozenset[str]] = frozenset({"embeddings.mask_token"})
-    step: ClassVar[int] = 16  # a patch
+    version = "dinov3-1"
+    model_types = ("dinov3_vit",)
+    prefix = "model."
+    unused = frozenset({"embeddings.mask_token"})
+
+    @property
+    def step(self) -> int:
+        return 16  # a patch
 
     @property
     def _blocks(self) -> list[int]:
         return [self.depth * (k + 1) // _DEPTHS - 1 for k in range(_DEPTHS - 1)]
 
-    def taps(self, side: int) -> dict[str, tuple[int, int, int]]:
+    def taps(self, side: int) -> Taps:
         names = [*(f"block{i}" for i in self._blocks), "neck"]
         return dict.fromkeys(names, (self.width, side // self.step, side // self.step))
 
-    def network(self) -> nn.Module:
+    def build(self) -> nn.Module:
         from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTModel  # slow to load
 
         model = DINOv3ViTModel(self.config())
@@ -80,13 +83,15 @@ class DinoV3(Architecture):
         return tokens[:, 1 + self.registers :].unflatten(1, (rows, -1)).permute(0, 3, 1, 2)
 
 
-_SMALLEST = DinoV3(16, 2, depth=4, registers=3, side=64)
-
+_VIT_S = HubModel(
+    "facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32", gated=True
+)
+_TINY = DinoV3(name="tiny_dinov3", side=64, width=16, heads=2, depth=4, registers=3, published=_VIT_S)
 DINOV3_MODELS = (
-    hub_encoder("dinov3_vits16", DinoV3(384, 6), _SMALLEST,
-                HubModel("facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32", gated=True),
-                "DINOv3's ViT-S/16, 22 M parameters, side 512 (facebook/dinov3-vits16-pretrain-lvd1689m; accept its licence there first)."),
-    hub_encoder("dinov3_vitb16", DinoV3(768, 12), _SMALLEST,
-                HubModel("facebook/dinov3-vitb16-pretrain-lvd1689m", "5931719e67bbdb9737e363e781fb0c67687896bc", gated=True),
-                "DINOv3's ViT-B/16, 86 M parameters, side 512 (facebook/dinov3-vitb16-pretrain-lvd1689m; accept its licence there first)."),
+    DinoV3(name="dinov3_vits16", width=384, heads=6, tiny=_TINY,
+           published=_VIT_S,
+           text="DINOv3's ViT-S/16, 22 M parameters, side 512 (facebook/dinov3-vits16-pretrain-lvd1689m; accept its licence there first)."),
+    DinoV3(name="dinov3_vitb16", width=768, heads=12, tiny=_TINY,
+           published=HubModel("facebook/dinov3-vitb16-pretrain-lvd1689m", "5931719e67bbdb9737e363e781fb0c67687896bc", gated=True),
+           text="DINOv3's ViT-B/16, 86 M parameters, side 512 (facebook/dinov3-vitb16-pretrain-lvd1689m; accept its licence there first)."),
 )  # fmt: skip

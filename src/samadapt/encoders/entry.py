@@ -10,8 +10,9 @@ from typing import ClassVar
 from torch import nn
 
 from samadapt import weights
+from samadapt.encoders.checkpoints import SHA256
 from samadapt.types import SamAdaptError, Taps
-from samadapt.weights import Published, State
+from samadapt.weights import Published, PublishedFile, State
 
 LARGEST_SIDE = 4096  # pixels; attention over more takes hundreds of gigabytes
 
@@ -51,6 +52,19 @@ class EncoderEntry(ABC):
         """The smallest side."""
         return 2 * self.step
 
+    def is_published(self, checkpoint: str) -> bool:
+        """Whether a checkpoint bears the name of a file that the authors published; loading it checks its hash."""
+        if self.published is not None and checkpoint == self.published.identity:
+            return True
+        known = set(SHA256) | ({self.published.file} if isinstance(self.published, PublishedFile) else set())
+        return Path(checkpoint).name in known
+
+    @property
+    def missing_file(self) -> PublishedFile | None:
+        """The file of its weights, where it is one that a package or the user's cache holds, and is not here."""
+        file = self.published
+        return file if isinstance(file, PublishedFile) and file.find() is None else None
+
     @abstractmethod
     def taps(self, side: int) -> Taps:
         """Name -> (C, h, w), without the pixels, in the order in which the maps are computed."""
@@ -66,13 +80,15 @@ class EncoderEntry(ABC):
         """The tensors of a checkpoint, its prompt encoder's and mask decoder's under SAM's original names."""
         return weights.read_weights(path)
 
-    @abstractmethod
     def loaded(self, state: State, side: int, source: str) -> nn.Module:
         """The network with the weights of a checkpoint.
 
         Args:
             source: where they come from, for messages.
         """
+        network = self.network(side)
+        weights.fill(network, state, f"the checkpoint {source}")
+        return network
 
     def fitted_side(self, side: int | None) -> int:
         """The side, if the network can have it; its own for None."""
@@ -86,8 +102,3 @@ class EncoderEntry(ABC):
                 f"{self.side}"
             )
         return side
-
-
-def decoder_of(state: State) -> State:
-    """The weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`; empty without one."""
-    return {k: v.float() for k, v in state.items() if k.split(".")[0] in ("prompt_encoder", "mask_decoder")}

@@ -9,8 +9,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from samadapt.backbones import Backbone, build_backbone, fill_backbone, published_weights
-from samadapt.backbones.efficientnet_lite import fold_norms
+from samadapt.backbones import Backbone, build_backbone, published_weights
+from samadapt.backbones.efficientnet_lite import fuse_norms
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.types import Taps
 from samadapt.weights import State
@@ -24,7 +24,7 @@ class Stages(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        fold_norms(backbone.eval())
+        fuse_norms(backbone.eval())
         self.stages = backbone.parts
 
     def forward(self, x: Tensor, wanted: Collection[str]) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class ImageNetEncoder(EncoderEntry):
 
     def loaded(self, state: State, side: int, source: str) -> Stages:
         backbone = build_backbone(self.backbone)
-        fill_backbone(backbone, state, source)
+        backbone.fill(state, source)
         return Stages(backbone)
 
 

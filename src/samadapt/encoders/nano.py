@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.types import SamAdaptError, Taps
-from samadapt.weights import OwnFile, State, read_weights
+from samadapt.weights import OwnFile, State, fill, read_weights
 
 WEIGHTS = Path(__file__).parent / "weights" / "sam_nano.safetensors"
 VERSION = 3  # of the architecture and of `prepare`; part of the fingerprint
@@ -166,13 +166,8 @@ class SamNano(EncoderEntry):
     def loaded(self, state: State, side: int, source: str) -> NanoBackbone:
         own = f"{BACKBONE_KEY}."
         network = self.network(side)
-        try:
-            network.load_state_dict({k.removeprefix(own): v for k, v in state.items() if k.startswith(own)})
-        except RuntimeError as error:
-            raise SamAdaptError(
-                f"{source} does not hold weights of this sam_nano (version {VERSION}): {error}. "
-                "Export them again with `python -m pretraining.export`"
-            ) from error
+        weights = {k.removeprefix(own): v for k, v in state.items() if k.startswith(own)}
+        fill(network, weights, source, "export it again with `python -m pretraining.export`")
         return network
 
 

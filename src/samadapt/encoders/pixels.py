@@ -9,8 +9,7 @@ from typing import final
 from torch import Tensor, nn
 
 from samadapt.encoders.entry import EncoderEntry
-from samadapt.types import SamAdaptError, Taps
-from samadapt.weights import State
+from samadapt.types import Taps
 
 
 class Nothing(nn.Module):
@@ -36,9 +35,6 @@ class Pixels(EncoderEntry):
 
     def network(self, side: int) -> Nothing:
         return Nothing()
-
-    def loaded(self, state: State, side: int, source: str) -> Nothing:
-        raise SamAdaptError(f"encoder {self.name!r} has no weights; leave out the checkpoint {source}")
 
 
 PIXELS_ENCODER = Pixels(

@@ -14,7 +14,7 @@ from samadapt.encoders.checkpoints import read_sam
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.encoders.sam_network import VIT_B, VIT_H, VIT_L, Architecture, SamViT
 from samadapt.types import SamAdaptError, Taps
-from samadapt.weights import HubModel, State
+from samadapt.weights import HubModel, State, fill
 
 _KNOWN = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
 
@@ -54,21 +54,12 @@ def _filled(architecture: Architecture, side: int, state: State, what: str) -> S
     _check_architecture(architecture, state, what)
     with torch.device("meta"):  # no memory, no initialisation: every parameter is assigned below
         network = SamViT(architecture, side)
-    weights, wrong = {}, []
-    for key, own in network.state_dict().items():
-        value = state.get(f"image_encoder.{key}")
-        if value is not None:
-            value = _resize_positions(value.float(), own.shape)
-        if value is None or value.shape != own.shape:
-            wrong.append(f"image_encoder.{key}")
-        else:
-            weights[key] = value
-    if wrong:
-        raise SamAdaptError(
-            f"the checkpoint {what} lacks {len(wrong)} of {len(network.state_dict())} weights of the image encoder, or "
-            f"has them in another shape, such as {wrong[0]!r}; give a complete SAM checkpoint"
-        )
-    network.load_state_dict(weights, assign=True)
+    own, prefix = network.state_dict(), "image_encoder."
+    weights = {
+        key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)
+    }
+    fitted = {k: _resize_positions(x, own[k].shape) if k in own else x for k, x in weights.items()}
+    fill(network, fitted, f"the checkpoint {what}", assign=True)
     return network
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor, nn
 
-from samadapt.encoders.hub import Architecture, hub_encoder
+from samadapt.encoders.hub import HubEncoder
+from samadapt.types import Taps
 from samadapt.weights import HubModel
 
 _STRIDES = {"stride4": 4, "stride8": 8, "neck": 16}  # of the pyramid's maps, the finest first
@@ -15,8 +16,8 @@ _STAGES = 4  # of a Hiera; each one doubles the width and the number of heads
 
 
 @final
-@dataclass(frozen=True)
-class Sam2(Architecture):
+@dataclass(frozen=True, kw_only=True)
+class Sam2(HubEncoder):
     """A Hiera and its feature pyramid. Taps: the pyramid's maps `stride4`, `stride8` and, at stride 16, `neck`.
 
     What SAM 2 adds to `neck` for a picture without a memory of others is one vector for all cells; it is left out.
@@ -29,7 +30,6 @@ class Sam2(Architecture):
         background: the positions are learned for so many cells along a side, and interpolated to any other number.
         windows: cells along the side of a window in each stage.
         neck: channels of the pyramid's maps.
-        side: S unless another one is asked for.
     """
 
     width: int
@@ -41,17 +41,18 @@ class Sam2(Architecture):
     neck: int = 256
     side: int = 1024
 
-    family: ClassVar[str] = "sam2"
-    model_types: ClassVar[tuple[str, ...]] = ("sam2_video", "sam2", "sam2_vision_model")
-    prefix: ClassVar[str] = "vision_encoder."
-    step: ClassVar[int] = (
-        32  # the coarsest stride, and a window of learned positions: eight cells of four pixels
-    )
+    version = "sam2-1"
+    model_types = ("sam2_video", "sam2", "sam2_vision_model")
+    prefix = "vision_encoder."
 
-    def taps(self, side: int) -> dict[str, tuple[int, int, int]]:
+    @property
+    def step(self) -> int:
+        return 32  # the coarsest stride, and a window of learned positions: eight cells of four pixels
+
+    def taps(self, side: int) -> Taps:
         return {tap: (self.neck, side // stride, side // stride) for tap, stride in _STRIDES.items()}
 
-    def network(self) -> nn.Module:
+    def build(self) -> nn.Module:
         from transformers.models.sam2.modeling_sam2 import Sam2VisionModel  # slow to load
 
         model = Sam2VisionModel(self.config())
@@ -82,19 +83,21 @@ class Sam2(Architecture):
         return dict(zip(_STRIDES, network(x).fpn_hidden_states, strict=True))
 
 
-# As facebookresearch/sam2 has them: sam2/configs/sam2.1/*.yaml, and the defaults of modeling/backbones/hieradet.py.
-TINY = Sam2(96, 1, (1, 2, 7, 2), (5, 7, 9), background=7)
-SMALL = Sam2(96, 1, (1, 2, 11, 2), (7, 10, 13), background=7)
-BASE_PLUS = Sam2(112, 2, (2, 3, 16, 3), (12, 16, 20), background=14)
-
+_HIERA_T = HubModel("facebook/sam2.1-hiera-tiny", "de431c4043854a71d8101e17995dfe596bf101a5")
 #: Five blocks, of which the fourth attends globally; windows that do not divide the grid of side 64.
-_SMALLEST = Sam2(8, 1, (1, 1, 2, 1), (3,), background=7, windows=(8, 4, 6, 3), neck=16, side=128)
-
+_TINY = Sam2(
+    name="tiny_sam2", side=128, width=8, heads=1, blocks=(1, 1, 2, 1), global_blocks=(3,), background=7,
+    windows=(8, 4, 6, 3), neck=16, published=_HIERA_T,
+)  # fmt: skip
+# As facebookresearch/sam2 has them: sam2/configs/sam2.1/*.yaml, and the defaults of modeling/backbones/hieradet.py.
 SAM2_MODELS = (
-    hub_encoder("sam2_tiny", TINY, _SMALLEST, HubModel("facebook/sam2.1-hiera-tiny", "de431c4043854a71d8101e17995dfe596bf101a5"),
-                "SAM 2.1's Hiera-T, 27 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-tiny)."),
-    hub_encoder("sam2_small", SMALL, _SMALLEST, HubModel("facebook/sam2.1-hiera-small", "ee5bba1d82bb8749febdf90f45e84b687142ba03"),
-                "SAM 2.1's Hiera-S, 34 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-small)."),
-    hub_encoder("sam2_base_plus", BASE_PLUS, _SMALLEST, HubModel("facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290"),
-                "SAM 2.1's Hiera-B+, 69 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-base-plus)."),
+    Sam2(name="sam2_tiny", width=96, heads=1, blocks=(1, 2, 7, 2), global_blocks=(5, 7, 9), background=7, tiny=_TINY,
+         published=_HIERA_T,
+         text="SAM 2.1's Hiera-T, 27 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-tiny)."),
+    Sam2(name="sam2_small", width=96, heads=1, blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13), background=7, tiny=_TINY,
+         published=HubModel("facebook/sam2.1-hiera-small", "ee5bba1d82bb8749febdf90f45e84b687142ba03"),
+         text="SAM 2.1's Hiera-S, 34 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-small)."),
+    Sam2(name="sam2_base_plus", width=112, heads=2, blocks=(2, 3, 16, 3), global_blocks=(12, 16, 20), background=14, tiny=_TINY,
+         published=HubModel("facebook/sam2.1-hiera-base-plus", "b7320756a13354e7530a63935656d35b2f91a290"),
+         text="SAM 2.1's Hiera-B+, 69 M parameters, side 1024, maps at strides 4 to 16 (facebook/sam2.1-hiera-base-plus)."),
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from samadapt.encoders.entry import EncoderEntry, decoder_of
+from samadapt.encoders.entry import EncoderEntry
 from samadapt.encoders.table import ENCODERS
 from samadapt.transforms import pool_taps
 from samadapt.types import PIXELS, SamAdaptError, Taps, encoder_taps
@@ -124,9 +124,7 @@ class EncoderSpec:
             reads: tap -> pooling window, as a head declares it; None for all taps as they are.
             drawn: with untrained weights in any case, since others will be put in.
         """
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the caller's random numbers go on as if nothing had been drawn
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on undisturbed
             torch.manual_seed(self.seed)
             if self.pretrained and not drawn:
                 source = f"{self.checkpoint or self.entry.published.identity} for {self.name!r}"  # type: ignore[union-attr]
@@ -146,7 +144,11 @@ class EncoderSpec:
 @functools.lru_cache(maxsize=2)
 def _decoder_state(spec: EncoderSpec, fingerprint: str) -> State:
     """Kept, since every cell of a study asks, and a checkpoint can take gigabytes to read."""
-    return decoder_of(spec._state())
+    return {
+        k: v.float()
+        for k, v in spec._state().items()
+        if k.split(".")[0] in ("prompt_encoder", "mask_decoder")
+    }
 
 
 @final
@@ -182,6 +184,14 @@ class Extractor(nn.Module):
     def taps(self) -> Taps:
         """Name -> (C, h, w) of the maps that it can give."""
         return self.spec.taps
+
+
+def first_with_weights(names: Iterable[str]) -> str:
+    """Of the encoders that a head would rather read, the first one whose weights are on this machine.
+
+    Those whose weights come with samadapt, or from the hub, count as being there.
+    """
+    return next(name for name in names if ENCODERS[name].missing_file is None)
 
 
 def load_encoder(

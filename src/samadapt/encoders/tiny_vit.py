@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.encoders.tiny_vit_network import LITE_MEDSAM, MOBILE_SAM, Architecture, TinyViT
 from samadapt.types import SamAdaptError, Taps
-from samadapt.weights import PublishedFile, State
+from samadapt.weights import PublishedFile, State, fill
 
 _EPSILON = 1e-5  # of the batch normalisations that are folded
 #: Weights of the ImageNet classifier that some files still carry behind the encoder.
@@ -66,16 +66,7 @@ def _load(network: TinyViT, state: Mapping[str, Tensor], what: str) -> None:
         raise SamAdaptError(f"the checkpoint {what} lacks {error}; give a complete one") from error
     except SamAdaptError as error:
         raise SamAdaptError(f"the checkpoint {what} does not fit: {error}; give a complete one") from error
-    expected = network.state_dict()
-    wrong = sorted(set(expected) ^ set(weights)) or sorted(
-        key for key, value in weights.items() if value.shape != expected[key].shape
-    )
-    if wrong:
-        raise SamAdaptError(
-            f"the checkpoint {what} differs from this network in {len(wrong)} weights, such as {wrong[0]!r}; "
-            "choose the encoder that fits it (lite_medsam, mobile_sam)"
-        )
-    network.load_state_dict(weights)
+    fill(network, weights, f"the checkpoint {what}")
 
 
 def _draw(network: TinyViT) -> None:

@@ -1,25 +1,7 @@
 """The few-label study: a grid of learners x labels x seeds, scored on the same patients."""
 
+from samadapt.experiment.from_file import encoder_note, make_study, preset_names, read_settings
 from samadapt.experiment.grid import Grid, encoder_of
 from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.experiment.registry import BaselineOptions, build_methods, known_methods
-from samadapt.experiment.results import results_table
-from samadapt.experiment.settings import encoder_note, make_study, preset_names, read_settings
 from samadapt.experiment.study import Outcome, run_experiment
-
-__all__ = [
-    "BaselineOptions",
-    "Grid",
-    "Method",
-    "Outcome",
-    "TrainedMethod",
-    "build_methods",
-    "encoder_note",
-    "encoder_of",
-    "known_methods",
-    "make_study",
-    "preset_names",
-    "read_settings",
-    "results_table",
-    "run_experiment",
-]

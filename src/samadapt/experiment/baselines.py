@@ -82,7 +82,7 @@ class SimclrMethod(Method):
 def unlabelled(data: Dataset, ids: tuple[str, ...]) -> Dataset:
     """These cases without their labels, which are then not even read."""
     chosen = data[ids]
-    bare = tuple(dataclasses.replace(entry, label=None, target=None) for entry in chosen.entries)
+    bare = tuple(dataclasses.replace(entry, labels=(), target=None) for entry in chosen.entries)
     return dataclasses.replace(chosen, entries=bare)
 
 

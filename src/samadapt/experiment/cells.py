@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,11 @@ import torch
 from samadapt.datasets import Dataset
 from samadapt.experiment.grid import Cell
 from samadapt.experiment.methods import Fitted, Job
-from samadapt.experiment.previews import PreviewWriter
-from samadapt.experiment.saliency import keep_saliency
+from samadapt.experiment.previews import PreviewWriter, keep_saliency
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
 from samadapt.metrics import check_cell_scores, score_case, score_predictions, write_cell_scores
+from samadapt.prediction import score_labels, truth_of
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
 
@@ -118,42 +118,26 @@ def _run(study: Study, cell: Cell, out: Path) -> None:
 def _score_segmentation(
     cell: Cell, timed: _Timed, cases: Iterable[Case], data: Dataset, keeper: PreviewWriter
 ) -> list[Score]:
-    answers = _answers(timed, cases, keeper)
-    if cell.stacked:
-        return _score_stacked(answers, data.classes)
-    return [
-        score
-        for case, label in answers
-        for score in score_case(case.id, label, _truth(case), case.spacing_mm, data.classes)
-    ]
+    answers = _kept(timed, cases, keeper)
+    return (_score_stacked if cell.stacked else score_labels)(answers, data.classes)
 
 
-def _answers(
-    timed: _Timed, cases: Iterable[Case], keeper: PreviewWriter
-) -> Iterator[tuple[Case, np.ndarray]]:
+def _kept(timed: _Timed, cases: Iterable[Case], keeper: PreviewWriter) -> Iterator[tuple[Case, np.ndarray]]:
     for case, label in timed.answers(cases):
-        if label.shape != _truth(case).shape:
-            raise SamAdaptError(
-                f"the answer for {case.id!r} has shape {label.shape}; expected {_truth(case).shape}, as the label"
-            )
+        truth_of(case, label)  # refuses another shape before anything is kept of it
         keeper.keep(case, label)
         yield case, label
 
 
-def _truth(case: Case) -> np.ndarray:
-    assert case.label is not None  # split.val holds labelled cases only
-    return case.label.numpy()
-
-
-def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Iterable[str]) -> list[Score]:
+def _score_stacked(answers: Iterable[tuple[Case, np.ndarray]], classes: Sequence[str]) -> list[Score]:
     """Dice with all scans of a patient as one volume. Distances across scans would mean nothing."""
     patients: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for case, label in answers:
-        patients[case.group].append((label.ravel(), _truth(case).ravel()))
+        patients[case.group].append((label.ravel(), truth_of(case, label).ravel()))
     scores: list[Score] = []
     for patient, parts in patients.items():
         label, truth = (np.concatenate(side)[None, None] for side in zip(*parts, strict=True))
-        every = score_case(patient, label, truth, None, list(classes))
+        every = score_case(patient, label, truth, None, classes)
         scores += [score for score in every if score.metric == "dsc"]
     return scores
 

@@ -23,11 +23,10 @@ from samadapt.datasets import Dataset, Split
 from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.files import write_json
 from samadapt.learner import Learner
+from samadapt.metrics import STUDY_FORMAT, find_study
 from samadapt.runs import environment
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def _cell(
     method = grid.methods[name]
     config = dataclasses.replace(config, seed=seed)
     identity = [
-        _FORMAT,
+        STUDY_FORMAT,
         name,
         method.spec,
         labels,
@@ -132,7 +131,7 @@ def open_experiment(
     More learners, labels and seeds may be added to a study. Another data set, version, or protocol, or
     another learner under a name that is there already, is refused: the table would mix them.
     """
-    note, before = _describe(data, grid, config), read_experiment(out)
+    note, before = _describe(data, grid, config), find_study(out)
     if before is None and out.is_dir() and any(out.iterdir()):
         raise SamAdaptError(f"{out} is not empty and not an experiment; choose another --out")
     threads = grid.threads or (before or {}).get("threads") or max(1, (os.cpu_count() or 1) // jobs)
@@ -163,7 +162,7 @@ def open_experiment(
 
 def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
     return {
-        "format": _FORMAT,
+        "format": STUDY_FORMAT,
         "version": version("samadapt"),
         "data": {
             "name": data.name, "hash": data.hash, "task": data.task, "classes": list(data.classes),
@@ -209,20 +208,7 @@ def _fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
 
 def encoder_of(out: Path) -> str | None:
     """The encoder that a study there was begun with; learners that are added to it read the same."""
-    return (read_experiment(out) or {}).get("encoder") or None
-
-
-def read_experiment(out: Path) -> dict[str, Any] | None:
-    """What stands in `experiment.json`; None where there is none."""
-    path = out / "experiment.json"
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise SamAdaptError(
-            f"{path} cannot be read ({error}); it was edited or cut short: remove the folder"
-        ) from error
+    return (find_study(out) or {}).get("encoder") or None
 
 
 def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -55,9 +55,8 @@ class Fitted:
 
     answers: Answers
     parameters: int  # trained ones
-    notes: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # for the fairness table: steps, selection, augmentation
+    #: For the fairness table: steps, selection, augmentation.
+    notes: Mapping[str, Any] = field(default_factory=dict)
     saliency: Callable[[Case], Saliency] | None = None  # None: it has no saliency maps
 
 
@@ -112,22 +111,16 @@ class Encode:
     scored: bool
 
 
-#: head -> whether these options of it make a control: gates from another picture's maps, or from none of the encoder's.
-CONTROL_OPTIONS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "slca": lambda options: bool(options.get("shuffle")) or options.get("source", "taps") != "taps",
-}
-
-
 def default_role(learner: Learner, frozen: bool) -> Role:
     """The role of a learner where none is declared: by what it reads, and by whether its encoder was ever trained.
 
     Args:
         frozen: whether the encoder stays as it is.
     """
-    if learner.encoder == PIXELS or not HEADS.get(learner.head, Head).uses_encoder:
+    head = HEADS.get(learner.head, Head)
+    if learner.encoder == PIXELS or not head.uses_encoder:
         return "baseline"
-    is_control = CONTROL_OPTIONS.get(learner.head, lambda options: False)
-    if is_control(learner.options):
+    if head.is_control(learner.options):
         return "control"
     if learner.checkpoint == "random":  # trained with the head it is a network from scratch
         return "control" if frozen else "baseline"

@@ -26,8 +26,18 @@ class BaselineOptions:
     nnunet: NnUNetConfig = field(default_factory=NnUNetConfig)
 
 
-#: The learner that the user's options describe (encoder, checkpoint, side, views, ...), and the baselines' own.
-Maker = Callable[[Learner, BaselineOptions], Method]
+@dataclass(frozen=True)
+class NamedMethod:
+    """A method by its name.
+
+    Args:
+        make: from the learner that the user's options describe (encoder, checkpoint, side, views, ...), and the
+            baselines' own.
+        suits: the head whose encoders suit it; None where it reads no encoder.
+    """
+
+    make: Callable[[Learner, BaselineOptions], Method]
+    suits: str | None = None
 
 
 def _unet(base: Learner, baselines: BaselineOptions) -> TrainedMethod:
@@ -62,37 +72,28 @@ def _scratch(base: Learner) -> TrainedMethod:
     return TrainedMethod(learner, {"tune": "all", "encoder_lr": lr}, declared="baseline")
 
 
-_ALWAYS: dict[str, Maker] = {
-    "random": lambda base, _: TrainedMethod(
-        dataclasses.replace(base, checkpoint="random"), declared="control"
+_ALWAYS = {
+    "random": NamedMethod(
+        lambda base, _: TrainedMethod(dataclasses.replace(base, checkpoint="random"), declared="control"),
+        Learner.head,
     ),
-    "scratch": lambda base, _: _scratch(base),
-    "tuned": lambda base, _: TrainedMethod(base, {"tune": "all"}),
+    "scratch": NamedMethod(lambda base, _: _scratch(base), Learner.head),
+    "tuned": NamedMethod(lambda base, _: TrainedMethod(base, {"tune": "all"}), Learner.head),
 }
-#: task -> name -> method; beside them, every head is a learner under its own name.
-METHODS: dict[str, Mapping[str, Maker]] = {
+#: task -> name -> method; beside them, every head is a learner under its own name. Zero-shot SAM needs the decoder that
+#: the head `autosam` starts from.
+METHODS: dict[str, dict[str, NamedMethod]] = {
     "segmentation": {
-        "autosam_faithful": lambda base, _: _faithful(base),
-        "unet": _unet,
-        "unet_pretrained": lambda base, _: _unet_pretrained(base),
-        "simclr": lambda base, options: SimclrMethod(_unet(base, options), options.simclr),
-        "zero_shot": lambda base, _: ZeroShotMethod(base, "box"),
-        "zero_shot_points": lambda base, _: ZeroShotMethod(base, "points"),
-        "nnunet": lambda _, options: NnUNetMethod(options.nnunet),
+        "autosam_faithful": NamedMethod(lambda base, _: _faithful(base), "autosam"),
+        "unet": NamedMethod(_unet),
+        "unet_pretrained": NamedMethod(lambda base, _: _unet_pretrained(base)),
+        "simclr": NamedMethod(lambda base, options: SimclrMethod(_unet(base, options), options.simclr)),
+        "zero_shot": NamedMethod(lambda base, _: ZeroShotMethod(base, "box"), "autosam"),
+        "zero_shot_points": NamedMethod(lambda base, _: ZeroShotMethod(base, "points"), "autosam"),
+        "nnunet": NamedMethod(lambda _, options: NnUNetMethod(options.nnunet)),
         **_ALWAYS,
     },
     "classification": _ALWAYS,
-}
-
-
-#: Whose encoders suit a method that is no head itself; those that are missing here read none.
-_SUITED_AS = {
-    "autosam_faithful": "autosam",
-    "random": Learner.head,
-    "scratch": Learner.head,
-    "tuned": Learner.head,
-    "zero_shot": "autosam",  # they need its decoder
-    "zero_shot_points": "autosam",
 }
 
 
@@ -108,7 +109,7 @@ def reading_heads(names: Sequence[str], own: Mapping[str, Mapping[str, Any]]) ->
         if name in own:
             head = None if own[name].get("encoder") else own[name].get("head", Learner.head)
         else:
-            head = _SUITED_AS.get(name, name)
+            head = next((of[name].suits for of in METHODS.values() if name in of), name)
         if head in HEADS and HEADS[head].uses_encoder:
             heads.add(head)
     return sorted(heads)
@@ -144,5 +145,5 @@ def build_methods(
 
 def _build(name: str, task: str, base: Learner, options: BaselineOptions) -> Method:
     if name in METHODS[task]:
-        return METHODS[task][name](base, options)
+        return METHODS[task][name].make(base, options)
     return TrainedMethod(dataclasses.replace(base, head=name, options={}))

@@ -23,8 +23,8 @@ from samadapt.experiment.methods import Encode
 from samadapt.features import EncodeReport, FeatureStore
 from samadapt.files import demand_writable, write_json
 from samadapt.metrics import check_cell_scores
-from samadapt.runs import pick_device
-from samadapt.training import TrainConfig, precision_note
+from samadapt.runs import pick_device, precision_note
+from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
 Progress = Callable[[str], None]
@@ -115,7 +115,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     for views in sorted({encode.maps.views for encode in wanted if not encode.scored} - {1}):
         _tell_few(study, cells, views, say)
     for encode in wanted:
-        cases = study.data[cells[0].split.val if encode.scored else trained].cases
+        cases = study.data[cells[0].split.val if encode.scored else trained]
         try:
             one = study.store.encode(cases, encode.maps, pick_device(device))
         except SamAdaptError as error:  # the cells that read these maps will fail with it, each recorded

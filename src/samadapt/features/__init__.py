@@ -4,5 +4,3 @@ from samadapt.features.encoding import EncodeReport
 from samadapt.features.maps import MapSpec
 from samadapt.features.pairs import Pairs
 from samadapt.features.store import FeatureStore
-
-__all__ = ["EncodeReport", "FeatureStore", "MapSpec", "Pairs"]

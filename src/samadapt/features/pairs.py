@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.features.store import FeatureStore, MapSpec
+from samadapt.features.maps import MapSpec
+from samadapt.features.store import FeatureStore
 from samadapt.transforms import identity_of, place_label, seeded
 from samadapt.types import IDENTITY, PIXELS, Case, SamAdaptError
 from samadapt.views import CaseView, View
 
 
 class Cases(Protocol):
-    """What `Pairs` and the store need of a data set: cases by position, loaded when asked for."""
+    """What training needs of a data set: cases by name, loaded when asked for, and what to write of them."""
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -26,8 +27,15 @@ class Cases(Protocol):
     def window(self) -> str: ...
     @property
     def classes(self) -> Sequence[str]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def opening(self) -> Any: ...
     def __len__(self) -> int: ...
     def case(self, case_id: str) -> Case: ...
+    def label(self, case_id: str) -> Tensor | None: ...
 
 
 class _CaseCache:

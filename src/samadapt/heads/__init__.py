@@ -13,9 +13,10 @@ from samadapt.heads.classification import CLASSIFIERS
 from samadapt.heads.cnn import CNN
 from samadapt.heads.fused import Fused
 from samadapt.heads.linear import Linear, Probe
-from samadapt.heads.options import check_values, options_of, read_values
+from samadapt.heads.options import options_of
 from samadapt.heads.unet import UNet
 from samadapt.heads.unet_pretrained import UNetPretrained
+from samadapt.options import read_table
 from samadapt.types import Head, SamAdaptError, Units
 
 HEADS: dict[str, type[Head]] = {
@@ -67,12 +68,7 @@ def build_head(
         return HEADS[name](taps, n_classes, **options)  # type: ignore[call-arg]
     except SamAdaptError:
         raise
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-    ) as error:  # options that fit their types and not each other
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # options that do not fit each other
         shown = {key: value for key, value in options.items() if key not in ("pretrained", "units")}
         raise SamAdaptError(
             f"head {name!r} cannot be built with the options {shown} ({error}); leave out what you set, or choose other values "
@@ -87,14 +83,14 @@ def starts_from_decoder(name: str) -> bool:
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse options that the head does not have, and values of another type."""
-    check_values(name, HEADS[name], options)
+    read_table(f"head {name!r}", options, options_of(HEADS[name]), what="option", prefix=f"head {name!r}: ")
 
 
 def read_options(name: str, typed: Mapping[str, str]) -> dict[str, Any]:
     """The head's options that were typed as text, each as its type; what is wrong with them is an error."""
-    options = read_values(name, HEADS[name], typed)
+    known = options_of(HEADS[name])
+    options = {
+        key: known[key].read(text, f"--set {key}") if key in known else text for key, text in typed.items()
+    }
     check_options(name, options)
     return options
-
-
-__all__ = ["HEADS", "build_head", "check_options", "options_of", "read_options", "starts_from_decoder"]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.heads.mask_decoder import MLP, RandomFourier, TwoWayTransformer, upscaling
-from samadapt.heads.options import STARTS, Preset, Taps, loss_name, one_of, tap_shape
+from samadapt.heads.options import STARTS, Preset, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.types import Head, SamAdaptError, Taps, Task
 
 ClassMode = Literal["batched", "joint"]
 
@@ -114,16 +114,15 @@ class AutoSAM(Head):
         one_of(self.name, "start", start, STARTS)
         one_of(self.name, "rates", rates, ("one", "two"))
         widths = _widths(channels, transformer, pretrained or {})
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "preset": preset,
-            "class_mode": class_mode,
-            "transformer": [widths.num_heads, widths.mlp_dim, widths.depth],
-            "loss": loss,
-            "start": start,
-            "rates": rates,
-        }
+        self.describe(
+            n_classes,
+            preset=preset,
+            class_mode=class_mode,
+            transformer=[widths.num_heads, widths.mlp_dim, widths.depth],
+            loss=loss,
+            start=start,
+            rates=rates,
+        )
         self.reads, self.loss_fn = {"neck": 1}, LOSSES[loss]
         self.n_classes, self.faithful, self.joint = n_classes, preset == "faithful", class_mode == "joint"
         self.pe_layer = RandomFourier(widths.dim // 2)
@@ -168,9 +167,7 @@ class AutoSAM(Head):
                 for k, v in sam.items()
                 if key.format(source) in k
             }
-        if (
-            self.faithful
-        ):  # the authors leave these out when loading: "iou", "mask_tokens"; pe_layer never matches
+        if self.faithful:  # the authors leave out "iou" and "mask_tokens"; pe_layer never matches
             return {k: v for k, v in named.items() if "iou" not in k and "mask_tokens" not in k}
         token = sam["mask_decoder.mask_tokens.weight"][:1]
         tokens = own["mask_decoder.mask_tokens.weight"]
@@ -191,9 +188,6 @@ class AutoSAM(Head):
         if self.joint:
             return masks  # (B, K, 4h, 4w)
         return masks[:, 0].unflatten(0, (-1, self.n_classes))
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)
 
 
 def _widths(channels: int, transformer: Sequence[int] | None, sam: Mapping[str, Tensor]) -> Widths:

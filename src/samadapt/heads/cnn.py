@@ -7,9 +7,9 @@ from typing import ClassVar, final
 
 from torch import Tensor, nn
 
-from samadapt.heads.options import Preset, Taps, loss_name, tap_shape
+from samadapt.heads.options import Preset, loss_name, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.types import Head, SamAdaptError, Taps, Task
 
 
 def _conv(inputs: int, outputs: int, kernel: int, norm: bool) -> list[nn.Module]:
@@ -83,19 +83,9 @@ class CNN(Head):
                 f"head 'cnn' cannot be built with depth {depth} and top {top}; "
                 "give a depth of 1 to 5 and a top that is a multiple of 8"
             )
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "preset": preset,
-            "depth": depth,
-            "top": top,
-            "loss": loss,
-        }
+        self.describe(n_classes, preset=preset, depth=depth, top=top, loss=loss)
         self.reads, self.loss_fn = {"neck": 1}, LOSSES[loss]
         self.mask_decoder = SegDecoderCNN(channels, n_classes, depth, top, norm=preset == "fixed")
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.mask_decoder(features["neck"])
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samadapt.heads.options import Taps, loss_name, tap_shape
+from samadapt.heads.options import loss_name, tap_shape
 from samadapt.losses import LOSSES, to_grid
 from samadapt.transforms import pooled_size
-from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Task
+from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Taps, Task
 
 
 class FeatureJitter(nn.Module):
@@ -135,15 +135,14 @@ class Fused(Head):
                 f"head 'fused' needs a map beside {PIXELS!r}, and the encoder gives {sorted(taps)}; "
                 "for pixels alone use head 'unet'"
             )
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "read": list(read) if read else None,
-            "width": width,
-            "jitter": jitter,
-            "loss": loss_name(self.name, "fixed", loss),
-            "context": context,
-        }
+        self.describe(
+            n_classes,
+            read=list(read) if read else None,
+            width=width,
+            jitter=jitter,
+            loss=loss_name(self.name, "fixed", loss),
+            context=context,
+        )
         self.loss_fn = LOSSES[loss]
         self.levels = _levels(shapes, self.reads)
         self.laterals = nn.ModuleDict(
@@ -186,9 +185,6 @@ class Fused(Head):
             level = lateral(F.adaptive_avg_pool2d(coarsest, (n, n)))
             x = merge(level if x is None else level + to_grid(x, level.shape[-2:]))
         return x
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)
 
 
 def _key(tap: str) -> str:

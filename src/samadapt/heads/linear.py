@@ -8,9 +8,9 @@ from typing import ClassVar, final
 from torch import Tensor, nn
 
 from samadapt.heads.mask_decoder import upscaling
-from samadapt.heads.options import STARTS, Preset, Taps, last_tap, loss_name, one_of, tap_shape
+from samadapt.heads.options import STARTS, Preset, last_tap, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import Head, Task
+from samadapt.types import Head, Taps, Task
 
 
 @final
@@ -31,20 +31,12 @@ class Probe(Head):
         super().__init__()
         tap = tap or last_tap(taps)
         channels = tap_shape(self.name, taps, tap)[0]
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "tap": tap,
-            "loss": loss_name(self.name, "fixed", loss),
-        }
+        self.describe(n_classes, tap=tap, loss=loss_name(self.name, "fixed", loss))
         self.tap, self.reads, self.loss_fn = tap, {tap: 1}, LOSSES[loss]
         self.classify = nn.Conv2d(channels, n_classes, 1)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.classify(features[self.tap])  # (B, K, h, w)
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)
 
 
 class SegDecoderLinear(nn.Module):
@@ -95,13 +87,7 @@ class Linear(Head):
         channels = tap_shape(self.name, taps, "neck")[0]
         loss = loss_name(self.name, preset, loss)
         one_of(self.name, "start", start, STARTS)
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "preset": preset,
-            "loss": loss,
-            "start": start,
-        }
+        self.describe(n_classes, preset=preset, loss=loss, start=start)
         self.reads, self.loss_fn = {"neck": 1}, LOSSES[loss]
         self.mask_decoder = SegDecoderLinear(channels, n_classes, relu_on_logits=preset == "faithful")
         own = self.state_dict()
@@ -111,6 +97,3 @@ class Linear(Head):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.mask_decoder(features["neck"])  # (B, K, 4h, 4w)
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 from samadapt.losses import LOSSES
-from samadapt.options import Declarations, declared_by, read_table
-from samadapt.types import PIXELS, Head, SamAdaptError
+from samadapt.options import Declarations, declared_by
+from samadapt.types import PIXELS, Head, SamAdaptError, Taps
 
-Taps = Mapping[str, tuple[int, int, int]]
 #: `faithful` repeats the authors' code with its oddities; `fixed` is what we recommend (METHODS A.8).
 Preset = Literal["fixed", "faithful"]
 PRESETS = get_args(Preset)
@@ -22,20 +21,6 @@ _GIVEN = ("taps", "n_classes", "pretrained", "units")
 def options_of(head: type[Head]) -> Declarations:
     """The options of a head, as its constructor declares them."""
     return declared_by(head, without=_GIVEN)
-
-
-def check_values(name: str, head: type[Head], options: Mapping[str, Any]) -> None:
-    """Refuse options that a head does not have, and values of another type."""
-    read_table(f"head {name!r}", options, options_of(head), what="option", prefix=f"head {name!r}: ")
-
-
-def read_values(name: str, head: type[Head], typed: Mapping[str, str]) -> dict[str, Any]:
-    """The values that were typed as text: {"depth": "4"} -> {"depth": 4}."""
-    known = options_of(head)
-    return {
-        option: known[option].read(text, f"--set {option}") if option in known else text
-        for option, text in typed.items()
-    }
 
 
 def tap_shape(head: str, taps: Taps, tap: str) -> tuple[int, int, int]:

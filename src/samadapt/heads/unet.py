@@ -7,9 +7,9 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from samadapt.heads.options import Taps, loss_name, tap_shape
+from samadapt.heads.options import loss_name, tap_shape
 from samadapt.losses import LOSSES
-from samadapt.types import PIXELS, Head, SamAdaptError, Task
+from samadapt.types import PIXELS, Head, SamAdaptError, Taps, Task
 
 
 @final
@@ -42,18 +42,10 @@ class UNet(Head):
             raise SamAdaptError(
                 f"head 'unet' halves its input four times; {grid} pixels are too few, give 32"
             )
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "width": width,
-            "loss": loss_name(self.name, "fixed", loss),
-        }
+        self.describe(n_classes, width=width, loss=loss_name(self.name, "fixed", loss))
         self.reads, self.loss_fn = {PIXELS: 1}, LOSSES[loss]
         features = (width, width, 2 * width, 4 * width, 8 * width, width)
         self.net = BasicUNet(2, channels, n_classes, features)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.net(features[PIXELS])  # (B, K, S, S)
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.backbones import RANDOM, build_backbone, published_weights
-from samadapt.backbones.efficientnet_lite import fold_norms
-from samadapt.heads.options import Taps, loss_name, one_of, tap_shape
+from samadapt.backbones.efficientnet_lite import fuse_norms
+from samadapt.heads.options import loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES, to_grid
-from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Task, Units
+from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
 
 NETWORKS = ("efficientnet_lite0", "efficientnet_lite2")
 
@@ -77,21 +77,20 @@ class UNetPretrained(Head):
             )
         published = published_weights(backbone)
         assert published is not None
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "backbone": backbone,
-            "loss": loss_name(self.name, "fixed", loss),
-            "weights_of": weights or weights_of or published.file,
-            "units": units,
-        }
+        self.describe(
+            n_classes,
+            backbone=backbone,
+            loss=loss_name(self.name, "fixed", loss),
+            weights_of=weights or weights_of or published.file,
+            units=units,
+        )
         if weights is None and weights_of is None:
             weights = str(published.locate("--set weights="))
         self.units = units or ZERO_TO_ONE
         self.reads, self.loss_fn = {PIXELS: 1}, LOSSES[loss]
         self.network = build_backbone(backbone, weights)
         self.network.last = nn.Identity()  # of the classifier
-        fold_norms(self.network)
+        fuse_norms(self.network)
         stages = list(self.network.stages.values())
         inputs = [stages[-1], *self.WIDTHS]
         self.ups = nn.ModuleList(
@@ -115,9 +114,6 @@ class UNetPretrained(Head):
         for up, skipped in zip(self.ups, maps[-2::-1], strict=True):
             x = up(x, skipped)
         return to_grid(self.classify(x), pictures.shape[-2:])  # (B, K, S, S)
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.loss_fn(self(features), target)
 
     def pretrained(self) -> list[nn.Parameter]:
         return list(self.network.parameters()) if self.spec["weights_of"] != RANDOM else []

@@ -16,7 +16,6 @@ from samadapt.io.cases import (
     read_label,
     read_truth,
     to_file_axes,
-    with_label,
     write_label,
     write_probabilities,
 )
@@ -24,7 +23,6 @@ from samadapt.io.formats import FORMATS, Format, find_label, is_lossy, is_pictur
 from samadapt.io.geometry import Geometry
 from samadapt.io.listing import find_files, find_folders, in_words, list_files, not_used
 from samadapt.io.nifti import write_volume
-from samadapt.io.pictures import write_photo
 from samadapt.io.planes import Plane, common_plane
 from samadapt.io.scans import (
     case_name,
@@ -33,43 +31,3 @@ from samadapt.io.scans import (
     group_channels,
     has_channel_number,
 )
-
-__all__ = [
-    "FORMATS",
-    "Format",
-    "Geometry",
-    "NpzArrays",
-    "Plane",
-    "case_name",
-    "channel_file",
-    "common_plane",
-    "depth_of",
-    "each_file",
-    "find_files",
-    "find_folders",
-    "find_label",
-    "format_of",
-    "group_channels",
-    "has_channel_number",
-    "in_words",
-    "is_lossy",
-    "is_npz",
-    "is_picture",
-    "known_suffixes",
-    "label_file",
-    "label_values",
-    "list_files",
-    "make_case",
-    "not_used",
-    "open_npz",
-    "read_case",
-    "read_geometry",
-    "read_label",
-    "read_truth",
-    "to_file_axes",
-    "with_label",
-    "write_label",
-    "write_photo",
-    "write_probabilities",
-    "write_volume",
-]

@@ -62,12 +62,11 @@ def read_case(
         image = image if list(channels) == list(range(len(image))) else image[list(channels)]
     _demand_values(image, paths[0])
     axes, flips = (plane or Plane()).place(geometries[0], paths[0])
-    spacing = geometries[0].spacing_mm
     case = Case(
         id=case_id,
         image=torch.from_numpy(_positive(_turned(image, axes, flips))),
         label=None,
-        spacing_mm=None if spacing is None else (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]),
+        spacing_mm=geometries[0].spacing_along(axes),
         affine=geometries[0].affine,
         group=case_id if group is None else group,
         axes=axes,
@@ -75,7 +74,7 @@ def read_case(
         source=paths[0],
         format=format_of(paths[0]).name,
     )
-    return case if label_path is None else with_label(case, read_label(label_path, case))
+    return case if label_path is None else dataclasses.replace(case, label=read_label(label_path, case))
 
 
 def make_case(image: np.ndarray, case_id: str, group: str | None = None, source: Path | None = None) -> Case:
@@ -92,11 +91,6 @@ def make_case(image: np.ndarray, case_id: str, group: str | None = None, source:
         axes=(2, 0, 1),
         source=source,
     )
-
-
-def with_label(case: Case, label: Tensor) -> Case:
-    """The same case with a label."""
-    return dataclasses.replace(case, label=label)
 
 
 def read_label(
@@ -154,12 +148,11 @@ def read_truth(
     axes, flips = (plane or Plane()).place(geometry, path)
     stored = np.ascontiguousarray(_turned(array, axes, flips))
     label = torch.from_numpy(stored if values is None else _classes(stored, path, values, names))
-    spacing = geometry.spacing_mm
     return Case(
         id=case_id,
         image=label[None].float(),
         label=label,
-        spacing_mm=None if spacing is None else (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]),
+        spacing_mm=geometry.spacing_along(axes),
         affine=geometry.affine,
         group=case_id,
         axes=axes,

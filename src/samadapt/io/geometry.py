@@ -20,9 +20,8 @@ class Geometry:
     affine: np.ndarray | None  # (4, 4) index -> RAS; None for a picture
     channels: int
     dtype: str  # as stored, a numpy name
-    oriented: bool = (
-        True  # whether the header says how the axes lie in the body (sform or qform code above 0)
-    )
+    #: Whether the header says how the axes lie in the body (sform or qform code above 0).
+    oriented: bool = True
 
     @property
     def orientation(self) -> str | None:
@@ -44,6 +43,12 @@ class Geometry:
             raise SamAdaptError(f"slice axis is {slice_axis!r}; expected 0, 1 or 2: an axis of the file")
         width, height = (axis for axis in range(3) if axis != slice_axis)
         return (slice_axis, height, width)
+
+    def spacing_along(self, axes: tuple[int, int, int]) -> tuple[float, float, float] | None:
+        """The spacing in mm of these axes, in this order."""
+        if self.spacing_mm is None:
+            return None
+        return self.spacing_mm[axes[0]], self.spacing_mm[axes[1]], self.spacing_mm[axes[2]]
 
     def _thickest(self) -> int:
         if self.spacing_mm is None:

@@ -85,14 +85,6 @@ def write_label(path: Path, label: np.ndarray, case: Case) -> None:
         image.save(temporary, format="PNG")
 
 
-def write_photo(path: str | Path, array: np.ndarray) -> Path:
-    """(H, W) or (H, W, 3) uint8 -> a PNG as it is."""
-    path = Path(path)
-    with replacing(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG")
-    return path
-
-
 def example(folder: Path, suffix: str) -> Path:
     """A tiny file for tests."""
     path = folder / f"example{suffix}"
@@ -143,12 +135,7 @@ def _why_unidentified(path: Path) -> str:
 def _loaded(image: Image.Image, path: Path) -> Image.Image:
     try:
         image.load()
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-    ) as error:  # PIL raises SyntaxError for broken PNG chunks
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # SyntaxError: a broken PNG chunk
         raise SamAdaptError(f"{path} is damaged or cut off ({error}); copy or export it again") from error
     return image
 

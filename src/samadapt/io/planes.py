@@ -47,9 +47,8 @@ class Plane:
     """
 
     directions: Directions | None = None  # of the reference's D, H, W; None: files are taken as stored
-    slice_axis: int | None = (
-        None  # of files as stored; None: of each file the only one of length 1 or the thickest
-    )
+    #: Of files as stored; None: of each file the only one of length 1 or the thickest.
+    slice_axis: int | None = None
     thick: bool = False  # whether the reference was acquired in thick slices
 
     @property

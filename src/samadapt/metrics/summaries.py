@@ -78,20 +78,8 @@ def summarise(
         low, high = clip_interval(interval, metric)
         misses = sum(len(_missed(table, metric, target)) for target in targets)
         note = f"no value for {', '.join(values.left_out)}" if values.left_out and values.n else ""
-        rows.append(
-            Summary(
-                targets[0] if len(targets) == 1 else MEAN,
-                metric,
-                values.mean,
-                low,
-                high,
-                values.n,
-                len(values.sums),
-                values.n_nan,
-                misses,
-                note,
-            )
-        )
+        target, counts = targets[0] if len(targets) == 1 else MEAN, (values.n, len(values.sums), values.n_nan)
+        rows.append(Summary(target, metric, values.mean, low, high, *counts, misses, note))
     return rows
 
 
@@ -156,6 +144,41 @@ def clip_interval(interval: tuple[float, float], metric: str) -> tuple[float, fl
     if math.isnan(interval[0]) or not (math.isfinite(low) and math.isfinite(high)):
         return math.nan, math.nan
     return low, high
+
+
+# ---------------------------------------------------------------- what each case adds to a mean over classes
+
+
+def score_matrix(
+    scores: Iterable[Score], metric: str, cases: Sequence[str], targets: Sequence[str]
+) -> np.ndarray:
+    """The values of one metric, (cases, targets); nan where undefined or not scored."""
+    matrix = np.full((len(cases), len(targets)), math.nan)
+    case_at, target_at = ({x: i for i, x in enumerate(names)} for names in (cases, targets))
+    for score in scores:
+        if score.metric == metric:
+            matrix[case_at[score.case], target_at[score.target]] = score.value
+    return matrix
+
+
+def mean_contributions(values: np.ndarray) -> np.ndarray:
+    """What each case adds to the mean over targets of their means over the defined cases.
+
+    Args:
+        values: (N, T), nan where undefined.
+
+    Returns:
+        (N,), whose mean is that mean; nan where no value is defined.
+    """
+    known = ~np.isnan(values)
+    values = values[:, known.any(0)]
+    known = known[:, known.any(0)]
+    if values.size == 0:
+        return np.full(len(values), math.nan)
+    n = known.sum(0)
+    means = np.where(known, values, 0).sum(0) / n
+    moved = np.where(known, values - means, 0) * (len(values) / n)
+    return (means + moved).mean(1)
 
 
 # ---------------------------------------------------------------- for the terminal

@@ -4,11 +4,8 @@ The command line, the tables of a study's file, validation and `samadapt list` a
 
 Example:
     >>> @dataclass(frozen=True)
-    ... class Walk:
+    ... class Walk(Checked):
     ...     steps: int = option(10, "How many steps to take.", least=1)
-    ...
-    ...     def __post_init__(self) -> None:
-    ...         check(self)
     >>> Walk(steps=0)
     Traceback (most recent call last):
     samadapt.records.SamAdaptError: steps is 0; expected a whole number from 1 on
@@ -157,11 +154,13 @@ def declared_by(function: Callable[..., Any], without: Collection[str] = ()) -> 
     }
 
 
-def check(options: Any) -> None:
-    """Refuse wrong values of a frozen dataclass; for its `__post_init__`."""
-    kind: Any = type(options)
-    for name, found in declared(kind).items():
-        object.__setattr__(options, name, found.conform(getattr(options, name), name))
+class Checked:
+    """Base of frozen dataclasses of options, which refuse wrong values."""
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name, found in declared(kind).items():
+            object.__setattr__(self, name, found.conform(getattr(self, name), name))
 
 
 def read_table(

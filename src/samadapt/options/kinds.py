@@ -114,6 +114,3 @@ def _in_words(kind: Any, many: bool) -> str:
     if is_list(kind):
         return f"a list of {in_words(get_args(kind)[0], many=True)}"
     return "a table" if is_table(kind) else getattr(kind, "__name__", str(kind))
-
-
-__all__ = ["alternatives", "fit", "from_text", "in_words", "is_list", "is_table"]

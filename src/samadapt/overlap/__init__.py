@@ -7,6 +7,7 @@ so it stands here, each row with its source and with how certain it is. No torch
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,9 +75,8 @@ PUBLIC_DATA: dict[str, PublicData] = {
     ),
     "kvasir": PublicData("Kvasir-SEG", r"kvasir\w*"),
     "retinamnist": PublicData("RetinaMNIST (DeepDRiD)", r"retinamnist|deepdrid"),
-    "totalsegmentator": PublicData(
-        "TotalSegmentator", r"totalseg(mentator)?\w*"
-    ),  # its cases: s0001, as others'
+    # Its cases are called s0001, as others'.
+    "totalsegmentator": PublicData("TotalSegmentator", r"totalseg(mentator)?\w*"),
     "usgra": PublicData("USGRA (2025)", r"usgra"),
 }
 _SHARE = 0.5  # of the cases must bear the names of a public data set, where others might bear them too
@@ -246,16 +246,12 @@ class Overlap:
 
     def to_json(self) -> dict[str, Any]:
         """For experiment.json and a run's files."""
-        return {
-            "encoder": self.encoder, "data": self.data, "certainty": self.certainty, "why": self.why,
-            "source": self.source, "seen": None if self.seen is None else list(self.seen), "asked": self.asked,
-        }  # fmt: skip
+        return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> Overlap:
         """The inverse of `to_json`."""
-        seen = content["seen"]
-        return Overlap(**{**content, "seen": None if seen is None else tuple(seen)})
+        return Overlap(**{**content, "seen": None if content["seen"] is None else tuple(content["seen"])})
 
 
 def overlaps(encoder: str, names: Iterable[str], cases: Sequence[str]) -> list[Overlap]:

@@ -2,5 +2,4 @@
 
 from samadapt.report.page import write_report
 from samadapt.report.reading import StudyResults, read_study
-
-__all__ = ["StudyResults", "read_study", "write_report"]
+from samadapt.report.terminal import results_table

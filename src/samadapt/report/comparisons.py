@@ -68,7 +68,7 @@ def compare_all(study: StudyResults, means: Means, name: str, against: str = "")
         for learner in study.learners:
             if (learner, level) in means and (row := _compare(study, learner, level, name, against)):
                 rows.append(row)
-    given = {learner for learner, of in study.learners.items() if of.oracle}
+    given = {learner for learner, of in study.learners.items() if of.role == "oracle"}
     corrected: list[Comparison] = []
     for _, group in itertools.groupby(rows, key=lambda row: row.level):
         same = list(group)

@@ -24,12 +24,6 @@ from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
 # Okabe and Ito's palette, told apart with every common colour vision; yellow is left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
 OUTLINES = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
-#: What stands behind the names of methods, by their role.
-_NOTES = {
-    "baseline": " (baseline)",
-    "control": " (control)",
-    "oracle": " (ground-truth prompt)",
-}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "samadapt",
@@ -53,11 +47,6 @@ def style() -> object:
 def colours(study: StudyResults) -> dict[str, str]:
     """A colour for each method."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(study.learners)}
-
-
-def learner_title(of: MethodInfo) -> str:
-    """The method's name, with what must be known beside it."""
-    return of.title + _NOTES.get(of.role, "")
 
 
 def to_svg(figure: Figure) -> str:
@@ -113,21 +102,12 @@ def label_curves(
     for number, learner in enumerate(learning):
         shift = (number - (len(learning) - 1) / 2) * min(0.55 * gap / max(len(learning), 1), 0.09)
         levels = [level for level in study.levels if (learner, level) in means]
-        _curve(
-            axes,
-            study.learners[learner],
-            [place[x] + shift for x in levels],
-            levels,
-            means,
-            seeds,
-            paint[learner],
-        )
+        x = [place[level] + shift for level in levels]
+        _curve(axes, study.learners[learner], x, levels, means, seeds, paint[learner])
     for learner, of in study.learners.items():
         first = next((means[k] for k in means if k[0] == learner), None)
         if not of.learns and first is not None:
-            axes.axhline(
-                first.mean, color=paint[learner], linestyle=":", linewidth=1.4, label=learner_title(of)
-            )
+            axes.axhline(first.mean, color=paint[learner], linestyle=":", linewidth=1.4, label=of.label)
     axes.set_xticks(list(place.values()), [str(level.patients) for level in study.levels])
     axes.set_xlim(min(place.values(), default=0) - 0.3 * gap, max(place.values(), default=0) + 0.3 * gap)
     axes.set_xlabel(f"number of labelled {study.unit}s")
@@ -135,7 +115,7 @@ def label_curves(
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    order = [t for t in map(learner_title, study.learners.values()) if t in handles]
+    order = [of.label for of in study.learners.values() if of.label in handles]
     figure.legend([handles[t] for t in order], order, loc="outside right center", frameon=False, fontsize=8.5)
     return figure
 
@@ -146,17 +126,11 @@ def _curve(
 ) -> None:  # fmt: skip
     found = [means[learner.name, level] for level in levels]
     y = np.array([e.mean for e in found])
-    ends = np.array(
-        [
-            [0 if math.isnan(e.low) else e.mean - e.low, 0 if math.isnan(e.low) else e.high - e.mean]
-            for e in found
-        ]
-    )
+    ends = np.nan_to_num([[e.mean - e.low, e.high - e.mean] for e in found])
     dashes, marker = ("--", "s") if learner.baseline else ("-", "o")
-    label = learner_title(learner)
     axes.errorbar(
         x, y, np.maximum(ends.T, 0), color=colour, linestyle=dashes, marker=marker, markersize=4.5,
-        linewidth=1.6, elinewidth=1.1, label=label, zorder=3,
+        linewidth=1.6, elinewidth=1.1, label=learner.label, zorder=3,
     )  # fmt: skip
     for place, level in zip(x, levels, strict=True):
         dots = seeds[learner.name, level]
@@ -329,15 +303,8 @@ def confusion(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (i, j), share in np.ndenumerate(shares):
-            axes.text(
-                j,
-                i,
-                f"{share:.2f}",
-                ha="center",
-                va="center",
-                fontsize=7.5,
-                color="white" if share > 0.55 else "#222",
-            )
+            colour = "white" if share > 0.55 else "#222"
+            axes.text(j, i, f"{share:.2f}", ha="center", va="center", fontsize=7.5, color=colour)
         axes.set_xticks(range(len(study.targets)), study.targets, rotation=45, ha="right")
         axes.set_yticks(range(len(study.targets)), study.targets)
         axes.set_title(study.learners[learner].title, fontsize=9)

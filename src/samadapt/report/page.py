@@ -55,7 +55,7 @@ def write_report(
         )
     out = Path(experiment_dir if out is None else out)
     demand_writable(out, "--out")
-    name = "auc" if study.classification else "dsc"
+    name = study.leading_metric
     means = all_means(study, name)
     comparisons = compare_all(study, means, name)
     verdict = judge(study, means, comparisons, name)

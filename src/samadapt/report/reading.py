@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from samadapt.files import write_csv
-from samadapt.metrics import read_cell_scores, score_matrix
+from samadapt.metrics import find_study, read_cell_scores, score_matrix
 from samadapt.overlap import MARK, Overlap
 from samadapt.records import ROLES, Role, SamAdaptError, Score
 
-_FORMAT = 1
 #: How names are written; others stand as they are.
 _TITLES = {
     "unet": "U-Net", "unet_pretrained": "U-Net (ImageNet)", "nnunet": "nnU-Net", "simclr": "SimCLR + U-Net",
 }  # fmt: skip
+#: What stands behind the names of methods, by their role.
+_NOTES = {"baseline": " (baseline)", "control": " (control)", "oracle": " (ground-truth prompt)"}
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,19 @@ class MethodInfo:
         return MethodInfo(name, title, note["role"], bool(note["learns"]))
 
     @property
-    def contender(self) -> bool:
-        """Whether it is one of those that might be recommended instead of a baseline."""
-        return self.role == "contender"
-
-    @property
     def baseline(self) -> bool:
         """Whether it is one of those that must be beaten; controls are among them."""
         return self.role in ("baseline", "control")
 
     @property
-    def control(self) -> bool:
-        """Whether nobody would use it for its own sake."""
-        return self.role == "control"
+    def label(self) -> str:
+        """Its title, with what must be known beside it."""
+        return self.title + _NOTES.get(self.role, "")
 
     @property
-    def oracle(self) -> bool:
-        """Whether its answers are made from the ground truth: it is compared for show only."""
-        return self.role == "oracle"
+    def mark(self) -> str:
+        """The style of its rows in the tables."""
+        return "baseline" if self.baseline else "oracle" if self.role == "oracle" else ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +112,11 @@ class StudyResults:
         return self.note["data"]["task"] == "classification"
 
     @property
+    def leading_metric(self) -> str:
+        """By which methods are compared."""
+        return "auc" if self.classification else "dsc"
+
+    @property
     def unit(self) -> str:
         """The unit of labelling and resampling: "patient", or "case" where nothing says which cases are of one patient."""
         known = self.note["protocol"].get("stacked") or self.cases != self.groups
@@ -125,26 +126,22 @@ class StudyResults:
     def done(self) -> list[CellResults]:
         return [cell for cell in self.cells if cell.done]
 
-    def seeds(self, learner: str, level: Level | None) -> dict[int, CellResults]:
-        """The finished cells of a method at a level; those of one that learns nothing stand for every level."""
-        learns = self.learners[learner].learns
-        return {
-            cell.seed: cell
-            for cell in self.done
-            if cell.learner == learner and (not learns or level is None or cell.labels == level.labels)
-        }
+    def _cells(self, learner: str, level: Level | None) -> list[CellResults]:
+        """The cells of a method at a level; those of one that learns nothing stand for every level."""
+        every = level is None or not self.learners[learner].learns
+        return [c for c in self.cells if c.learner == learner and (every or c.labels == level.labels)]  # type: ignore[union-attr]
 
-    def planned(self, learner: str, level: Level) -> set[int]:
-        """The seeds of a method's cells at a level, finished or not; of one that learns nothing those of its cell."""
-        learns = self.learners[learner].learns
-        return {
-            c.seed for c in self.cells if c.learner == learner and (not learns or c.labels == level.labels)
-        }
+    def seeds(self, learner: str, level: Level | None) -> dict[int, CellResults]:
+        """The finished cells of a method at a level, by their seeds."""
+        return {cell.seed: cell for cell in self._cells(learner, level) if cell.done}
+
+    def planned(self, learner: str, level: Level | None) -> set[int]:
+        """The seeds of a method's cells at a level, finished or not."""
+        return {cell.seed for cell in self._cells(learner, level)}
 
     def unfinished(self, learner: str, level: Level) -> tuple[list[int], list[int]]:
         """The seeds of a method's cells at a level that failed, and of those that have not run yet."""
-        left = [c for c in self.cells if c.learner == learner and not c.done]
-        left = [c for c in left if not self.learners[learner].learns or c.labels == level.labels]
+        left = [cell for cell in self._cells(learner, level) if not cell.done]
         failed = sorted(c.seed for c in left if c.failure is not None)
         return failed, sorted(c.seed for c in left if c.failure is None)
 
@@ -181,7 +178,11 @@ class StudyResults:
 def read_study(folder: str | Path) -> StudyResults:
     """The study, once it is certain that every scores file is what its cell wrote."""
     folder = Path(folder)
-    note = _read_note(folder)
+    note = find_study(folder)
+    if note is None:
+        raise SamAdaptError(
+            f"{folder} is not an experiment: it has no experiment.json; give the --out of `experiment`"
+        )
     cells = tuple(_read_cell(folder, digest, cell) for digest, cell in note["cells"].items())
     done = [cell for cell in cells if cell.done]
     if not done:
@@ -223,26 +224,6 @@ def _group(folder: Path, scored: Mapping[str, str], case: str) -> str:
     if case in scored.values():  # all scans of a patient were scored as one
         return case
     raise SamAdaptError(f"case {case!r} is scored in {folder}, but experiment.json does not name it")
-
-
-def _read_note(folder: Path) -> dict[str, Any]:
-    path = folder / "experiment.json"
-    if not path.is_file():
-        raise SamAdaptError(
-            f"{folder} is not an experiment: it has no experiment.json; give the --out of `experiment`"
-        )
-    try:
-        note = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in ("data", "protocol", "learners", "cells", "scored") if key not in note]
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise SamAdaptError(f"{path} cannot be read ({error}); it was edited or cut short") from error
-    if missing:
-        raise SamAdaptError(f"{path} lacks {missing[0]!r}; it was edited, or is of another version")
-    if note.get("format") != _FORMAT:
-        raise SamAdaptError(
-            f"{path} has the format {note.get('format')!r}; this version reads {_FORMAT}: use the samadapt that wrote it"
-        )
-    return note
 
 
 def _demand_roles(folder: Path, note: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from samadapt.files import write_csv
 from samadapt.metrics import Metric, metric_info
 from samadapt.report.comparisons import Comparison, Means, all_means
-from samadapt.report.figures import learner_title
 from samadapt.report.reading import CellResults, Level, StudyResults, labels_text
 from samadapt.report.verdict import Gain, p_text, signed
 from samadapt.statistics import Estimate
@@ -44,24 +43,13 @@ def with_interval(e: Estimate, shown: Metric) -> str:
     return f"{number(e.mean, shown.digits)} ({number(e.low, shown.digits)} to {number(e.high, shown.digits)})"
 
 
-def titled(study: StudyResults, learner: str) -> str:
-    """The method's name, with what must be known beside it."""
-    return learner_title(study.learners[learner])
-
-
-def mark(study: StudyResults, learner: str) -> str:
-    """The style of its rows."""
-    of = study.learners[learner]
-    return "baseline" if of.baseline else "oracle" if of.oracle else ""
-
-
 def means_table(study: StudyResults, means: Means, name: str) -> ReportTable:
     """Methods down, labelled patients across."""
     shown, levels = metric_info(name), list(dict.fromkeys(level for _, level in means))
     names = [n for n in study.learners if any(n == k[0] for k in means)]
     rows = [
         (
-            titled(study, n),
+            study.learners[n].label,
             *(_with_seeds(study, n, x, means[n, x], shown) if (n, x) in means else "–" for x in levels),
         )
         for n in names
@@ -70,7 +58,7 @@ def means_table(study: StudyResults, means: Means, name: str) -> ReportTable:
     caption = (
         f"Mean {shown.title}, with its 95 % confidence interval over {study.unit}s and seeds in brackets"
     )
-    return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names), caption)
+    return ReportTable(head, tuple(rows), tuple(study.learners[n].mark for n in names), caption)
 
 
 def _with_seeds(study: StudyResults, learner: str, level: Level, e: Estimate, shown: Metric) -> str:
@@ -91,14 +79,15 @@ def comparison_table(
         other: the heads of the columns of who is compared with, and of its mean.
     """
     digits = metric_info(name).digits
+    oracles = {n for n, of in study.learners.items() if of.role == "oracle"}
     ordered = sorted(
         comparisons,
-        key=lambda c: (c.level.patients, study.learners[c.learner].oracle, -c.difference.mean),
+        key=lambda c: (c.level.patients, c.learner in oracles, -c.difference.mean),
     )
     rows = [
         (
             c.level.text,
-            titled(study, c.learner),
+            study.learners[c.learner].label,
             study.learners[c.baseline].title,
             number(c.ours, digits),
             number(c.theirs, digits),
@@ -106,9 +95,9 @@ def comparison_table(
             str(len(c.seeds)),
             "–" if math.isnan(c.difference.low)
             else f"{signed(c.difference.low, digits)} to {signed(c.difference.high, digits)}",
-            p_text(c.difference.p).removeprefix("= ") if not study.learners[c.learner].oracle else "–",
+            p_text(c.difference.p).removeprefix("= ") if c.learner not in oracles else "–",
             p_text(c.p_holm).removeprefix("= "),
-            "excluded (ground truth)" if study.learners[c.learner].oracle else c.verdict,
+            "excluded (ground truth)" if c.learner in oracles else c.verdict,
         )
         for c in ordered
     ]  # fmt: skip
@@ -118,7 +107,7 @@ def comparison_table(
     )  # fmt: skip
     firsts = [i == 0 or ordered[i - 1].level != c.level for i, c in enumerate(ordered)]
     marks = [
-        f"{mark(study, c.learner)} {c.verdict.split()[0]}{' first' if first else ''}"
+        f"{study.learners[c.learner].mark} {c.verdict.split()[0]}{' first' if first else ''}"
         for c, first in zip(ordered, firsts, strict=True)
     ]
     return ReportTable(head, tuple(rows), tuple(marks), words=3)
@@ -152,9 +141,9 @@ def gains_table(study: StudyResults, gains: Sequence[Gain], name: str) -> Report
             return "–"
         return signed(e.mean) + ("" if math.isnan(e.low) else f" ({signed(e.low)} to {signed(e.high)})")
 
-    rows = [(titled(study, n), *(field(found.get((n, *step))) for step in steps)) for n in names]
+    rows = [(study.learners[n].label, *(field(found.get((n, *step))) for step in steps)) for n in names]
     head = ("method", *(f"from {a.patients} to {b.patients}" for a, b in steps))
-    return ReportTable(head, tuple(rows), tuple(mark(study, n) for n in names))
+    return ReportTable(head, tuple(rows), tuple(study.learners[n].mark for n in names))
 
 
 def class_table(study: StudyResults, name: str) -> ReportTable:
@@ -169,8 +158,8 @@ def class_table(study: StudyResults, name: str) -> ReportTable:
         for level in levels if study.learners[learner].learns else levels[:1]:
             text = level.text if study.learners[learner].learns else "none"
             fields = (with_interval(c[learner, level], shown) for c in columns)
-            rows.append((titled(study, learner), text, *fields))
-            marks.append(mark(study, learner))
+            rows.append((study.learners[learner].label, text, *fields))
+            marks.append(study.learners[learner].mark)
     head = ("method", "labelled", *each, *(["mean"] if overall else []))
     return ReportTable(head, tuple(rows), tuple(marks), shown.title)
 
@@ -186,8 +175,8 @@ def undefined_table(study: StudyResults) -> ReportTable:
         cells = list(study.seeds(learner, level).values())
         counts = np.sum([_missing(study, cell, volume) for cell in cells], axis=0)
         labelled = level.text if level else "none"
-        rows.append((titled(study, learner), labelled, *(str(int(n)) for n in counts)))
-        marks.append(mark(study, learner))
+        rows.append((study.learners[learner].label, labelled, *(str(int(n)) for n in counts)))
+        marks.append(study.learners[learner].mark)
     head = (
         "method",
         "labelled",
@@ -250,7 +239,7 @@ def budget_table(study: StudyResults) -> ReportTable:
         answered = [c.get("prediction", {}) for c in costs]
         rows.append(
             (
-                titled(study, learner),
+                study.learners[learner].label,
                 level.text if level else "none",
                 _all(costs, "steps"),
                 _all(costs, "batch_size"),
@@ -264,7 +253,7 @@ def budget_table(study: StudyResults) -> ReportTable:
                 _all(costs, "selection"),
             )
         )
-        marks.append(mark(study, learner))
+        marks.append(study.learners[learner].mark)
     head = (
         "method", "labelled", "steps", "batch size", "trained parameters", "wall time (s)", "CPU time (s)",
         "peak memory (MiB)", "peak GPU memory (MiB)", "inference time per case (s)", "augmentation",

@@ -42,9 +42,7 @@ class Conclusion:
     comparison: Comparison | None = None
     missing: tuple[str, ...] = ()  # what did not run yet, or failed, in words
     tests: int = 0  # comparisons at this level that Holm's correction counts
-    aside: tuple[
-        str, ...
-    ] = ()  # baselines that are not counted, for too few of their seeds are finished, in words
+    aside: tuple[str, ...] = ()  # baselines not counted, for too few of their seeds are finished, in words
 
     @property
     def winner(self) -> str:
@@ -85,7 +83,7 @@ def judge(study: StudyResults, means: Means, comparisons: Sequence[Comparison], 
 def _find(
     study: StudyResults, means: Means, comparisons: Sequence[Comparison], level: Level, metric: str
 ) -> Conclusion:
-    heads = [n for n, of in study.learners.items() if of.contender]
+    heads = [n for n, of in study.learners.items() if of.role == "contender"]
     baselines = [n for n, of in study.learners.items() if of.baseline]
     done = [[n for n in names if (n, level) in means] for names in (heads, baselines)]
     tests = tests_at(comparisons, level)
@@ -220,7 +218,11 @@ _WORDS: dict[str, tuple[str, str]] = {
 
 def _clause(study: StudyResults, conclusions: list[Conclusion], shown: str, whole: bool) -> str:
     first = conclusions[0]
-    kind = "control" if first.kind == "baseline" and study.learners[first.baseline].control else first.kind
+    kind = (
+        "control"
+        if first.kind == "baseline" and study.learners[first.baseline].role == "control"
+        else first.kind
+    )
     gaps = [abs(f.comparison.difference.mean) for f in conclusions if f.comparison]
     by = f", by {min(gaps):.3f}" + (f" to {max(gaps):.3f}" if len(gaps) > 1 else "") if gaps else ""
     aside = _listed(text for f in conclusions for text in f.aside)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.adapted import AdaptedModel
+from samadapt.features import Pairs
 from samadapt.metrics import ALL, classification_metrics
-from samadapt.training.config import TrainConfig
-from samadapt.training.stream import Examples
+from samadapt.settings import TrainConfig
 
 
 @final
@@ -26,7 +26,7 @@ class Averager:
     """
 
     def __init__(
-        self, model: AdaptedModel, tensors: Mapping[str, Tensor], config: TrainConfig, select: Examples | None
+        self, model: AdaptedModel, tensors: Mapping[str, Tensor], config: TrainConfig, select: Pairs | None
     ) -> None:
         self.model, self.tensors, self.config, self.select = model, tensors, config, select
         self.average: dict[str, Tensor] = {}
@@ -47,7 +47,7 @@ class Averager:
             if self.score > self.best_score:
                 self.best_score, self.best = self.score, {k: v.clone() for k, v in self.average.items()}
 
-    def _score(self, select: Examples) -> float:
+    def _score(self, select: Pairs) -> float:
         """The averaged weights on the selection cases."""
         now = {name: tensor.clone() for name, tensor in self.tensors.items()}
         put(self.tensors, self.average)

@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from samadapt.adapted import AdaptedModel
+from samadapt.features import Pairs
 from samadapt.files import replacing, write_csv, write_json
 from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state
+from samadapt.settings import TrainConfig
 from samadapt.training.averager import Averager, put
-from samadapt.training.config import TrainConfig
 from samadapt.training.loggers import LOGGERS, Logger
 from samadapt.training.steps import StepLoop, warm_cosine
-from samadapt.training.stream import Batch, Examples, Stream
+from samadapt.training.stream import Batch, Stream
 from samadapt.transforms import seeded
 from samadapt.tuning import TUNINGS, Tuning, trained_tensors
 from samadapt.types import SamAdaptError
@@ -38,8 +39,8 @@ _CURE = "make room, then rerun the same command: it resumes from the last checkp
 
 def train(
     model: AdaptedModel,
-    pairs: Examples,
-    select: Examples | None = None,
+    pairs: Pairs,
+    select: Pairs | None = None,
     config: TrainConfig | None = None,
     out: str | Path = "runs/run",
     split: Any = None,
@@ -73,7 +74,7 @@ def train(
     return out
 
 
-def _demand_possible(model: AdaptedModel, pairs: Examples, config: TrainConfig, tuning: Tuning) -> None:
+def _demand_possible(model: AdaptedModel, pairs: Pairs, config: TrainConfig, tuning: Tuning) -> None:
     head = model.head
     if not tuning.frozen and not pairs.encoder_in_loop:
         raise SamAdaptError(
@@ -113,7 +114,7 @@ def _explained(out: Path, config: TrainConfig) -> Iterator[None]:
 
 
 def _describe(
-    model: AdaptedModel, pairs: Examples, config: TrainConfig, select: Examples | None, split: Any
+    model: AdaptedModel, pairs: Pairs, config: TrainConfig, select: Pairs | None, split: Any
 ) -> dict[str, Any]:
     """Everything that `config.json` says: enough to build the model again and to know what it saw."""
     data = pairs.data
@@ -161,7 +162,7 @@ class _Run:
     """A training and its folder."""
 
     def __init__(
-        self, model: AdaptedModel, tuning: Tuning, config: TrainConfig, out: Path, select: Examples | None
+        self, model: AdaptedModel, tuning: Tuning, config: TrainConfig, out: Path, select: Pairs | None
     ) -> None:
         self.model, self.tuning, self.config, self.out = model, tuning, config, out
         device = model.device.type
@@ -215,7 +216,7 @@ class _Run:
             self._resume()
         return start is not None
 
-    def steps(self, pairs: Examples) -> None:
+    def steps(self, pairs: Pairs) -> None:
         """All steps that are left."""
         config, loop = self.config, self.loop
         stream = Stream(pairs, config.steps, config.batch_size, config.seed, config.balance, loop.step)

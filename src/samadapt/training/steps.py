@@ -125,9 +125,7 @@ def warm_cosine(step: int, steps: int, warmup: float) -> float:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Lightning's notices help nobody here; its errors still come through."""
-    loggers = [
-        logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")
-    ]  # have levels of their own
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

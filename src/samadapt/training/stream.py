@@ -1,43 +1,25 @@
-"""What training asks of its examples, and the batches it draws from them, by step number alone."""
+"""The batches that a training draws from its examples, by step number alone."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from samadapt.features import MapSpec
+from samadapt.features import Pairs
 from samadapt.transforms import seeded
 
 Batch = tuple[dict[str, Tensor], Tensor]
-
-
-class Examples(Protocol):
-    """What training needs of `Pairs`."""
-
-    data: Any
-    maps: MapSpec
-    encoder_in_loop: bool
-
-    @property
-    def items(self) -> Sequence[tuple[str, int]]:
-        """Case and slice of each item."""
-
-    def __len__(self) -> int: ...
-    def batch(
-        self, indices: Sequence[int], key: tuple[object, ...] | None = None, first: int = 0
-    ) -> Batch: ...
 
 
 class Stream(IterableDataset):
     """Batches by step number alone, so that a resumed run sees what an undisturbed one would."""
 
     def __init__(
-        self, pairs: Examples, steps: int, size: int, seed: int, balance: bool = False, start: int = 0
+        self, pairs: Pairs, steps: int, size: int, seed: int, balance: bool = False, start: int = 0
     ) -> None:
         self.pairs, self.steps, self.size, self.seed = pairs, steps, size, seed
         self.balance, self.start = balance, start
@@ -64,7 +46,8 @@ class Stream(IterableDataset):
     @functools.cached_property
     def _weights(self) -> Tensor:
         """One over the number of items that have the item's class; of several labels, the mean over them."""
-        targets = torch.stack([self.pairs.data.label(case_id) for case_id, _ in self.pairs.items]).long()
+        labels = [self.pairs.data.label(case_id) for case_id, _ in self.pairs.items]
+        targets = torch.stack(labels).long()  # type: ignore[arg-type]  # the cases that train have labels
         columns = targets[:, None] if targets.dim() == 1 else targets  # (items, labels)
         shares = [1.0 / torch.bincount(column)[column].float() for column in columns.T]
         return torch.stack(shares).mean(0)

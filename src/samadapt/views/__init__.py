@@ -77,6 +77,3 @@ class CaseView:
             slice_, label = self._augmentation(slice_, label, seeded("view", *key), self.view.side)
         pixels, frame = self.view.preprocess(slice_)
         return pixels, frame, label
-
-
-__all__ = ["CaseView", "View"]

@@ -15,20 +15,3 @@ CLASSIFIERS: dict[str, type[Head]] = {
     "se": SE,
     "slca": SLCA,
 }
-
-__all__ = [
-    "CBAM",
-    "CLASSIFIERS",
-    "GRAD_CAM",
-    "SE",
-    "SLCA",
-    "AttentiveProbe",
-    "BackboneClassifier",
-    "BackboneOptions",
-    "Block",
-    "LinearProbe",
-    "Plain",
-    "SaliencyHead",
-    "classification_loss",
-    "share_inside",
-]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weights
 from samadapt.heads.classification.attention import GRAD_CAM, SaliencyHead, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
-from samadapt.heads.options import Taps, one_of, tap_shape
-from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Task, Units
+from samadapt.heads.options import one_of, tap_shape
+from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
 
 Seen = dict[str, tuple[Tensor, Tensor]]  # stage -> its map before and after the block
 
@@ -32,15 +32,23 @@ def classification_loss(logits: Tensor, target: Tensor, weights: Tensor | None =
     return F.cross_entropy(logits.float(), target.long(), weight=weights)
 
 
-def class_weight_tensor(head: str, n_classes: int, weights: Sequence[float] | None) -> Tensor | None:
-    """(K,), or None; checked."""
-    if weights is None:
-        return None
-    if len(weights) != n_classes or any(not w > 0 for w in weights):
-        raise SamAdaptError(
-            f"head {head!r} cannot weigh {n_classes} classes by {list(weights)}; give one number above 0 for each"
-        )
-    return torch.tensor([float(w) for w in weights])
+@final
+class WeightedLoss(nn.Module):
+    """`classification_loss` with the weights of a head's classes, checked; None: all count alike."""
+
+    weights: Tensor | None
+
+    def __init__(self, head: str, n_classes: int, weights: Sequence[float] | None) -> None:
+        super().__init__()
+        if weights is not None and (len(weights) != n_classes or any(not w > 0 for w in weights)):
+            raise SamAdaptError(
+                f"head {head!r} cannot weigh {n_classes} classes by {list(weights)}; give one number above 0 for each"
+            )
+        tensor = None if weights is None else torch.tensor([float(w) for w in weights])
+        self.register_buffer("weights", tensor, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return classification_loss(logits, target, self.weights)
 
 
 @dataclass(frozen=True)
@@ -111,28 +119,25 @@ class BackboneClassifier(Head, SaliencyHead):
 
     task: ClassVar[Task] = "classification"
     tiny: ClassVar[Mapping[str, Any]] = {"small_input": True, "image_size": 16}
-    name: ClassVar[str]
     backbone: Backbone
     blocks: nn.ModuleDict
     classify: nn.Linear
     image_size: int
     units: Units
-    class_weights: Tensor | None
     starts_pretrained: bool
 
     def start(self, trunk: BackboneOptions, taps: Taps, n_classes: int) -> Backbone:
         """Build everything but the blocks, which come after: with one seed all heads start from one network."""
         tap_shape(self.name, taps, PIXELS)
         self.reads = {PIXELS: 1}
-        self.spec = {"name": self.name, "n_classes": n_classes, **trunk.spec()}
+        self.describe(n_classes, **trunk.spec())
         self.starts_pretrained = trunk.pretrained
         self.backbone = trunk.build(self.name)
         self.units = trunk.units or ZERO_TO_ONE
         self.classify = nn.Linear(self.backbone.channels, n_classes)
         self.blocks = nn.ModuleDict()
         self.image_size = trunk.image_size or self.backbone.side
-        weights = class_weight_tensor(self.name, n_classes, trunk.class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
+        self.loss_fn = WeightedLoss(self.name, n_classes, trunk.class_weights)
         return self.backbone
 
     def starts_as_plain(self, asked: bool | None) -> bool:
@@ -142,11 +147,6 @@ class BackboneClassifier(Head, SaliencyHead):
     def sources(self, features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Stage -> the tap that its block reads; none for blocks that read their own stage."""
         return {}
-
-    @property
-    def added_parameters(self) -> int:
-        """Of the blocks: what the head has more than the plain network."""
-        return sum(p.numel() for p in self.blocks.parameters())
 
     def picture(self, features: Mapping[str, Tensor]) -> Tensor:
         """(B, 3, S, S) as the encoder prepared it -> the network's own size and units."""
@@ -158,9 +158,6 @@ class BackboneClassifier(Head, SaliencyHead):
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         return self._run(features)
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return classification_loss(self(features), target, self.class_weights)
 
     def pretrained(self) -> list[nn.Parameter]:
         return list(self.backbone.parameters()) if self.starts_pretrained else []

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samadapt.heads.classification.attention import SaliencyHead
-from samadapt.heads.classification.classifier import class_weight_tensor, classification_loss
-from samadapt.heads.options import Taps, last_tap, tap_shape
-from samadapt.types import Head, SamAdaptError, Task
+from samadapt.heads.classification.classifier import WeightedLoss
+from samadapt.heads.options import last_tap, tap_shape
+from samadapt.types import Head, SamAdaptError, Taps, Task
 
 
 @final
@@ -35,24 +35,16 @@ class LinearProbe(Head):
         super().__init__()
         tap = tap or last_tap(taps)
         channels = tap_shape(self.name, taps, tap)[0]
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "tap": tap,
-            "class_weights": list(class_weights) if class_weights is not None else None,
-        }
+        self.describe(
+            n_classes, tap=tap, class_weights=list(class_weights) if class_weights is not None else None
+        )
         self.tap, self.reads = tap, {tap: 0}
         self.classify = nn.Linear(channels, n_classes)
-        weights = class_weight_tensor(self.name, n_classes, class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
-        self.class_weights: Tensor | None
+        self.loss_fn = WeightedLoss(self.name, n_classes, class_weights)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         x = features[self.tap].mean((-2, -1))
         return self.classify(F.layer_norm(x, x.shape[1:]))
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return classification_loss(self(features), target, self.class_weights)
 
 
 @final
@@ -88,31 +80,25 @@ class AttentiveProbe(Head, SaliencyHead):
                 f"head {self.name!r} cannot look at {channels} channels with {heads} heads and window {window}; "
                 "give a divisor of the channels, and a window from 1"
             )
-        self.spec = {
-            "name": self.name,
-            "n_classes": n_classes,
-            "tap": tap,
-            "window": window,
-            "heads": heads,
-            "class_weights": list(class_weights) if class_weights is not None else None,
-        }
+        self.describe(
+            n_classes,
+            tap=tap,
+            window=window,
+            heads=heads,
+            class_weights=list(class_weights) if class_weights is not None else None,
+        )
         self.tap, self.reads, self.heads = tap, {tap: window}, heads
         self.query = nn.Parameter(0.02 * torch.randn(channels))
         self.keys = nn.Linear(channels, channels, bias=False)  # a bias would raise all places alike
         self.values = nn.Linear(channels, channels)
         self.classify = nn.Linear(channels, n_classes)
-        weights = class_weight_tensor(self.name, n_classes, class_weights)
-        self.register_buffer("class_weights", weights, persistent=False)
-        self.class_weights: Tensor | None
+        self.loss_fn = WeightedLoss(self.name, n_classes, class_weights)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         tokens = self._tokens(features)
         weights = self._weights(tokens)  # (B, heads, places)
         values = self.values(tokens).unflatten(2, (self.heads, -1))  # (B, places, heads, C / heads)
         return self.classify(torch.einsum("bhn,bnhc->bhc", weights, values).flatten(1))
-
-    def loss(self, features: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return classification_loss(self(features), target, self.class_weights)
 
     def attention(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{tap: (B, h, w)}: the weight of every place, summing to one; the mean of the heads."""

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from samadapt.heads.options import Taps
+from samadapt.types import Taps
 
 KEPT = 8  # training images whose maps stay with the head
 

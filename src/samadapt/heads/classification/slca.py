@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -17,9 +17,9 @@ from samadapt.heads.classification.classifier import (
 )
 from samadapt.heads.classification.gates import BLOCKS, GATES, Block, CbamBlock, GateOptions, WeightBlock
 from samadapt.heads.classification.shuffled import ShuffledTaps
-from samadapt.heads.classification.taps import pooled_shape, taps_of_stages
-from samadapt.heads.options import Taps, one_of
-from samadapt.types import IDENTITY, PIXELS, SamAdaptError, Units
+from samadapt.heads.options import one_of, tap_shape
+from samadapt.transforms import pooled_size
+from samadapt.types import IDENTITY, PIXELS, SamAdaptError, Taps, Units
 
 SOURCES = ("taps", "own", "matched")
 RESIZES = ("nearest", "bilinear")
@@ -83,6 +83,9 @@ class OwnGated(BackboneClassifier):
         others: as `Plain`.
     """
 
+    encoders: ClassVar[tuple[str, ...]] = ("sam_nano",)  # for its preparation of the pixels
+    uses_encoder: ClassVar[bool] = False
+
     def __init__(
         self,
         taps: Taps,
@@ -122,8 +125,6 @@ class SE(OwnGated):
     """Squeeze-and-Excitation (Hu et al. 2018): SLCA on the own map with a window as large as the map."""
 
     name: ClassVar[str] = "se"
-    encoders: ClassVar[tuple[str, ...]] = ("sam_nano",)  # for its preparation of the pixels
-    uses_encoder: ClassVar[bool] = False
 
     def block(self, channels: int, hidden: int, gate: str, identity: bool) -> Block:
         return WeightBlock(channels, None, hidden, GateOptions(gate, window=0, identity=identity))
@@ -134,8 +135,6 @@ class CBAM(OwnGated):
     """Convolutional Block Attention Module (Woo et al. 2018)."""
 
     name: ClassVar[str] = "cbam"
-    encoders: ClassVar[tuple[str, ...]] = ("sam_nano",)  # for its preparation of the pixels
-    uses_encoder: ClassVar[bool] = False
 
     def block(self, channels: int, hidden: int, gate: str, identity: bool) -> Block:
         one_of(self.name, "gate", gate, ("sigmoid2", "sigmoid"))  # a softmax over one place map is always one
@@ -222,6 +221,11 @@ class SLCA(BackboneClassifier):
             self.reads |= {IDENTITY: 1}
             self.min_cases = 2
 
+    @staticmethod
+    def is_control(options: Mapping[str, Any]) -> bool:
+        """With gates from another picture's maps, or from none of the encoder's."""
+        return bool(options.get("shuffle")) or options.get("source", "taps") != "taps"
+
     def _hidden(
         self, network: Backbone, gated: Sequence[str], taps: Taps, reduction: int, source: str
     ) -> dict[str, int]:
@@ -243,3 +247,57 @@ class SLCA(BackboneClassifier):
         if self.shuffled is not None:
             given = self.shuffled(given, features[PIXELS], features[IDENTITY])
         return {stage: given[tap] for stage, tap in self.stage_taps.items()}
+
+
+# ---------------------------------------------------------------- which map gates which stage
+
+
+def five_taps(taps: Taps) -> list[str]:
+    """Patch, early, middle, late, neck: by position in the encoder's own order.
+
+    The last map is the neck. Of the maps before it come the first, those a quarter and a half of the way up,
+    and the last: for a SAM ViT its patch embedding and, of four global-attention blocks, the first, the second
+    and the fourth. An encoder of five maps gives all of them, one of fewer repeats some.
+    """
+    maps = [tap for tap in taps if tap != PIXELS]
+    if not maps:
+        raise SamAdaptError(
+            f"head 'slca' needs a map of the encoder, which gives {sorted(taps)}; choose an encoder such as "
+            "sam_nano, or the head 'se', which gates with its own maps"
+        )
+    if len(maps) == 5:
+        return maps
+    body = maps[:-1] or maps
+    top = len(body) - 1
+    return [body[0], body[top // 4], body[top // 2], body[top], maps[-1]]
+
+
+def taps_of_stages(
+    taps: Taps, stages: Sequence[str], gated: Sequence[str], chosen: Sequence[str] | None
+) -> dict[str, str]:
+    """{gated stage: tap}.
+
+    Args:
+        stages: all stages of the network: a stage keeps its tap whichever others are gated.
+        chosen: one tap for all gated stages, or one for each in order; None: `five_taps`, spread over `stages`.
+    """
+    if chosen is None:
+        five = five_taps(taps)
+        last = max(len(stages) - 1, 1)
+        spread = {stage: five[round(4 * i / last)] for i, stage in enumerate(stages)}
+        return {stage: spread[stage] for stage in gated}
+    for tap in chosen:
+        tap_shape("slca", taps, tap)
+    names = list(chosen) * len(gated) if len(chosen) == 1 else list(chosen)
+    if len(names) != len(gated) or PIXELS in names:
+        raise SamAdaptError(
+            f"head 'slca' gates {len(gated)} stages ({', '.join(gated)}) and was given the taps {list(chosen)}; "
+            f"give one map for each, or one for all, of {', '.join(t for t in taps if t != PIXELS)}"
+        )
+    return dict(zip(gated, names, strict=True))
+
+
+def pooled_shape(shape: tuple[int, int, int], window: int) -> tuple[int, int, int]:
+    """(C, h, w) of a tap after pooling, as every head receives it."""
+    channels, height, width = shape
+    return channels, *pooled_size((height, width), window)

@@ -1,5 +1,6 @@
-"""The scores of one cell of a study, and the hash that holds them to what the cell wrote.
+"""What a study leaves on disk for its report: `experiment.json`, and the scores of each cell with their hash.
 
+experiment.json      data, version, protocol, methods with their roles, scored cases, cells
 <cell>/cost.json     what the cell cost, and the hash of its scores
 <cell>/scores.csv    written last: it exists = the cell is done
 """
@@ -16,6 +17,28 @@ from samadapt.metrics.table import read_scores, write_scores
 from samadapt.records import SamAdaptError, Score
 
 _HASH = "scores_sha256"
+#: Of `experiment.json`, and part of every cell's digest.
+STUDY_FORMAT = 1
+_KEYS = ("data", "protocol", "learners", "cells", "scored")
+
+
+def find_study(folder: Path) -> dict[str, Any] | None:
+    """What stands in `experiment.json`; None where there is none."""
+    path = folder / "experiment.json"
+    if not path.is_file():
+        return None
+    try:
+        note = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in _KEYS if key not in note]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise SamAdaptError(f"{path} cannot be read ({error}); it was edited or cut short") from error
+    if missing:
+        raise SamAdaptError(f"{path} lacks {missing[0]!r}; it was edited, or is of another version")
+    if note.get("format") != STUDY_FORMAT:
+        raise SamAdaptError(
+            f"{path} has the format {note.get('format')!r}; this version reads {STUDY_FORMAT}: use the samadapt that wrote it"
+        )
+    return note
 
 
 def write_cell_scores(folder: Path, scores: Sequence[Score], cost: Mapping[str, Any]) -> None:

@@ -13,10 +13,6 @@ from samadapt.settings import TABLES
 from samadapt.types import SamAdaptError
 
 
-def _first_line(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
-
-
 def _encoders() -> list[tuple[str, str]]:
     return [(name, f"{entry.text}\n{_trained_on(name)}") for name, entry in sorted(ENCODERS.items())]
 
@@ -34,35 +30,29 @@ def _trained_on(encoder: str) -> str:
 
 
 def _heads() -> list[tuple[str, str]]:
-    return [
-        (name, f"{_first_line(head)}\nOptions (--set): {', '.join(map(_option, options_of(head).values()))}.")
-        for name, head in sorted(HEADS.items())
-    ]
-
-
-def _option(found: Declared) -> str:
-    """ "depth (a whole number)", "width (a whole number; default 64)"."""
-    return f"{found.name} ({_values(found)})"
+    rows = []
+    for name, head in sorted(HEADS.items()):
+        first = (inspect.getdoc(head) or "").partition("\n")[0]
+        options = ", ".join(f"{found.name} ({_values(found)})" for found in options_of(head).values())
+        rows.append((name, f"{first}\nOptions (--set): {options}."))
+    return rows
 
 
 def _values(found: Declared) -> str:
+    """Which values an option takes: "a whole number", "a whole number; default 64"."""
     default = show(found.default)
     return f"{found.expected}{f'; default {default}' if default else ''}"
 
 
 def _settings() -> list[tuple[str, str]]:
-    """What a study's file can hold, table by table."""
-    return [
-        (f"{table}.{name}" if table else name, _explained(found))
-        for table, options in {**TABLES, "unet": options_of(HEADS["unet"])}.items()
-        for name, found in options.items()
-    ]
-
-
-def _explained(found: Declared) -> str:
-    """What an option is for, which values it takes, and its default."""
-    values = _values(found)
-    return f"{found.option.help} {values[0].upper()}{values[1:]}.".strip()
+    """What a study's file can hold, table by table: what each option is for, which values it takes, its default."""
+    rows = []
+    for table, options in {**TABLES, "unet": options_of(HEADS["unet"])}.items():
+        for name, found in options.items():
+            values = _values(found)
+            text = f"{found.option.help} {values[0].upper()}{values[1:]}.".strip()
+            rows.append((f"{table}.{name}" if table else name, text))
+    return rows
 
 
 def _metrics() -> list[tuple[str, str]]:
