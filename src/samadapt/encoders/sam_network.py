@@ -67,20 +67,24 @@ def _by_tiles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) ->
     out, keys, scale = torch.empty_like(v), k.transpose(1, 2), width**-0.5
     regions = fitting(cells**2)
     queries = min(fitting(cells * n) * n, cells)
-    scores = q.new_empty(regions, queries, n, n)
+    shape = (min(regions, groups), queries, n, n)
+    scores, shares = q.new_empty(shape), q.new_empty(shape).flatten(2)  # made once: to ask for memory takes time
     for first in range(0, groups, regions):
         some = slice(first, first + regions)
         for top in range(0, cells, queries):
             part = slice(top, top + queries)
-            tile = scores[: len(q[some]), : len(q[0, part])]
+            count, rest = len(q[some]), len(q[0, part])
+            tile, share = scores[:count, :rest], shares[:count, :rest]
             torch.add(rows[some, part, :, None], columns[some, part, None, :], out=tile)
             flat = tile.flatten(2)
-            if len(flat) == 1:  # the product of two matrices is faster than a batch of one
+            if count == 1:  # the product of two matrices is faster than a batch of one
                 flat[0].addmm_(q[first, part], keys[first], alpha=scale)
-                torch.mm(flat[0].softmax(-1).to(v.dtype), v[first], out=out[first, part])
+                torch.softmax(flat, -1, out=share)
+                torch.mm(share[0].to(v.dtype), v[first], out=out[first, part])
             else:
                 flat.baddbmm_(q[some, part], keys[some], alpha=scale)
-                torch.bmm(flat.softmax(-1).to(v.dtype), v[some], out=out[some, part])
+                torch.softmax(flat, -1, out=share)
+                torch.bmm(share.to(v.dtype), v[some], out=out[some, part])
     return out
 
 
