@@ -216,7 +216,7 @@ def test_an_option_alone_an_own_one_and_only_what_was_typed():
     [
         ("train = {steps = 'many'}", "train.steps is 'many'; expected a whole number from 1 on"),
         ("train = {steps = 1.5}", "train.steps is 1.5; expected a whole number"),
-        ("train = {tune = 'al'}", r"train.tune is 'al'; known: all, none \(did you mean all\?\)"),
+        ("train = {tune = 'al'}", r"train.tune is 'al'; known: all, lora, none \(did you mean all\?\)"),
         ("train = {seed = 1}", "train has no setting 'seed'"),
         ("train = {balance = 1}", "train.balance is 1; expected true or false"),
         ("encoder = {encoder = 'sam_nan'}", r"encoder.encoder is 'sam_nan'; known: .*did you mean sam_nano"),

@@ -27,6 +27,7 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.spec, self.head = spec, head
         self.extractor: Extractor | None = None
+        self.encoder_trained = 0  # parameters of the encoder that a finished training changed
 
     @property
     def device(self) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samadapt import io
 from samadapt.adapted import AdaptedModel
@@ -239,7 +239,7 @@ def load_run(
         named["checkpoint"] = checkpoint
     try:
         spec = EncoderSpec(**named)
-        if tuning.frozen and spec.fingerprint != config["encoder_fingerprint"]:
+        if not tuning.whole and spec.fingerprint != config["encoder_fingerprint"]:
             raise SamAdaptError(
                 f"the weights of encoder {spec.name!r} are not those that it was trained with (fingerprint "
                 f"{spec.fingerprint!r}, expected {config['encoder_fingerprint']!r})"
@@ -255,6 +255,10 @@ def load_run(
         ) from error
     if model.extractor is not None:
         tuning.restore(model.extractor, run)
+        model.encoder_trained = sum(
+            x.numel() for x in tuning.tensors(model.extractor).values() if isinstance(x, nn.Parameter)
+        )
+        tuning.merge(model.extractor)
     load_state(head, run / "head.safetensors")
     return build_predictor(model, Opening.from_json(config["opening"], run))
 

@@ -13,6 +13,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,25 +133,36 @@ def environment() -> dict[str, Any]:
 
 
 def save_state(module: nn.Module, path: Path) -> None:
+    """All weights of a network, as safetensors."""
+    save_tensors(module.state_dict(), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """safetensors under a temporary name, then renamed."""
     with replacing(path, finished=True) as temporary:
         try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
         except SafetensorError as error:  # what it says of a full disk
             raise OSError(str(error)) from error
 
 
-def load_state(module: nn.Module, path: Path) -> None:
-    """The inverse of `save_state`."""
+def load_state(module: nn.Module, path: Path, only: Collection[str] | None = None) -> None:
+    """The inverse of `save_state`; with `only`, of `save_tensors` of the network's tensors of these names."""
+    state = _read_state(path)
+    if only is not None:
+        state |= {name: x for name, x in module.state_dict().items() if name not in only}
+    fill(module, state, str(path), "it is not of this config.json: copy the run folder again")
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
     try:
-        state: dict[str, Tensor] = load_file(path)
+        return load_file(path)
     except FileNotFoundError:
         raise SamAdaptError(
             f"{path} does not exist: the training did not finish; rerun its command to resume"
         ) from None
     except SafetensorError as error:
         raise SamAdaptError(f"{path} cannot be read ({error}); copy the run folder again") from error
-    fill(module, state, str(path), "it is not of this config.json: copy the run folder again")
 
 
 def _parsed(path: Path, cure: str) -> Any:

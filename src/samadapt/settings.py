@@ -124,11 +124,13 @@ class TrainConfig(Checked):
         below=1,
     )
     tune: str = option(
-        "none", "What becomes of the encoder: none (frozen) or all (trained too).", choices=names.TUNINGS
+        "none",
+        "What becomes of the encoder: none (frozen), lora (low-rank adapters are trained) or all (all of it is trained).",
+        choices=names.TUNINGS,
     )
     encoder_lr: float = option(
         1e-4,
-        "Learning rate of what is pretrained: a tuned encoder, a classifier's own pretrained network.",
+        "Learning rate of what is pretrained: a tuned encoder (ten times this for adapters), a classifier's own network.",
         above=0,
     )
     balance: bool = option(

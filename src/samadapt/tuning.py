@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from samadapt.encoders import Extractor
-from samadapt.runs import load_state, save_state
+from samadapt.runs import load_state, save_state, save_tensors
 from samadapt.types import SamAdaptError
 
 _WEIGHTS = "encoder.safetensors"  # of a run whose encoder was tuned
+_ADAPTERS = "adapters.safetensors"
 
 
 class Tuning(ABC):
     """One way to train, or not to train, an encoder."""
 
     text: ClassVar[str]  # for people
+    rate: ClassVar[float] = 1.0  # by which `--encoder-lr` is multiplied for what it trains
     frozen: ClassVar[bool]  # whether the encoder's maps stay as they are, so that they can be stored
     #: Whether `save_to` leaves all of the network, so that its first weights are not needed.
     whole: ClassVar[bool] = False
@@ -26,6 +31,10 @@ class Tuning(ABC):
     @abstractmethod
     def begin(self, extractor: Extractor) -> None:
         """Say which of the encoder's weights are trained; put in what is trained beside them."""
+
+    def merge(self, extractor: Extractor) -> None:
+        """Once it is trained: frozen again, and what was put in beside the weights a part of them, at no cost in time."""
+        extractor.requires_grad_(False)
 
     @abstractmethod
     def tensors(self, extractor: Extractor) -> dict[str, Tensor]:
@@ -76,10 +85,75 @@ class Whole(Tuning):
         return trained_tensors(extractor.network)
 
 
+class LowRank(nn.Module):
+    """A weight (O, ...) plus a product of two thin matrices, zero at first: the adapters of LoRA (arXiv 2106.09685)."""
+
+    def __init__(self, weight: Tensor, rank: int, seed: int) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape[0], weight[0].numel()
+        drawn = torch.randn(rank, inputs, generator=torch.Generator().manual_seed(seed)) * inputs**-0.5
+        self.down = nn.Parameter(drawn.to(weight))
+        self.up = nn.Parameter(weight.new_zeros(outputs, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.up @ self.down).view_as(weight)
+
+
+@final
+class Lora(Tuning):
+    """The encoder's weights stay, and each large one gets a trained difference of low rank.
+
+    Adapted are all linear layers and all convolutions that are not depthwise, where this is less to train than the weight.
+    """
+
+    text = "frozen, with trained low-rank adapters (LoRA)"
+    frozen = False
+    rate = 10.0  # new weights that start at zero; 1e-3 by default, as is usual for LoRA
+    rank = 8
+
+    def begin(self, extractor: Extractor) -> None:
+        extractor.requires_grad_(False)
+        for name, module in self.adapted(extractor.network):
+            if not parametrize.is_parametrized(module):
+                low = LowRank(module.weight, self.rank, zlib.crc32(name.encode()))
+                parametrize.register_parametrization(module, "weight", low)
+            module.parametrizations.weight[0].requires_grad_(True)  # type: ignore[union-attr, index]
+
+    def adapted(self, network: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+        """The layers, by name; the same before and after `begin`."""
+
+        def is_large(module: nn.Module) -> bool:
+            if not isinstance(module, nn.Linear | nn.Conv2d) or getattr(module, "groups", 1) > 1:
+                return False
+            weight = module.weight
+            return weight.numel() > 2 * self.rank * (weight.shape[0] + weight[0].numel())
+
+        return [(n, m) for n, m in network.named_modules() if is_large(m)]  # type: ignore[misc]
+
+    def tensors(self, extractor: Extractor) -> dict[str, Tensor]:
+        return {name: p for name, p in extractor.network.named_parameters() if p.requires_grad}
+
+    def save_to(self, extractor: Extractor, run: Path) -> None:
+        save_tensors(self.tensors(extractor), run / _ADAPTERS)
+
+    def restore(self, extractor: Extractor, run: Path) -> None:
+        if not (run / _ADAPTERS).is_file():
+            raise SamAdaptError(
+                f"{run} trained adapters of its encoder, and its {_ADAPTERS} is missing; copy the whole run folder again"
+            )
+        self.begin(extractor)
+        load_state(extractor.network, run / _ADAPTERS, self.tensors(extractor).keys())
+
+    def merge(self, extractor: Extractor) -> None:
+        for _, module in self.adapted(extractor.network):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        super().merge(extractor)
+
+
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Name -> parameter that an optimiser moves, or buffer of the module."""
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return parameters | dict(module.named_buffers())
 
 
-TUNINGS: dict[str, Tuning] = {"none": Frozen(), "all": Whole()}
+TUNINGS: dict[str, Tuning] = {"none": Frozen(), "all": Whole(), "lora": Lora()}

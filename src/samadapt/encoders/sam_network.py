@@ -68,7 +68,10 @@ def _by_tiles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) ->
     regions = fitting(cells**2)
     queries = min(fitting(cells * n) * n, cells)
     shape = (min(regions, groups), queries, n, n)
-    scores, shares = q.new_empty(shape), q.new_empty(shape).flatten(2)  # made once: to ask for memory takes time
+    scores, shares = (
+        q.new_empty(shape),
+        q.new_empty(shape).flatten(2),
+    )  # made once: to ask for memory takes time
     for first in range(0, groups, regions):
         some = slice(first, first + regions)
         for top in range(0, cells, queries):

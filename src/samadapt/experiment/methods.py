@@ -198,9 +198,7 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
         return job.store.read(case, wanted)[0]
 
     trained = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
-    if model.model.extractor is not None:
-        tensors = TUNINGS[config.tune].tensors(model.model.extractor).values()
-        trained += sum(x.numel() for x in tensors if isinstance(x, nn.Parameter))
+    trained += model.model.encoder_trained
     kept = stored and learner.views
     views = f"{learner.views} stored views of a slice" if kept else "new views in every step"
     notes = {

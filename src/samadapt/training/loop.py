@@ -188,15 +188,18 @@ class _Run:
     def _optimizer(self, objective: nn.Module) -> torch.optim.Optimizer:
         head, config = self.model.head, self.config
         tuned = [p for p in head.pretrained() if p.requires_grad]
-        if self.model.extractor is not None:
-            tuned += [p for p in self.model.extractor.parameters() if p.requires_grad]
         known = {id(p) for p in tuned}
-        fresh = [p for p in head.parameters() if p.requires_grad and id(p) not in known]
-        groups = [{"params": fresh, "lr": config.lr}]
-        if tuned:
-            groups.append({"params": tuned, "lr": config.encoder_lr})
+        groups = [
+            ([p for p in head.parameters() if p.requires_grad and id(p) not in known], config.lr),
+            (tuned, config.encoder_lr),
+        ]
+        if self.model.extractor is not None:
+            encoder = [p for p in self.model.extractor.parameters() if p.requires_grad]
+            groups.append((encoder, config.encoder_lr * self.tuning.rate))
         # Fused: one call for all tensors; one for each is a good part of a small network's step on a CPU.
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.AdamW(
+            [{"params": p, "lr": lr} for p, lr in groups if p], weight_decay=config.weight_decay, fused=True
+        )
 
     def open(self, settings: dict[str, Any], split: Any, overwrite: bool) -> bool:
         """Begin or resume in the folder; False where the training is finished already."""
