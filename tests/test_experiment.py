@@ -30,6 +30,7 @@ from samadapt.experiment.grid import make_cells
 from samadapt.experiment.methods import Fitted, one_by_one
 from samadapt.experiment.registry import reading_heads
 from samadapt.features import FeatureStore, Pairs
+from samadapt.features.encoding import default_batch
 from samadapt.heads import HEADS
 from samadapt.learner import Learner
 from samadapt.metrics import read_scores
@@ -136,7 +137,8 @@ def test_the_encoder_runs_once_over_each_image_and_view(data, tmp_path, tiny):
     assert TinyNetwork.built == built + 2  # once for the views of training cases, once for the scored cases
     trained = {i for n in (1, 2) for s in (0, 1) for i in data.split(n, s).train}
     passes = [(i, 2) for i in trained] + [(i, 1) for i in data.split(1).val]  # two views of training cases
-    assert calls == sum(-(-views * data[i].image.shape[1] // 4) for i, views in passes)  # batches of four
+    inputs = [sum(v * data[i].image.shape[1] for i, v in passes if v == views) for views in (2, 1)]
+    assert calls == sum(-(-count // default_batch(64)) for count in inputs)  # batches run across cases
     encoded = json.loads((tmp_path / "a/encoding.json").read_text())  # all of it before the first cell
     assert encoded["slices"] == sum(views * data[i].image.shape[1] for i, views in passes)
     built = TinyNetwork.built
