@@ -47,6 +47,7 @@ def test_a_sound_data_set(scans: Path) -> None:
     findings = check(open_dataset(scans), seen.append)
     assert [finding.message for finding in findings] == [
         "thick slices as acquired, axial or closest to it; every volume is turned to RAS, as closely as its axes allow",
+        "read as segmentation, laid out as nnU-Net raw; classes: background, a, b",
         "patients: each case is a patient of its own (assign patients with --group)",
     ]
     assert seen == [1, 2, 3, 4]
@@ -165,7 +166,7 @@ def test_signs_that_patients_are_told_apart_wrongly(tmp_path: Path) -> None:
     (warning,) = found(leaking, "warning")
     assert "trains and" in warning and "is scored; if 'p" in warning and "--group" in warning
     assert found(open_dataset(leaking, group=r"(p\d+)"), "warning") == []
-    assert "20 cases of 10 patients" in found(open_dataset(leaking, group=r"(p\d+)"), "note")[1]
+    assert "20 cases of 10 patients" in found(open_dataset(leaking, group=r"(p\d+)"), "note")[2]
     assert found(pictures("sound", [f"BraTS20_Training_{n:03d}" for n in range(12)]), "warning") == []
     crowded = pictures("crowded", [f"a{n}" for n in range(12)] + ["b1", "b2"])
     (warning,) = found(open_dataset(crowded, group="^(a|b)"), "warning")

@@ -212,6 +212,7 @@ def _kinds(data: Dataset, seen: _Seen) -> Iterator[Finding]:
 
 def _patients(data: Dataset) -> Iterator[Finding]:
     """The rule that assigns cases to patients, and signs that it is wrong."""
+    yield _remark(f"read as {data.task}, laid out as {data.layout}; classes: {', '.join(data.classes)}")
     yield _remark(f"patients: {data.group_rule}")
     sizes = Counter(data.groups.values())
     patient, most = sizes.most_common(1)[0]

@@ -55,6 +55,10 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
                 "choose another --out or give --overwrite"
             )
         if (out / "head.safetensors").is_file():
+            if not (out / "split.json").is_file():
+                raise SamAdaptError(
+                    f"{out} was trained, and its split.json is missing; copy the whole run folder again"
+                )
             return None
         if not (out / "environment.json").is_file():
             write_json(out / "environment.json", environment())

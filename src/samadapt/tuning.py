@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -12,11 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from samadapt.encoders import Extractor
-from samadapt.runs import load_state, save_state, save_tensors
+from samadapt.runs import load_state, save_tensors
 from samadapt.types import SamAdaptError
-
-_WEIGHTS = "encoder.safetensors"  # of a run whose encoder was tuned
-_ADAPTERS = "adapters.safetensors"
 
 
 class Tuning(ABC):
@@ -24,6 +22,7 @@ class Tuning(ABC):
 
     text: ClassVar[str]  # for people
     rate: ClassVar[float] = 1.0  # by which `--encoder-lr` is multiplied for what it trains
+    file: ClassVar[str] = "encoder.safetensors"  # in the run folder, where the encoder is not frozen
     frozen: ClassVar[bool]  # whether the encoder's maps stay as they are, so that they can be stored
     #: Whether `save_to` leaves all of the network, so that its first weights are not needed.
     whole: ClassVar[bool] = False
@@ -40,20 +39,27 @@ class Tuning(ABC):
     def tensors(self, extractor: Extractor) -> dict[str, Tensor]:
         """What the training changes of the encoder, by name: parameters, and buffers that go with them."""
 
+    def kept(self, extractor: Extractor) -> Mapping[str, Tensor]:
+        """What a run folder needs to have of the encoder, by name."""
+        return extractor.network.state_dict()
+
     def save_to(self, extractor: Extractor, run: Path) -> None:
         """Leave what was trained in the run folder."""
         if not self.frozen:
-            save_state(extractor.network, run / _WEIGHTS)
+            save_tensors(self.kept(extractor), run / self.file)
+
+    def demand_saved(self, run: Path) -> None:
+        """Whether what `save_to` left is still there."""
+        if not self.frozen and not (run / self.file).is_file():
+            raise SamAdaptError(
+                f"{run} trained its encoder, and its {self.file} is missing; copy the whole run folder again"
+            )
 
     def restore(self, extractor: Extractor, run: Path) -> None:
         """Put into a fresh encoder what `save_to` left."""
-        if self.frozen:
-            return
-        if not (run / _WEIGHTS).is_file():
-            raise SamAdaptError(
-                f"{run} tuned its encoder, and its {_WEIGHTS} is missing; copy the whole run folder again"
-            )
-        load_state(extractor.network, run / _WEIGHTS)
+        self.demand_saved(run)
+        if not self.frozen:
+            load_state(extractor.network, run / self.file, self.kept(extractor).keys())
 
 
 @final
@@ -109,6 +115,7 @@ class Lora(Tuning):
     text = "frozen, with trained low-rank adapters (LoRA)"
     frozen = False
     rate = 10.0  # new weights that start at zero; 1e-3 by default, as is usual for LoRA
+    file = "adapters.safetensors"
     rank = 8
 
     def begin(self, extractor: Extractor) -> None:
@@ -133,16 +140,12 @@ class Lora(Tuning):
     def tensors(self, extractor: Extractor) -> dict[str, Tensor]:
         return {name: p for name, p in extractor.network.named_parameters() if p.requires_grad}
 
-    def save_to(self, extractor: Extractor, run: Path) -> None:
-        save_tensors(self.tensors(extractor), run / _ADAPTERS)
+    def kept(self, extractor: Extractor) -> Mapping[str, Tensor]:
+        return self.tensors(extractor)
 
     def restore(self, extractor: Extractor, run: Path) -> None:
-        if not (run / _ADAPTERS).is_file():
-            raise SamAdaptError(
-                f"{run} trained adapters of its encoder, and its {_ADAPTERS} is missing; copy the whole run folder again"
-            )
         self.begin(extractor)
-        load_state(extractor.network, run / _ADAPTERS, self.tensors(extractor).keys())
+        super().restore(extractor, run)
 
     def merge(self, extractor: Extractor) -> None:
         for _, module in self.adapted(extractor.network):

@@ -214,7 +214,9 @@ def encoder_of(out: Path) -> str | None:
 def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     now = json.loads(json.dumps(now))
     pairs = [(key, before.get(key), now[key]) for key in ("format", "version")]
-    pairs += [(f"data {key}", before["data"].get(key), value) for key, value in now["data"].items()]
+    # The rule for patients stands there in words, which may change; that it groups alike, the hash of the data tells.
+    told = {key: value for key, value in now["data"].items() if key != "group_rule"}
+    pairs += [(f"data {key}", before["data"].get(key), value) for key, value in told.items()]
     pairs += [(key, before["protocol"].get(key), value) for key, value in now["protocol"].items()]
     pairs += [("threads", before.get("threads"), now["threads"])]
     shared = set(before["learners"]) & set(now["learners"])
@@ -223,10 +225,10 @@ def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None
         # A folder from before roles were written is given them.
         keys = ("spec", "learns", "role") if "role" in old else ("spec", "learns")
         pairs += [(f"{key} of learner {name!r}", old.get(key), new[key]) for key in keys]
-    told = shared & set(before.get("encoders", {})) & set(now["encoders"])
+    named = shared & set(before.get("encoders", {})) & set(now["encoders"])
     if not all("role" in method for method in before["learners"].values()):
-        told = set()  # fingerprints had another form then, and cannot be compared
-    pairs += [(f"encoder of {n!r}", before["encoders"][n], now["encoders"][n]) for n in sorted(told)]
+        named = set()  # fingerprints had another form then, and cannot be compared
+    pairs += [(f"encoder of {n!r}", before["encoders"][n], now["encoders"][n]) for n in sorted(named)]
     for what, old, new in pairs:
         if old != new:
             raise SamAdaptError(

@@ -208,6 +208,8 @@ class _Run:
         if self.loop.is_first:
             try:
                 start = open_run(self.out, settings, overwrite)
+                if start is None:  # finished, and nobody took a part of it away
+                    self.tuning.demand_saved(self.out)
             except SamAdaptError as error:  # the other processes wait for an answer
                 problem = str(error)
             if start is not None and split is not None:
