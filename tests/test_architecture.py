@@ -84,7 +84,17 @@ ROOMS: dict[str, set[str]] = {
         "runs",
         "weights",
     },
-    "folders": {"encoders", "files", "figures", "inputs", "io", "overlap", "predicted", "prediction"},
+    "folders": {
+        "encoders",
+        "files",
+        "figures",
+        "inputs",
+        "io",
+        "names",
+        "overlap",
+        "predicted",
+        "prediction",
+    },
     "evaluation": {"files", "datasets", "io", "metrics", "overlap", "predicted", "prediction", "runs"},
     "experiment": {
         "options",

@@ -108,6 +108,29 @@ def file_format(name: str, entry: Any, tmp_path: Path, *_: Any) -> None:
     assert torch.equal(io.read_label(written, case), label)
 
 
+def structure_format(name: str, entry: Any, tmp_path: Path, *_: Any) -> None:
+    """Its example names its structures, and they are read on the voxels of a scan by their names; so are those it writes."""
+    assert entry.name == name
+    scan = next(each for each in io.FORMATS.values() if each.name == (entry.source or "dicom")).example(
+        tmp_path
+    )
+    case = io.read_case(scan, case_id="a")
+    label = torch.zeros(tuple(case.image.shape[1:]), dtype=torch.uint8)
+    label[1:3, 1:3, 1:2], label[2, 3:5, 3:5] = 1, 2
+    paths = [entry.example(tmp_path / f"label{entry.suffix}", io.to_file_axes(label.numpy(), case), case)]
+    if entry.write is not None:
+        assert name in names.LABEL_FORMATS
+        legend = io.Legend(("background", "liver", "spleen"))
+        paths += [io.write_label(io.label_file(tmp_path / "out", case, name), label, case, name, legend)]
+        assert io.find_label(tmp_path / "out", "a") == paths[-1]
+    for path in paths:
+        assert entry.matches(path) and not entry.matches(scan) and entry.names(path) == ("liver", "spleen")
+        assert path in io.find_files(path.parent)
+        assert torch.equal(io.read_label(path, case), label)
+        swapped = io.read_label(path, case, names=("background", "spleen", "liver"))
+        assert torch.equal(swapped, torch.tensor([0, 2, 1], dtype=torch.uint8)[label.long()])
+
+
 def layout(name: str, entry: Any, tmp_path: Path, *_: Any) -> None:
     """It does not take an empty folder, a missing path or a lone text file for its own."""
     (tmp_path / "empty").mkdir()
@@ -169,6 +192,7 @@ TABLES: dict[Callable[..., None], dict[str, Any]] = {
     backbone: BACKBONES,
     tuning: TUNINGS,
     file_format: io.FORMATS,
+    structure_format: io.STRUCTURE_FORMATS,
     layout: {entry.name: entry for entry in LAYOUTS},
     method: {f"{task} {name}": of.make for task, table in METHODS.items() for name, of in table.items()},
     metric: METRICS,
@@ -189,6 +213,12 @@ def entries() -> Iterator[Any]:
 def test_the_contract(contract, name, tmp_path, monkeypatch):
     torch.manual_seed(0)
     contract(name, TABLES[contract][name], tmp_path, monkeypatch)
+
+
+def test_label_maps_can_be_asked_for_in_every_format_that_is_written():
+    written = {name for name, entry in io.FORMATS.items() if entry.write_label is not None}
+    written |= {name for name, entry in io.STRUCTURE_FORMATS.items() if entry.write is not None}
+    assert written == set(names.LABEL_FORMATS)
 
 
 def test_the_contract_sees_a_bad_entry(tmp_path, monkeypatch):

@@ -332,8 +332,8 @@ def test_damaged_volumes(tmp_path: Path) -> None:
         io.read_case(tmp_path / "text.nii")
     with pytest.raises(SamAdaptError, match=r"missing\.nii does not exist"):
         io.read_case(tmp_path / "missing.nii")
-    with pytest.raises(SamAdaptError, match=r"scan\.dcm is of no format that is read \(\.nii"):
-        io.read_case(tmp_path / "scan.dcm")
+    with pytest.raises(SamAdaptError, match=r"scan\.mha is of no format that is read \(\.nii"):
+        io.read_case(tmp_path / "scan.mha")
 
 
 def test_values_that_are_refused(tmp_path: Path) -> None:

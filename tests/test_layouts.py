@@ -232,7 +232,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         picture(tmp_path / kind / ".ipynb_checkpoints" / f"{kind}0-checkpoint.png")
         picture(tmp_path / kind / f"._{kind}1.png")
         (tmp_path / kind / "Thumbs.db").write_bytes(b"x")
-    (tmp_path / "a" / "scan.dcm").write_bytes(b"x")
+    (tmp_path / "a" / "scan.mha").write_bytes(b"x")
     (tmp_path / "a" / "lost.png").symlink_to("/annex/not-fetched")
     picture(tmp_path / "overview.png")
     with pytest.warns(SamAdaptWarning) as said:
@@ -241,7 +241,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     text = str(said[0].message)
     for part in (
         "1 broken links (a/lost.png)",
-        "1 in formats that are not read (a/scan.dcm: convert DICOM to NIfTI, for instance with dcm2niix)",
+        "1 in formats that are not read (a/scan.mha: convert them to NIfTI)",
         "4 hidden, or copies that a program made",
         "1 images in no case (overview.png)",
     ):
@@ -251,10 +251,10 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     assert finding.level == "warning" and "1 broken links (a/lost.png)" in finding.message
 
 
-def test_a_folder_of_dicom_alone_says_what_to_do(tmp_path: Path) -> None:
+def test_a_folder_of_files_that_are_not_read_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
-    (tmp_path / "series" / "1.dcm").write_bytes(b"x")
-    with pytest.raises(SamAdaptError, match=r"it has 1 in formats that are not read .*dcm2niix"):
+    (tmp_path / "series" / "1.nrrd").write_bytes(b"x")
+    with pytest.raises(SamAdaptError, match=r"it has 1 in formats that are not read .*convert them to NIfTI"):
         open_dataset(tmp_path)
 
 

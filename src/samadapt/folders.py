@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from samadapt import io
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, file_sha256, write_csv
 from samadapt.inputs import Input, find_inputs, split_of
+from samadapt.names import LABEL_FORMATS
 from samadapt.overlap import names_of
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
@@ -42,6 +44,8 @@ def predict_folder(
     checkpoint: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    format: str | None = None,
+    codes: str | Path | None = None,
 ) -> PredictReport:
     """Predict a scan, a folder of scans, or cases of a data set.
 
@@ -55,6 +59,8 @@ def predict_folder(
             "val"), or "all". None: the cases that the run's split keeps for scoring, else all.
         probabilities: also write the class probabilities of label maps, `CASE.npy`.
         attention: of a classifier: also draw where it looked, `attention/<case>.png`.
+        format: of the label maps, a name in `names.LABEL_FORMATS`; None: that of the scans, NIfTI where it cannot be written.
+        codes: a CSV of class, value, meaning (and scheme, category): what the classes are in a DICOM SEG.
 
     Raises:
         SamAdaptError: not one case could be predicted; then nothing is left behind.
@@ -63,12 +69,13 @@ def predict_folder(
     model = load_run(run, device, checkpoint)
     if attention:
         _check_that_it_looks(model, run)
+    output = _Output.of(model, run, format, codes)
     cases = find_inputs(Path(inputs), model.opening, split_of(run), subset)
     planned = {case.id: case.planned for case in cases}
     encoder, own = _weights_read(model)
     note = Predictions(
         str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening, planned,
-        encoder=encoder, checkpoint=own, names=tuple(names_of(Path(inputs).resolve())),
+        encoder=encoder, checkpoint=own, names=tuple(names_of(Path(inputs).resolve())), label_format=format,
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out)
@@ -76,7 +83,7 @@ def predict_folder(
         if isinstance(model, Classifier):
             _classify(model, cases, report, attention, progress)
         else:
-            _segment(model, cases, report, probabilities, progress)
+            _segment(model, cases, report, replace(output, probabilities=probabilities), progress)
         if report.done:
             replace(note, failed=report.failed, finished=True).write(out)
     finally:
@@ -119,22 +126,60 @@ def _check_that_it_looks(model: Segmenter | Classifier, run: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Output:
+    """What is written of each case."""
+
+    format: str | None = None
+    legend: io.Legend | None = None
+    probabilities: bool = False
+
+    @staticmethod
+    def of(model: Segmenter | Classifier, run: Path, format: str | None, codes: str | Path | None) -> _Output:
+        """Checked before anything is read or written."""
+        if format is None and codes is None:
+            return _Output()
+        if not isinstance(model, Segmenter):
+            raise SamAdaptError(
+                f"{run} is a classifier, which writes a table; leave out --format and --codes"
+            )
+        if format is None:
+            raise SamAdaptError(
+                "codes are written into DICOM SEG; leave out --codes, or give --format dicom-seg"
+            )
+        if format not in LABEL_FORMATS:
+            raise SamAdaptError(f"the format is {format!r}; expected one of {', '.join(LABEL_FORMATS)}")
+        if not io.names_structures(format):
+            if codes is not None:
+                raise SamAdaptError(
+                    "codes are written into DICOM SEG; leave out --codes, or give --format dicom-seg"
+                )
+            return _Output(format)
+        own = {} if codes is None else io.read_codes(Path(codes))
+        io.demand_writer(model.classes, own)
+        return _Output(
+            format,
+            io.Legend(tuple(model.classes), own, version("samadapt"), file_sha256(run / "head.safetensors")),
+        )
+
+
 def _segment(
     model: Segmenter,
     cases: Sequence[Input],
     report: PredictReport,
-    probabilities: bool,
+    output: _Output,
     progress: Progress | None,
 ) -> None:
     for each in cases:
         there = io.find_label(report.out, each.id)  # of an interrupted prediction: files are written whole
-        maps = report.out / f"{each.id}.npy" if probabilities else None
+        maps = report.out / f"{each.id}.npy" if output.probabilities else None
         if there and (maps is None or maps.is_file()):
             report.done += 1
             continue
         try:
             case = each.load()
-            model.predict_to(case, io.label_file(report.out, case), maps)
+            path = io.label_file(report.out, case, output.format)
+            model.predict_to(case, path, maps, output.format, output.legend)
         except SamAdaptError as error:
             report.failed[each.id] = str(error)
             continue

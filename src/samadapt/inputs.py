@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,8 +62,7 @@ def find_inputs(given: Path, opening: Opening, split: Split, subset: str | None)
 
 def _of_scans(given: Path, opening: Opening, split: Split) -> list[Input]:
     files = _scan_files(given) if given.is_dir() else [given]
-    channels = len(opening.channel_names)
-    cases = io.group_channels(files, channels if channels > 1 and len(files) > 1 else None)
+    cases = _named(files, given if given.is_dir() else given.parent, len(opening.channel_names))
     entries = [Entry(name, paths) for name, paths in cases.items()]
     patients = patients_of(entries, given if given.is_dir() else given.parent, opening, split.patient_of)
     return [
@@ -76,11 +75,31 @@ def _of_scans(given: Path, opening: Opening, split: Split) -> list[Input]:
     ]
 
 
+def _named(files: Sequence[Path], root: Path, channels: int) -> dict[str, tuple[Path, ...]]:
+    """Case -> its image files."""
+    told = [file for file in files if io.is_found_by_content(file)]
+    others = [file for file in files if file not in told]
+    io.demand_one_folder(told)
+    cases = (
+        io.group_channels(others, channels if channels > 1 and len(others) > 1 else None) if others else {}
+    )
+    for path, name in io.scan_names(told, root).items():
+        if name in cases:
+            raise SamAdaptError(f"{cases[name][0]} and {path} are both called {name!r}; rename one")
+        cases[name] = (path,)
+    return cases
+
+
 def _scan_files(folder: Path) -> list[Path]:
-    """The scans of a folder; masks beside them and files that cannot be read are left out with a warning."""
-    listing = io.list_files(folder)
-    scans, masks = split_masks(listing.files)
+    """The scans of a folder; masks beside them and files that cannot be read are left out with a warning.
+
+    DICOM series are found at any depth.
+    """
+    listing = io.list_scans(folder)
+    structures = [file for file in listing.files if io.structures_of(file)]
+    scans, masks = split_masks(file for file in listing.files if file not in structures)
     left_out = [*listing.left_out, *((mask, "masks") for files in masks.values() for mask in files)]
+    left_out += [(file, "masks") for file in structures]
     if not scans:
         strange = io.in_words(left_out, folder)
         raise SamAdaptError(

@@ -30,6 +30,9 @@ class Opening:
     window: str = "percentile"
     plane: io.Plane = field(default_factory=io.Plane)  # how volumes are cut and turned
     label_values: Mapping[int, int] = field(default_factory=dict)  # stored value -> class or IGNORED
+    structures: bool = (
+        False  # whether they were chosen of the structures that the labels name, and overlap in this order
+    )
     stored_classes: tuple[str, ...] = ()  # as the data set calls the classes, where other names were given
     label_column: str | None = None  # of a table of labels
     group: str | None = None  # how patients are told apart (--group); None: by the data set or its names
@@ -154,6 +157,7 @@ class Opening:
             where: the file that holds it, for the message.
         """
         try:
+            content = {"structures": False, **content}  # earlier versions could not choose
             known = {f.name: content[f.name] for f in dataclasses.fields(Opening)}
             plane = dict(known["plane"])
             if plane["directions"] is not None:

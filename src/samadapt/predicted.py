@@ -41,6 +41,7 @@ class Predictions:
     encoder: str | None = None  # whose maps the model reads; None: none, random weights, or unknown
     checkpoint: str | None = None  # the user's own weights of that encoder
     names: tuple[str, ...] = ()  # of the data set or folder that was predicted
+    label_format: str | None = None  # of the label maps, as asked for; None: by the scans
 
     @property
     def patients(self) -> dict[str, str]:
@@ -49,8 +50,8 @@ class Predictions:
 
     def same_task(self, other: Predictions) -> bool:
         """Whether both are of one command, so that one can go on where the other stopped."""
-        return (self.model, self.inputs, self.subset, self.cases) == (
-            other.model, other.inputs, other.subset, other.cases,
+        return (self.model, self.inputs, self.subset, self.cases, self.label_format) == (
+            other.model, other.inputs, other.subset, other.cases, other.label_format,
         )  # fmt: skip
 
     def write(self, folder: Path) -> None:

@@ -135,10 +135,21 @@ class Segmenter(Predictor):
             label[index] = logits.argmax(0).numpy()
         return label
 
-    def predict_to(self, case: Case, path: Path, probabilities: Path | None = None) -> None:
-        """Write the label map (and the probabilities, .npy) with the source's geometry and header."""
+    def predict_to(
+        self,
+        case: Case,
+        path: Path,
+        probabilities: Path | None = None,
+        asked: str | None = None,
+        legend: io.Legend | None = None,
+    ) -> None:
+        """Write the label map (and the probabilities, .npy) with the source's geometry and header.
+
+        Args:
+            asked, legend: as for `io.write_label`.
+        """
         if probabilities is None:
-            io.write_label(path, self.predict(case), case)
+            io.write_label(path, self.predict(case), case, asked, legend)
             return
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
 
@@ -148,7 +159,7 @@ class Segmenter(Predictor):
                 yield logits.softmax(0)
 
         io.write_probabilities(probabilities, slices(), len(self.classes), case)
-        io.write_label(path, label, case)
+        io.write_label(path, label, case, asked, legend)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,9 @@ class OpenOptions(Checked):
         None, "Intensities that are mapped to the full range: percentile, ct, none, or LOW,HIGH."
     )
     channels: tuple[int | str, ...] | None = option(None, "Image channels to use: 0 or 0,1,2.")
+    structures: tuple[str, ...] = option(
+        (), "Structures of DICOM SEG or RTSTRUCT to learn; where they overlap, the first one is kept."
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Data = Annotated[
     Path,
-    typer.Argument(help="Data set: nnU-Net raw, MSD, images/ + masks/, class folders, CSV, MedMNIST npz."),
+    typer.Argument(
+        help="Data set: nnU-Net raw, MSD, DICOM, images/ + masks/, class folders, CSV, MedMNIST npz."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.")]
 Store = Annotated[Path, Option("Folder of feature maps.")]
@@ -41,6 +43,7 @@ def open_data(path: Path, options: OpenOptions, head: str = "") -> Dataset:
     data = open_dataset(
         path, task=options.task, slice_axis=options.slice_axis, group=options.group, channels=options.channels,  # type: ignore[arg-type]
         label_column=options.label_column, prefer="classification" if names.HEADS.get(head) == "classification" else None,
+        structures=options.structures,
     )  # fmt: skip
     return data if options.window is None else data.with_window(options.window)
 

@@ -158,6 +158,16 @@ def predict(
     attention: Annotated[
         bool, Option("Also draw where a classifier looked (.png).", flag="--attention")
     ] = False,
+    format: Annotated[
+        str | None,
+        Option(
+            "Write label maps in this format; else that of the scans, NIfTI for DICOM.",
+            names=names.LABEL_FORMATS,
+        ),
+    ] = None,
+    codes: Annotated[
+        Path | None, Option("CSV of class, value, meaning: codes of the classes in a DICOM SEG.")
+    ] = None,
     checkpoint: Annotated[str | None, Of(LearnerSettings)],
     device: Device,
     overwrite: Overwrite = False,
@@ -169,7 +179,7 @@ def predict(
 
     report = predict_folder(
         run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
-        checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else note,
+        checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else note, format=format, codes=codes,
     )  # fmt: skip
     print(f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}")
     for case, message in report.failed.items():
@@ -223,7 +233,8 @@ def demo(
 def check(
     data: Data,
     opening: Annotated[
-        dict[str, Any], Given(OpenOptions, ("slice_axis", "group", "task", "label_column", "channels"))
+        dict[str, Any],
+        Given(OpenOptions, ("slice_axis", "group", "task", "label_column", "channels", "structures")),
     ],
     encoder: Annotated[
         str | None,

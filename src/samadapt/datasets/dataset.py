@@ -189,11 +189,15 @@ class Dataset:
         """(D, H, W) uint8 of all label files of a case."""
         if entry.file_classes:
             return _one_class_a_file(entry, case)
+        names, chosen = self.opening.stored_classes or self.classes, self.opening.structures
         first, *others = (
-            io.read_label(path, case, self.label_values or None, self.classes) for path in entry.labels
+            io.read_label(path, case, self.label_values or None, names, chosen) for path in entry.labels
         )
         for path, other in zip(entry.labels[1:], others, strict=True):
-            if bool(((first != 0) & (other != 0) & (first != other)).any()):
+            both = (first != 0) & (other != 0)
+            if chosen:
+                first = torch.where(both, torch.minimum(first, other), first)
+            elif bool((both & (first != other)).any()):
                 raise SamAdaptError(
                     f"{path} and the other masks of case {entry.id!r} give some voxels different classes; expected masks "
                     "that can be merged: correct them"
@@ -215,7 +219,7 @@ class Dataset:
         digest = hashlib.sha256(repr((self.task, self.classes, self.channels, self.label_values)).encode())
         for entry in sorted(self.entries, key=lambda e: e.id):
             digest.update(repr((entry.id, entry.group, entry.part, entry.target, entry.row)).encode())
-        files = {path for entry in self.entries for path in entry.images}
+        files = {file for entry in self.entries for path in entry.images for file in io.files_of(path)}
         for path in sorted(files):
             digest.update(path.name.encode() + _file_hash(path, whole=False))
         for path in sorted(path for entry in self.entries for path in entry.labels):

@@ -16,6 +16,7 @@ from samadapt.datasets.patient_names import patients_by_name
 from samadapt.types import SamAdaptError
 
 _CASES = ("case", "case_id", "image", "image_id", "file", "filename", "name", "id")
+_HEADERS = "the PatientID of the DICOM headers"
 _PATIENTS = ("patient", "patient_id", "patientid", "group", "subject", "subject_id")
 
 
@@ -33,8 +34,18 @@ def assign_groups(found: ParsedLayout, root: Path, group: str | Path | None) -> 
     if all(entry.group is not None for entry in entries):
         own = {e.id: e.group or e.id for e in entries}
         return tuple(entries), _counted(own, found.group_rule)
+    if (told := _in_headers(entries)) is not None:
+        return _replaced(entries, told), _counted(told, _HEADERS)
     named = patients_by_name({e.id: _folders_and_name(e, root) for e in entries})
     return _replaced(entries, named.patients), named.rule
+
+
+def _in_headers(entries: Sequence[Entry]) -> dict[str, str] | None:
+    """The patients as the headers of the images say them; None where none does. A case without is a patient of its own."""
+    told = {e.id: io.patient_of(e.images[0]) for e in entries if e.row is None}
+    if not any(told.values()):
+        return None
+    return {e.id: told.get(e.id) or e.id for e in entries}
 
 
 def _counted(patients: Mapping[str, str], rule: str) -> str:

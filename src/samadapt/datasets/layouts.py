@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets import adopted, bids, folders, medmnist, nnunet, organs, pictures, tables
+from samadapt.datasets import adopted, bids, dicom, folders, medmnist, nnunet, organs, pictures, tables
 from samadapt.datasets.csvs import is_csv
 from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.groups import assign_groups
@@ -42,6 +42,13 @@ LAYOUTS: tuple[Layout, ...] = (
         "segmentation",
         nnunet.is_nnunet,
         nnunet.read_nnunet,
+    ),
+    Layout(
+        "DICOM",
+        "DICOM series in any nesting, with DICOM SEG, RTSTRUCT, or label maps called as the series' folders",
+        "segmentation",
+        dicom.is_dicom,
+        dicom.read_dicom,
     ),
     Layout(
         "images and masks",
@@ -80,6 +87,7 @@ def open_dataset(
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
     prefer: Task | None = None,
+    structures: Sequence[str] = (),
 ) -> Dataset:
     """A folder or file -> its cases. Nothing but names, headers and small tables is read.
 
@@ -93,9 +101,12 @@ def open_dataset(
         label_column: of the table; several, comma-separated, are one number for each class.
         classes: other names for the classes, in their order.
         prefer: the task to open for where the data set has labels for both and `task` is not given.
+        structures: of labels that name them (SEG, RTSTRUCT): which are the classes, in this order, in which the first one is
+            kept where they overlap; (): all, and an overlap is an error.
     """
     path = Path(path)
     layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column)
+    found = _chosen(found, structures, path) if structures else found
     entries, rule = assign_groups(found, _root(path), group)
     volumes = [e.images[0] for e in entries if e.row is None and not io.is_picture(e.images[0])]
     opening = Opening(
@@ -113,6 +124,7 @@ def open_dataset(
         label_column=label_column,
         group=_absolute(group),
         group_rule=rule,
+        structures=bool(structures),
     )
     left_out = _left_out(path, entries)
     return Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out)
@@ -260,6 +272,22 @@ def _channel(found: ParsedLayout, wanted: int | str) -> int:
         listed = ", ".join(f"{n} {name}" for n, name in enumerate(names))
         raise SamAdaptError(f"there is no channel {wanted!r}; the data set has {listed}")
     return number
+
+
+def _chosen(found: ParsedLayout, structures: Sequence[str], path: Path) -> ParsedLayout:
+    """With these structures alone as the classes."""
+    if not found.named_structures:
+        raise SamAdaptError(
+            f"structures were chosen ({', '.join(structures)}), and the labels of {path} do not name any; this is for DICOM SEG "
+            "and RTSTRUCT"
+        )
+    unknown = [name for name in structures if name not in found.classes[1:]]
+    if unknown or len(set(structures)) < len(structures):
+        raise SamAdaptError(
+            f"structures are {', '.join(structures)}; expected some of {', '.join(found.classes[1:])}, each once"
+        )
+    values = {number: number for number in range(len(structures) + 1)}
+    return replace(found, classes=("background", *structures), label_values=values)
 
 
 def _renamed(found: ParsedLayout, classes: Sequence[str]) -> tuple[str, ...]:

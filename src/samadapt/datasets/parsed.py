@@ -40,6 +40,7 @@ class ParsedLayout:
     window: str | None = None  # of the intensities; None: by the channels and the first image
     depth: str | None = None  # the type of the numbers in its pictures; None: as the first file says
     label_values: Mapping[int, int] = field(default_factory=dict)
+    named_structures: bool = False  # whether labels name their structures, as SEG and RTSTRUCT do
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     #: Of the table: column -> {case: value}.
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

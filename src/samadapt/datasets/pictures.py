@@ -66,8 +66,11 @@ def read_classes(path: Path, label_column: str | None) -> ParsedLayout:
 
 
 def channel_names(first: Path) -> tuple[str, ...]:
-    """By the first picture: grey or colours."""
-    return ("red", "green", "blue") if io.read_geometry(first).channels == 3 else ("image",)
+    """By the first image: grey or colours; of a volume its modality, where its header says it."""
+    geometry = io.read_geometry(first)
+    if geometry.channels == 3:
+        return ("red", "green", "blue")
+    return (geometry.modality,) if geometry.modality and geometry.affine is not None else ("image",)
 
 
 def unique_names(entries: Sequence[Entry], root: Path) -> list[Entry]:

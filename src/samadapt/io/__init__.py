@@ -19,9 +19,29 @@ from samadapt.io.cases import (
     write_label,
     write_probabilities,
 )
-from samadapt.io.formats import FORMATS, Format, find_label, is_lossy, is_picture, known_suffixes, label_file
+from samadapt.io.dicom.codes import Code, Meaning, meaning_of, read_codes
+from samadapt.io.dicom.naming import demand_one_folder, scan_names, series_uid
+from samadapt.io.dicom.writer import Legend, demand_writer
+from samadapt.io.formats import (
+    FORMATS,
+    STRUCTURE_FORMATS,
+    Format,
+    StructureFormat,
+    files_of,
+    find_label,
+    is_found_by_content,
+    is_lossy,
+    is_picture,
+    known_suffixes,
+    label_file,
+    label_format,
+    names_structures,
+    patient_of,
+    series_of_structures,
+    structures_of,
+)
 from samadapt.io.geometry import Geometry
-from samadapt.io.listing import find_files, find_folders, in_words, list_files, not_used
+from samadapt.io.listing import find_files, find_folders, in_words, list_files, list_scans, not_used
 from samadapt.io.nifti import write_volume
 from samadapt.io.planes import Plane, common_plane
 from samadapt.io.scans import (

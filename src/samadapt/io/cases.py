@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from samadapt.files import replacing, reserve
-from samadapt.io.formats import Format, find_format, is_picture, known_suffixes, label_format, suffix_of
-from samadapt.io.geometry import Geometry, same_place
+from samadapt.io.dicom.writer import Legend
+from samadapt.io.formats import (
+    Format,
+    StructureFormat,
+    find_format,
+    is_picture,
+    known_suffixes,
+    label_format,
+    structures_of,
+    suffix_for,
+    suffix_of,
+)
+from samadapt.io.geometry import Geometry, same_place, turn_onto
 from samadapt.io.listing import cure
 from samadapt.io.planes import Plane
 from samadapt.types import IGNORED, Case, SamAdaptError
@@ -94,20 +105,36 @@ def make_case(image: np.ndarray, case_id: str, group: str | None = None, source:
 
 
 def read_label(
-    path: str | Path, case: Case, values: Mapping[int, int] | None = None, names: Collection[str] = ()
+    path: str | Path,
+    case: Case,
+    values: Mapping[int, int] | None = None,
+    names: Sequence[str] = (),
+    first_wins: bool = False,
 ) -> Tensor:
     """A label file -> (D, H, W) uint8 on the voxels of `case`.
 
     Args:
         values: stored value -> class (or IGNORED), for every value that the data set declares; None takes
             the stored values 0..254 as classes, and 255 as IGNORED.
-        names: of the classes, for the message only.
+        names: of the classes, by number. Structures of a SEG or an RTSTRUCT are told by them; () numbers them in their
+            order. For other files they are for the message only.
+        first_wins: of structures that overlap, whether the one of the lower class is kept, and structures of no class are
+            background; False: both are errors.
     """
     path = Path(path)
-    array, geometry = _read_classes(path)
     shape = tuple(np.array(case.image.shape[1:])[np.argsort(case.axes)].tolist())
+    if (own := structures_of(path)) is not None:
+        names = names or ("background", *own.names(path))
+        numbers = {name: number for number, name in enumerate(names) if number}
+        painted = own.read(path, Geometry(shape, None, case.affine, 1, ""), numbers, first_wins)
+        return torch.from_numpy(np.array(_turned(painted, case.axes, case.flips), order="C"))
+    array, geometry = _read_classes(path)
     image = case.source or path
-    _demand_same_place(image, Geometry(shape, None, case.affine, 1, ""), path, geometry)
+    place = Geometry(shape, None, case.affine, 1, "")
+    if (turn := turn_onto(geometry, place)) is not None:  # the same voxels, perhaps stored in another order
+        array = _turned(array, *turn)
+    else:
+        _demand_same_place(image, place, path, geometry)
     stored = _turned(array, case.axes, case.flips)
     return torch.from_numpy(
         np.array(stored, order="C") if values is None else _classes(stored, path, values, names)
@@ -144,6 +171,10 @@ def read_truth(
         values, names: as for `read_label`.
     """
     path = Path(path)
+    if (own := structures_of(path)) is not None:
+        raise SamAdaptError(
+            f"{path} ({own.name}) is read on the voxels of its scan; give the data set that has both as the truth"
+        )
     array, geometry = _read_classes(path)
     axes, flips = (plane or Plane()).place(geometry, path)
     stored = np.ascontiguousarray(_turned(array, axes, flips))
@@ -168,11 +199,21 @@ def label_values(path: str | Path) -> dict[int, int]:
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
-def write_label(path: str | Path, label: Tensor | np.ndarray, case: Case) -> Path:
+def write_label(
+    path: str | Path,
+    label: Tensor | np.ndarray,
+    case: Case,
+    asked: str | None = None,
+    legend: Legend | None = None,
+) -> Path:
     """(D, H, W) classes -> a label map on the voxels of the case's source, written whole or not at all.
 
     It is of the source's format where that can be written, else NIfTI, or an indexed PNG for a picture; `path` must have
     the suffix of it, as `label_file` gives.
+
+    Args:
+        asked: the name of another format, as for `label_format`.
+        legend: what the classes are, for formats that hold it; None: they are called by their numbers.
     """
     path = Path(path)
     array = np.asarray(label)
@@ -186,11 +227,17 @@ def write_label(path: str | Path, label: Tensor | np.ndarray, case: Case) -> Pat
         raise SamAdaptError(
             f"a label map of {array.shape} does not fit case {case.id!r} of {tuple(case.image.shape[1:])} (D, H, W)"
         )
-    written = label_format(case)
-    if suffix_of(path) not in written.suffixes:
+    written = label_format(case, asked)
+    suffixes = (suffix_for(written),) if isinstance(written, StructureFormat) else written.suffixes
+    if suffix_of(path) not in suffixes:
         raise SamAdaptError(
-            f"a label map of {case.source or case.id} cannot be written to {path}; use {' or '.join(written.suffixes)}"
+            f"a label map of {case.source or case.id} cannot be written to {path}; use {' or '.join(suffixes)}"
         )
+    if isinstance(written, StructureFormat):
+        assert written.write is not None  # `label_format` gives formats that can be written
+        numbered = Legend(("background", *(f"class {n}" for n in range(1, int(array.max(initial=1)) + 1))))
+        written.write(path, to_file_axes(array, case), case, legend or numbered)
+        return path
     assert written.write_label is not None  # `label_format` gives formats that can be written
     if case.format != written.name:  # the header of another format cannot be copied
         case = dataclasses.replace(case, source=None)

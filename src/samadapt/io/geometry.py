@@ -22,6 +22,7 @@ class Geometry:
     dtype: str  # as stored, a numpy name
     #: Whether the header says how the axes lie in the body (sform or qform code above 0).
     oriented: bool = True
+    modality: str = ""  # "CT", "MR", ... where the file says it
 
     @property
     def orientation(self) -> str | None:
@@ -74,3 +75,28 @@ def same_place(a: Geometry, b: Geometry, tolerance: float = 0.1) -> bool:
     corners = np.array([(i, j, k, 1) for i in ends[0] for j in ends[1] for k in ends[2]], dtype=float)
     distance = np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max()
     return bool(distance <= tolerance * voxel_sizes(a.affine).min())
+
+
+def turn_onto(a: Geometry, b: Geometry) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]] | None:
+    """How an array on the voxels of `a` becomes one on those of `b`, where both store the same voxels in other orders.
+
+    Returns:
+        the axes of `a` that lie along i, j, k of `b`, and which of these run the other way; None where the voxels differ.
+    """
+    if a.affine is None or b.affine is None:
+        return None
+    turn = np.round((np.linalg.inv(b.affine) @ a.affine)[:3, :3]).astype(int)
+    if not np.array_equal(np.abs(turn) @ np.ones(3), np.ones(3)) or not np.array_equal(
+        np.ones(3) @ np.abs(turn), np.ones(3)
+    ):
+        return None
+    i, j, k = (int(n) for n in np.abs(turn).argmax(1))
+    flips = tuple(bool(turn[row].sum() < 0) for row in range(3))
+    back = np.eye(4)  # index in b -> index in a
+    back[:3, :3] = turn.T
+    for row, axis in enumerate((i, j, k)):
+        back[axis, 3] = a.shape[axis] - 1 if flips[row] else 0
+    turned = Geometry((a.shape[i], a.shape[j], a.shape[k]), None, a.affine @ back, a.channels, a.dtype)
+    if turned.shape != b.shape or not same_place(turned, b):
+        return None
+    return (i, j, k), (flips[0], flips[1], flips[2])

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samadapt.io.formats import scans_among, suffix_of
+from samadapt.io.formats import is_found_by_content, not_scans_among, scans_among, suffix_of
 
 BROKEN = "broken links"
 UNREAD = "in formats that are not read"
@@ -17,9 +17,6 @@ UNUSED = "images in no case"
 
 #: Formats of medical images that are not read; what to do about some of them.
 _UNREAD = {
-    ".dcm": "convert DICOM to NIfTI, for instance with dcm2niix",
-    ".ima": "convert DICOM to NIfTI, for instance with dcm2niix",
-    ".dicom": "convert DICOM to NIfTI, for instance with dcm2niix",
     **dict.fromkeys((".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img"), "convert them to NIfTI"),
     **dict.fromkeys((".jp2", ".heic", ".avif", ".svs", ".ndpi"), "convert them to PNG or TIFF"),
     **dict.fromkeys((".npy", ".mat", ".h5", ".hdf5"), "save them as NIfTI or PNG"),
@@ -52,7 +49,17 @@ def list_files(folder: Path, recursive: bool = False) -> Listing:
             else:
                 inside.append(path)
         files += scans_among(inside)
+        left_out += not_scans_among(inside)
     return Listing(tuple(sorted(files)), tuple(left_out))
+
+
+def list_scans(folder: Path) -> Listing:
+    """The image files right in a folder, and the scans of many files (DICOM series) in it at any depth."""
+    right_in, below = list_files(folder), list_files(folder, recursive=True)
+    files = dict.fromkeys([*right_in.files, *(path for path in below.files if is_found_by_content(path))])
+    return Listing(
+        tuple(sorted(files)), right_in.left_out if len(files) == len(right_in.files) else below.left_out
+    )
 
 
 def find_files(folder: Path, ending: str = "") -> list[Path]:

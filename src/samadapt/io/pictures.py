@@ -93,18 +93,19 @@ def example(folder: Path, suffix: str) -> Path:
     return path
 
 
+def class_colour(value: int) -> tuple[int, int, int]:
+    """Red, green and blue of a class, 0..255: the colours of PASCAL VOC, by the bits of its number; any two differ."""
+    red = green = blue = 0
+    for bit in range(8):
+        shift = 7 - bit
+        red |= (value >> (3 * bit) & 1) << shift
+        green |= (value >> (3 * bit + 1) & 1) << shift
+        blue |= (value >> (3 * bit + 2) & 1) << shift
+    return red, green, blue
+
+
 def _palette() -> list[int]:
-    """The colours of PASCAL VOC, by the bits of the class number: any two classes differ."""
-    colours = []
-    for value in range(256):
-        red = green = blue = 0
-        for bit in range(8):
-            shift = 7 - bit
-            red |= (value >> (3 * bit) & 1) << shift
-            green |= (value >> (3 * bit + 1) & 1) << shift
-            blue |= (value >> (3 * bit + 2) & 1) << shift
-        colours += [red, green, blue]
-    return colours
+    return [part for value in range(256) for part in class_colour(value)]
 
 
 def _open(path: Path) -> Image.Image:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from samadapt.io.formats import is_picture, suffix_of
+from samadapt.io.formats import find_format, is_picture, suffix_of
 from samadapt.types import SamAdaptError
 
 _MANY_CHANNELS = 8  # more files of one name are frames of a series
@@ -14,7 +14,15 @@ _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 
 def case_name(path: Path, channels: bool = False) -> str:
-    """`case_0000.nii.gz` -> `case_0000`, or `case` where the number is a channel's."""
+    """`case_0000.nii.gz` -> `case_0000`, or `case` where the number is a channel's. A DICOM series is called by its folder."""
+    found = find_format(path)
+    if (
+        found is not None
+        and found.case_name is not None
+        and found.matches is not None
+        and found.matches(path)
+    ):
+        return found.case_name(path)
     stem = path.name[: len(path.name) - len(suffix_of(path))]
     match = _CHANNEL.match(stem) if channels else None
     return match.group(1) if match else stem

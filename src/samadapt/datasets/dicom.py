@@ -1,0 +1,99 @@
+"""Folders of DICOM series, in any nesting, with labels as SEG, as RTSTRUCT, or as label maps called after the series."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from samadapt import io
+from samadapt.datasets.dataset import Entry
+from samadapt.datasets.masks import classes_from_values, find_masks
+from samadapt.datasets.parsed import ParsedLayout
+from samadapt.datasets.pictures import channel_names
+from samadapt.types import SamAdaptError
+
+_Files = tuple[list[Path], list[Path], list[Path]]
+
+
+def _sorted_out(path: Path) -> _Files:
+    """The scans, the labels that name their structures, and the volumes of other formats below a folder."""
+    files = io.list_files(path, recursive=True).files if path.is_dir() else ()
+    structures = [file for file in files if io.structures_of(file)]
+    scans = [file for file in files if io.is_found_by_content(file)]
+    known = {*structures, *scans}
+    return scans, structures, [file for file in files if file not in known and not io.is_picture(file)]
+
+
+def is_dicom(path: Path) -> bool:
+    """DICOM scans of which some have labels."""
+    scans, structures, volumes = _sorted_out(path)
+    return bool(scans) and (bool(structures) or bool(_label_maps(io.scan_names(scans, path), volumes)))
+
+
+def read_dicom(path: Path, label_column: str | None) -> ParsedLayout:
+    """Each series is a case. SEG and RTSTRUCT belong to the series that they refer to, `NAME.nii.gz` or `NAME_seg.nii.gz`
+    to the series in the folder NAME. Structures are told by their names."""
+    scans, structures, volumes = _sorted_out(path)
+    io.demand_one_folder(scans)
+    names = io.scan_names(scans, path)
+    named, maps = _structures(scans, structures), _label_maps(names, volumes)
+    if named and maps:
+        one, other = next(iter(named.values()))[0], next(iter(maps.values()))[0]
+        raise SamAdaptError(
+            f"{path} has labels that name their structures, as {one}, and label maps of numbers, as {other}; expected one "
+            "kind: move the others elsewhere"
+        )
+    if not named and not maps:
+        raise SamAdaptError(
+            f"none of the {len(structures)} labels below {path}, as {structures[0]}, refers to one of its {len(scans)} scans; "
+            "expected the series that they were made on beside them"
+        )
+    labels = named or maps
+    entries = [
+        Entry(names[scan], (scan,), labels.get(scan, ())) for scan in sorted(scans, key=lambda s: names[s])
+    ]
+    channels = channel_names(entries[0].images[0])
+    if maps:
+        classes, values = classes_from_values([file for files in maps.values() for file in files], path)
+        return ParsedLayout(entries, classes, False, channel_names=channels, label_values=values)
+    classes = ("background", *_names(named))
+    values = {number: number for number in range(len(classes))}
+    return ParsedLayout(
+        entries, classes, False, channel_names=channels, label_values=values, named_structures=True
+    )
+
+
+def _structures(scans: Sequence[Path], structures: Sequence[Path]) -> dict[Path, tuple[Path, ...]]:
+    """Scan -> the labels that refer to its series."""
+    of_series: dict[str, list[Path]] = defaultdict(list)
+    for scan in scans:
+        of_series[io.series_uid(scan)].append(scan)
+    found: dict[Path, tuple[Path, ...]] = {}
+    for label in structures:
+        refers = io.series_of_structures(label)
+        meant = [scan for uid in refers if uid for scan in of_series.get(uid, ())]
+        if len(meant) > 1:
+            raise SamAdaptError(
+                f"{label} refers to {len(meant)} scans, {meant[0]} and {meant[1]}; expected one: put the scans into data sets "
+                "of their own"
+            )
+        for scan in meant:
+            found[scan] = (*found.get(scan, ()), label)
+    return found
+
+
+def _label_maps(names: Mapping[Path, str], volumes: Sequence[Path]) -> dict[Path, tuple[Path, ...]]:
+    """Scan -> the label map that is called as it is."""
+    masks, _ = find_masks({name: [scan] for scan, name in names.items()}, volumes)
+    return {scan: masks[name] for scan, name in names.items() if name in masks}
+
+
+def _names(labels: Mapping[Path, Sequence[Path]]) -> list[str]:
+    """The structures of all labels, by their place in the first file that has them; then by name."""
+    place: dict[str, int] = {}
+    for file in sorted({file for files in labels.values() for file in files}):
+        found = io.structures_of(file)
+        for number, name in enumerate(found.names(file) if found else ()):
+            place.setdefault(name, number)
+    return sorted(place, key=lambda name: (place[name], name))
