@@ -279,6 +279,7 @@ def test_bfloat16_rounds_the_maps_and_little_more(entry):
     for tap in exact.keys() - {"pixels"}:
         error = (rounded[tap] - exact[tap]).norm() / exact[tap].norm()
         assert 0 < error < 0.2, tap
+        assert rounded[tap].dtype == torch.float32, tap  # for heads outside of any autocast
 
 
 # ---------------------------------------------------------------- prepare
@@ -444,7 +445,7 @@ def test_unknown_names():
     )
 
 
-def test_encoders_compute_in_float32():
+def test_other_types_are_refused():
     with pytest.raises(SamAdaptError, match="dtype is 'float16'; expected float32 or bfloat16"):
         EncoderSpec("pixels", dtype="float16")
 

@@ -124,7 +124,7 @@ def test_a_killed_encode_goes_on_to_the_same_digits(tmp_path):
     assert not list(tmp_path.rglob(".*"))
     assert store.encode(cases, MapSpec(encoder, READS), batch_size=3).written < 9
     found, expected = contents(store.root), contents(tmp_path / "whole")
-    assert found.keys() == expected.keys()
+    assert found == expected
     store = FeatureStore(tmp_path / "in parts")
     store.encode(cases[4:], MapSpec(encoder, READS), batch_size=3)
     store.encode(cases, MapSpec(encoder, READS), batch_size=3)
@@ -146,15 +146,49 @@ def test_slices_of_several_cases_are_one_batch(tmp_path, monkeypatch):
     assert sizes == [4, 4, 4] and (report.slices, report.cases, report.written) == (9, 9, 9)
 
 
-def test_an_image_that_cannot_be_read_stops_the_encoding_and_keeps_what_is_finished(tmp_path):
+def test_an_image_that_cannot_be_read_stops_the_encoding_and_what_came_before_it_is_kept(tmp_path):
     def cases():
         yield disc_case(1)
-        raise SamAdaptError("case 2 cannot be read")
+        yield disc_case(2, depth=1)
+        raise SamAdaptError("case 3 cannot be read")
 
     store = FeatureStore(tmp_path)
-    with pytest.raises(SamAdaptError, match="case 2 cannot be read"):
+    with pytest.raises(SamAdaptError, match="case 3 cannot be read"):
         store.encode(cases(), MapSpec(tiny(), READS))
     assert not list(tmp_path.rglob(".*"))
+    for case in (disc_case(1), disc_case(2, depth=1)):
+        store.read(case, MapSpec(tiny(), READS))
+
+
+def test_a_case_that_is_given_twice_is_encoded_once(tmp_path):
+    case = disc_case(1, depth=70)  # more slices than are written together
+    assert FeatureStore(tmp_path).encode([case, case], MapSpec(tiny(), READS)).written == 1
+
+
+class FullDisk:
+    """A file that has room for so many bytes and no more; as the system's, it says so late."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def flush(self):
+        if self.file.tell() > self.room:
+            raise OSError(28, "No space left on device")
+        self.file.flush()
+
+
+def test_a_disk_that_fills_up_while_maps_are_written(tmp_path, monkeypatch):
+    def open_small(path, mode="r", *rest, **named):
+        file = open(path, mode, *rest, **named)  # noqa: SIM115
+        return FullDisk(file, 100) if mode == "wb" else file
+
+    monkeypatch.setattr("samadapt.files.open", open_small, raising=False)
+    with pytest.raises(SamAdaptError, match=r"could not write .*neck@1.npy: No space left.*rerun"):
+        FeatureStore(tmp_path).encode([disc_case(1)], MapSpec(tiny(), READS))
+    assert not list(tmp_path.rglob("*.npy")) and not list(tmp_path.rglob("frame.json"))
 
 
 def test_a_truncated_map_is_a_miss(tmp_path):

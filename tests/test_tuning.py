@@ -83,3 +83,18 @@ def test_a_run_with_adapters_holds_them_alone_and_answers_elsewhere(data, tmp_pa
     (elsewhere / "adapters.safetensors").unlink()
     with pytest.raises(SamAdaptError, match=r"adapters.safetensors is missing; copy the whole run folder"):
         load_run(elsewhere)
+
+
+def test_what_the_statistics_of_an_untrained_encoder_became_is_kept(tmp_path):
+    """Its batch normalisation counts in training mode, and a run that forgot it would answer otherwise."""
+    extractor = EncoderSpec("sam_nano", "random", 64).load({"neck": 1})
+    LORA.begin(extractor)
+    extractor.train()
+    extractor(torch.randn(2, 3, 64, 64))
+    LORA.save_to(extractor, tmp_path)
+    fresh = EncoderSpec("sam_nano", "random", 64).load({"neck": 1})
+    LORA.restore(fresh, tmp_path)
+    mean = "running_mean"
+    moved = {n: x for n, x in extractor.network.state_dict().items() if mean in n}
+    assert moved and any(x.abs().max() > 0 for x in moved.values())
+    assert all(torch.equal(fresh.network.state_dict()[name], x) for name, x in moved.items())

@@ -86,40 +86,38 @@ class Drafts(contextlib.AbstractContextManager):
     def __init__(self, cure: str = MAKE_ROOM) -> None:
         self.cure = cure
         self._open: dict[Path, BinaryIO] = {}
-        self._closed: set[Path] = set()
+        self._whole: dict[Path, BinaryIO] = {}
 
     def write(self, path: Path, content: bytes) -> None:
         """Add to the end of a file."""
         with _writing(path, self.cure):
             if path not in self._open:
                 _make_folder(path.parent)
-                self._open[path] = open(_temporary(path), "wb")  # noqa: SIM115  # closed by `close`, or at the end
+                self._open[path] = open(_temporary(path), "wb")  # noqa: SIM115  # closed by `place`, or at the end
             self._open[path].write(content)
 
-    def close(self, path: Path) -> int:
+    def end(self, path: Path) -> int:
         """Nothing more will be written to a file; its size in bytes."""
         with _writing(path, self.cure):
-            size = self._open[path].tell()
-            self._open.pop(path).close()
-            self._closed.add(path)
-            return size
+            self._open[path].flush()
+            self._whole[path] = self._open.pop(path)
+            return self._whole[path].tell()
 
     def place(self) -> None:
-        """Give all closed files their names."""
-        if not self._closed:
-            return
-        os.sync()
-        for path in sorted(self._closed):
+        """Give all files that were ended their names."""
+        if self._whole:
+            os.sync()  # all at once; what follows waits no more, and says what could not be written
+        for path, file in sorted(self._whole.items()):
             with _writing(path, self.cure):
+                os.fsync(file.fileno())
+                file.close()
                 _temporary(path).replace(path)
-        self._closed.clear()
+            del self._whole[path]
 
     def __exit__(self, *error: object) -> None:
-        for path, file in self._open.items():
+        for path, file in (*self._open.items(), *self._whole.items()):
             with contextlib.suppress(OSError):  # what is in its buffer finds no room
                 file.close()
-            _remove(_temporary(path))
-        for path in self._closed:
             _remove(_temporary(path))
 
 

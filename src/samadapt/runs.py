@@ -55,7 +55,7 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
                 "choose another --out or give --overwrite"
             )
         if (out / "head.safetensors").is_file():
-            if not (out / "split.json").is_file():
+            if settings.get("split_hash") and not (out / "split.json").is_file():
                 raise SamAdaptError(
                     f"{out} was trained, and its split.json is missing; copy the whole run folder again"
                 )

@@ -138,7 +138,7 @@ class Lora(Tuning):
         return [(n, m) for n, m in network.named_modules() if is_large(m)]  # type: ignore[misc]
 
     def tensors(self, extractor: Extractor) -> dict[str, Tensor]:
-        return {name: p for name, p in extractor.network.named_parameters() if p.requires_grad}
+        return trained_tensors(extractor.network)
 
     def kept(self, extractor: Extractor) -> Mapping[str, Tensor]:
         return self.tensors(extractor)
@@ -154,9 +154,9 @@ class Lora(Tuning):
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter that an optimiser moves, or buffer of the module."""
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return parameters | dict(module.named_buffers())
+    """Name -> parameter that an optimiser moves, or buffer that is saved with the module."""
+    tensors = module.state_dict(keep_vars=True)
+    return {n: x for n, x in tensors.items() if x.requires_grad or not isinstance(x, nn.Parameter)}
 
 
 TUNINGS: dict[str, Tuning] = {"none": Frozen(), "all": Whole(), "lora": Lora()}

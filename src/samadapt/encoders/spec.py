@@ -172,7 +172,10 @@ class Extractor(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         with self._arithmetic(x.device.type):
             maps = pool_taps(self.network(x, tuple(self.reads)), self.reads)
-        return {PIXELS: x, **maps}
+        return {
+            PIXELS: x,
+            **{tap: y.float() if self.spec.dtype == BFLOAT16 else y for tap, y in maps.items()},
+        }
 
     def _arithmetic(self, device: str) -> AbstractContextManager:
         """A frozen encoder keeps its own, so that a head is trained on the maps that it will predict from."""

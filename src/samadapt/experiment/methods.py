@@ -111,19 +111,19 @@ class Encode:
     scored: bool
 
 
-def default_role(learner: Learner, frozen: bool) -> Role:
+def default_role(learner: Learner, whole: bool) -> Role:
     """The role of a learner where none is declared: by what it reads, and by whether its encoder was ever trained.
 
     Args:
-        frozen: whether the encoder stays as it is.
+        whole: whether all of the encoder is trained.
     """
     head = HEADS.get(learner.head, Head)
     if learner.encoder == PIXELS or not head.uses_encoder:
         return "baseline"
     if head.is_control(learner.options):
         return "control"
-    if learner.checkpoint == "random":  # trained with the head it is a network from scratch
-        return "control" if frozen else "baseline"
+    if learner.checkpoint == "random":  # all of it trained with the head: a network from scratch
+        return "baseline" if whole else "control"
     return "contender"
 
 
@@ -143,7 +143,8 @@ class TrainedMethod(Method):
 
     @property
     def role(self) -> Role:
-        return self.declared or default_role(self.learner, self.frozen)
+        whole = TUNINGS[self.train.get("tune", TrainConfig.tune)].whole
+        return self.declared or default_role(self.learner, whole)
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import io
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from samadapt.files import Drafts
 from samadapt.types import Case, Frame, SamAdaptError
 
 _TOGETHER = 64  # slices: files are awaited on the disk for so many at once, which takes as long as for one
+_SECONDS = 5.0  # and no finished case waits longer for its name, for a process may be killed
 T = TypeVar("T")
 _END = object()
 
@@ -64,19 +65,23 @@ class CaseDraft:
     """
 
     def __init__(self, case: Case, digest: str, folder: Path, maps: MapSpec, drafts: Drafts) -> None:
-        self.case, self.digest, self.folder, self.maps, self.drafts = case, digest, folder, maps, drafts
-        self.slices = maps.views * case.image.shape[1]  # as the encoder sees them
+        self.digest, self.folder, self.maps, self.drafts = digest, folder, maps, drafts
+        self.depth = case.image.shape[1]
+        self.slices = maps.views * self.depth  # as the encoder sees them
+        self._case: Case | None = case
         self.left = self.slices
         self.sizes: dict[Path, int] = {}
         self._frame: Frame | None = None
 
     def inputs(self) -> Iterator[tuple[Tensor, Frame]]:
         """Every view of every slice as the encoder's input, views outermost."""
-        seen = self.maps.view.of(self.case)
+        assert self._case is not None
+        seen, name = self.maps.view.of(self._case), self._case.id
         for view in range(self.maps.views):
-            for index in range(self.case.image.shape[1]):
-                pixels, frame, _ = seen(index, (self.case.id, index, view) if view else None)
+            for index in range(self.depth):
+                pixels, frame, _ = seen(index, (name, index, view) if view else None)
                 yield pixels, frame
+        self._case = None  # a large image is not kept while its maps are waited for
 
     def take(self, maps: Mapping[str, np.ndarray], frame: Frame) -> None:
         """The maps (C, h, w) of the next of its inputs."""
@@ -88,11 +93,11 @@ class CaseDraft:
                 self.drafts.write(path, self._header(maps[tap].shape))
             self.drafts.write(path, maps[tap].tobytes())
             if self.left == 0:
-                self.sizes[path] = self.drafts.close(path)
+                self.sizes[path] = self.drafts.end(path)
 
     def _header(self, shape: tuple[int, ...]) -> bytes:
         views, header = self.maps.views, io.BytesIO()
-        whole = (views, self.slices // views, *shape)
+        whole = (views, self.depth, *shape)
         np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": whole})
         return header.getvalue()
 
@@ -125,22 +130,29 @@ class Encoding:
 
     def encode(self, cases: Iterator[CaseDraft], drafts: Drafts) -> None:
         """Write the maps of all of them; the network is loaded when there is a first one."""
-        extractor: Extractor | None = None
-        finished: list[CaseDraft] = []
         inputs = ((draft, *item) for draft in cases for item in draft.inputs())
+        first = next(inputs, None)
+        if first is None:
+            return
+        extractor = self.maps.encoder.load(self.maps.taps, self.device)  # before there is a second thread
+        ahead = _ahead(itertools.chain([first], inputs), 2 * self.batch_size)
+        finished: list[CaseDraft] = []
+        placed = time.monotonic()
         try:
-            for batch in _batches(_ahead(inputs, 2 * self.batch_size), self.batch_size):
-                extractor = extractor or self.maps.encoder.load(self.maps.taps, self.device)
+            for batch in _batches(ahead, self.batch_size):
                 arrays = self._maps(extractor, torch.stack([pixels for _, pixels, _ in batch]))
                 for row, (draft, _, frame) in enumerate(batch):
                     draft.take({tap: array[row] for tap, array in arrays.items()}, frame)
                     if draft.left == 0:
                         finished.append(draft)
                 self.report.slices += len(batch)
-                if sum(draft.slices for draft in finished) >= _TOGETHER:
+                many = sum(draft.slices for draft in finished) >= _TOGETHER
+                if many or time.monotonic() - placed > _SECONDS:
                     self._place(finished, drafts)
+                    placed = time.monotonic()
                 self.tell()
         finally:  # what is finished is kept, whatever happened
+            ahead.close()
             self._place(finished, drafts)
 
     def _maps(self, extractor: Extractor, batch: Tensor) -> dict[str, np.ndarray]:
@@ -170,18 +182,34 @@ def default_batch(side: int) -> int:
     return min(max(4, 4 * (256 // side) ** 2), 32)
 
 
-def _ahead(items: Iterator[T], count: int) -> Iterator[T]:
+def _ahead(items: Iterator[T], count: int) -> Generator[T]:
     """The same items, so many of them made in a thread before they are asked for."""
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         waiting = deque(pool.submit(next, items, _END) for _ in range(count))
         while (item := waiting.popleft().result()) is not _END:
             waiting.append(pool.submit(next, items, _END))
             yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
+    """The items, so many at a time; where making one fails, those before it come first."""
+    problem: Exception | None = None
+    done = False
+    while not done:
+        batch: list[T] = []
+        try:
+            for item in itertools.islice(items, size):
+                batch.append(item)  # one by one: what came before an error stays
+        except Exception as error:
+            problem = error
+        done = len(batch) < size
+        if batch:
+            yield batch
+    if problem is not None:
+        raise problem
 
 
 @torch.inference_mode()

@@ -59,16 +59,18 @@ class FeatureStore:
         self, cases: Iterable[Case], maps: MapSpec, report: EncodeReport, drafts: Drafts
     ) -> Iterator[CaseDraft]:
         """A draft for each case of which maps are missing."""
+        begun: set[Path] = set()
         for case in cases:
             digest = image_hash(case)
             folder = folder_of(self.root / maps.key, case, digest)
-            missing = missing_maps(folder, digest, maps)
+            missing = {} if folder in begun else missing_maps(folder, digest, maps)
             if not missing:
                 report.cases += 1
                 continue
             if report.written == 0:
                 demand_writable(self.root, "--store")  # one that is complete may be read-only
             report.written += 1
+            begun.add(folder)
             yield CaseDraft(case, digest, folder, dataclasses.replace(maps, reads=missing), drafts)
 
     def read(self, case: Case, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
