@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import sys
-import time
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from samadapt.progress import Progress
 
 if TYPE_CHECKING:
     from samadapt.datasets import Dataset, Split
@@ -32,10 +35,15 @@ def say(text: str | None, quiet: bool) -> None:
         print(text, flush=True)
 
 
-def note(text: str) -> None:
-    """Progress, which a file or a pipe need not keep."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+def case_line(verb: str, quiet: bool) -> Callable[[str], None]:
+    """A progress callback that is told each case."""
+    progress, cases = Progress(quiet), itertools.count(1)
+
+    def show(case: str) -> None:
+        number = next(cases)
+        progress(lambda: f"{verb} {number} cases, the last one {case}", 0)
+
+    return show
 
 
 def split_summary(data: Dataset, split: Split, learner: Learner) -> str:
@@ -55,17 +63,18 @@ def split_summary(data: Dataset, split: Split, learner: Learner) -> str:
 
 def encode_line(total: int, quiet: bool) -> Any:
     """A progress callback: throughput, bytes, time left."""
-    start = time.monotonic()
+    progress = Progress(quiet)
 
     def show(report: EncodeReport) -> None:
-        seconds = time.monotonic() - start
-        left = seconds / max(report.cases, 1) * (total - report.cases) if report.written else 0.0
-        note(
-            f"encoded {report.cases}/{total} cases, {report.slices / max(seconds, 1e-9):.1f} slices/s, "
-            f"{report.bytes / 2**20:.0f} MiB, {left:.0f} s left"
+        rate = report.slices / max(report.seconds, 1e-9)
+        progress(
+            lambda: (
+                f"encoding: {report.cases} of {total} cases, {rate:.1f} slices/s, {report.bytes / 2**20:.0f} MiB"
+            ),
+            report.cases / max(total, 1),
         )
 
-    return None if quiet else show
+    return show
 
 
 def say_warnings_once() -> None:

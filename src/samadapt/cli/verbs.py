@@ -26,9 +26,9 @@ from samadapt.cli.options import (
 )
 from samadapt.cli.parameters import Given, Of, from_options
 from samadapt.cli.terminal import (
+    case_line,
     encode_line,
     never_fail_to_print,
-    note,
     one_voice,
     say,
     say_warnings_once,
@@ -140,6 +140,7 @@ def train(
         chosen, opened, split, config, out, maps, FitOptions(overwrite, encode_line(len(split.train), quiet))
     )
     print(f"trained: {run}")
+    say(f"next: samadapt predict {run} FOLDER_OF_SCANS --out predictions/{run.name}", quiet)
 
 
 @app.command()
@@ -179,7 +180,7 @@ def predict(
 
     report = predict_folder(
         run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
-        checkpoint=checkpoint, overwrite=overwrite, progress=None if quiet else note, format=format, codes=codes,
+        checkpoint=checkpoint, overwrite=overwrite, progress=case_line("predicted", quiet), format=format, codes=codes,
     )  # fmt: skip
     print(f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}")
     for case, message in report.failed.items():
@@ -205,7 +206,7 @@ def evaluate(
     from samadapt.evaluation import evaluate_folder, write_evaluation
     from samadapt.metrics import format_table
 
-    evaluation = evaluate_folder(predictions, truth, None if quiet else note)
+    evaluation = evaluate_folder(predictions, truth, case_line("scored", quiet))
     table = write_evaluation(evaluation, predictions, truth, out, overwrite)
     print(format_table(evaluation.summary))
     for text in evaluation.notes:

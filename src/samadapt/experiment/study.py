@@ -23,6 +23,8 @@ from samadapt.experiment.methods import Encode
 from samadapt.features import EncodeReport, FeatureStore
 from samadapt.files import demand_writable, write_json
 from samadapt.metrics import check_cell_scores
+from samadapt.progress import Progress as ProgressLine
+from samadapt.progress import clock
 from samadapt.runs import pick_device, precision_note
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
@@ -71,7 +73,7 @@ def run_experiment(
             "with --jobs"
         )
     demand_writable(out, "--out")
-    say, out = progress or (lambda text: None), Path(out)
+    say, out = progress or _silent, Path(out)
     cells = make_cells(data, grid, config)
     threads = open_experiment(out, data, grid, config, cells, jobs)
     study = Study(data, out, store, threads)
@@ -94,16 +96,28 @@ def run_experiment(
             outcome.failed[str(cell)] = result
         left = (time.monotonic() - start) / number * (len(missing) - number)
         what = "done" if result == "done" else f"FAILED: {result}"
-        say(f"[{number}/{len(missing)}] {cell}: {what}; {_clock(left)} left")
+        say(f"[{number}/{len(missing)}] {cell}: {what}; {clock(left)} left")
     return outcome
 
 
-def _clock(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{round(seconds)} s" if seconds < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 # ---------------------------------------------------------------- encode once
+
+
+def _silent(text: str) -> None:
+    """For those who want to hear nothing."""
+
+
+def _encoding(encoder: str, total: int, say: Progress) -> Callable[[EncodeReport], None]:
+    """What is said while an encoder runs over the cases of a study."""
+    line = ProgressLine(quiet=say is _silent)
+
+    def show(report: EncodeReport) -> None:
+        line(
+            lambda: f"encoding with {encoder}: {report.cases} of {total} cases, {report.slices} slices",
+            report.cases / max(total, 1),
+        )
+
+    return show
 
 
 def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None:
@@ -117,7 +131,12 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     for encode in wanted:
         cases = study.data[cells[0].split.val if encode.scored else trained]
         try:
-            one = study.store.encode(cases, encode.maps, pick_device(device))
+            one = study.store.encode(
+                cases,
+                encode.maps,
+                pick_device(device),
+                progress=_encoding(encode.maps.encoder.name, len(cases), say),
+            )
         except SamAdaptError as error:  # the cells that read these maps will fail with it, each recorded
             say(f"encoder {encode.maps.encoder.name}: no maps could be stored: {error}")
             continue
@@ -127,7 +146,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
         path = study.out / "encoding.json"
         before = json.loads(path.read_text()) if path.is_file() else {"slices": 0, "bytes": 0, "seconds": 0.0}
         write_json(path, {key: round(value + getattr(report, key), 2) for key, value in before.items()})
-        say(f"encoded {report.slices} slices, {report.bytes / 2**20:.0f} MiB, in {_clock(report.seconds)}")
+        say(f"encoded {report.slices} slices, {report.bytes / 2**20:.0f} MiB, in {clock(report.seconds)}")
 
 
 def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> None:

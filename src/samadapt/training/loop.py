@@ -8,8 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,11 +16,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from samadapt.adapted import AdaptedModel
 from samadapt.features import Pairs
 from samadapt.files import replacing, write_csv, write_json
+from samadapt.progress import Progress
 from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state
 from samadapt.settings import TrainConfig
 from samadapt.training.averager import Averager, put
@@ -226,17 +224,17 @@ class _Run:
         config, loop = self.config, self.loop
         stream = Stream(pairs, config.steps, config.batch_size, config.seed, config.balance, loop.step)
         batches = DataLoader(stream, None, num_workers=config.workers)
-        hidden = not sys.stderr.isatty() or "SAMADAPT_QUIET" in os.environ or not loop.is_first
         with ExitStack() as stack:
             loggers = [LOGGERS[name](self.out, config.__dict__) for name in config.log if loop.is_first]
             for logger in loggers:
                 stack.callback(logger.close)
-            self._all_steps(batches, hidden, loggers)
+            self._all_steps(batches, loggers)
 
-    def _all_steps(self, batches: Iterable[Batch], hidden: bool, loggers: Sequence[Logger]) -> None:
+    def _all_steps(self, batches: Iterable[Batch], loggers: Sequence[Logger]) -> None:
         config, loop = self.config, self.loop
         self.model.train()
-        for x, target in tqdm(batches, "training", config.steps, False, initial=loop.step, disable=hidden):
+        progress, begun = Progress(quiet=not loop.is_first), loop.step
+        for x, target in batches:
             # Dropout and the like depend on the step alone, so that resuming changes nothing.
             # Several processes draw each its own: the same noise for every share of a batch would be less of it.
             rank = loop.fabric.global_rank
@@ -246,6 +244,11 @@ class _Run:
             loss = loop.update(x, target, rates=rate)
             self.averager.update(loop.step)
             self._record(loss, loggers)
+            progress(
+                lambda loss=loss: f"training: step {loop.step} of {config.steps}, loss {loss:.3f}",  # type: ignore[misc]
+                (loop.step - begun) / (config.steps - begun),
+            )
+        progress.close()
 
     def _record(self, loss: Tensor, loggers: Sequence[Logger]) -> None:
         step, config = self.loop.step, self.config
