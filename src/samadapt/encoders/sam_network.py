@@ -45,7 +45,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Ten
     """Scaled dot-product attention over a square of cells, with decomposed relative positions.
 
     Args:
-        q, k, v: (G, n * n, c), G heads of regions of n x n cells. Scores are computed in float32 in any case.
+        q, k, v: (G, n * n, c), G heads of regions of n x n cells. On a processor without gradients the scores are computed in float32.
         down, across: (n, n, c), for each pair of rows, or of columns, of query and key.
 
     Returns: (G, n * n, c) in the type of v.
