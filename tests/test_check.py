@@ -65,7 +65,9 @@ def test_odd_labels(scans: Path) -> None:
     (scans / "labelsTr/p2.nii.gz").unlink()
     assert any("p1: " in e and "has the value 7" in e for e in found(scans, "error"))
     assert any(w.startswith("p0: the label is empty") for w in found(scans, "warning"))
-    assert any(text.startswith(": 1 of 4 cases have no label (the first is 'p") for text in found(scans, "note"))
+    assert any(
+        text.startswith(": 1 of 4 cases have no label (the first is 'p") for text in found(scans, "note")
+    )
 
 
 def test_a_class_that_nobody_has(scans: Path) -> None:

@@ -252,6 +252,16 @@ def test_a_data_set_is_one_whatever_lies_beside_it(a_run, tmp_path):
 # ---------------------------------------------------------------- bad scans, interruptions
 
 
+def test_predictions_are_not_taken_for_images(a_run, tmp_path):
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions/predictions.json").write_text("{}")
+    with pytest.raises(
+        SamAdaptError, match="predictions holds predictions of samadapt and no images; give the images"
+    ):
+        predict_folder(a_run(PICTURES), tmp_path / "predictions", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bad_scan_does_not_stop_the_others(a_run, tmp_path):
     for name in ("a", "b", "c"):
         picture(tmp_path / "scans" / f"{name}.png")

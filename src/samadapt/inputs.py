@@ -51,6 +51,8 @@ def find_inputs(given: Path, opening: Opening, split: Split, subset: str | None)
         raise SamAdaptError(f"unknown subset {subset!r}; known: {', '.join(SUBSETS)}")
     if not given.exists():
         raise SamAdaptError(f"{given} does not exist; give an image file, a folder of images, or a data set")
+    if (given / "predictions.json").is_file():
+        raise SamAdaptError(f"{given} holds predictions of samadapt and no images; give the images")
     if find_layout(given, opening.task, opening.layout) is not None:
         return _of_data_set(open_like(given, opening, split.patient_of, labelled=False), split, subset)
     if subset is not None:
