@@ -200,7 +200,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"tune": "lora"}, {"steps": 0}, {"ema": 1.0}, {"warmup": 2.0}, {"precision": "8"}, {"lr": -1.0}],
+    [{"tune": "halves"}, {"steps": 0}, {"ema": 1.0}, {"warmup": 2.0}, {"precision": "8"}, {"lr": -1.0}],
 )
 def test_bad_settings_are_refused(options):
     with pytest.raises(SamAdaptError, match=next(iter(options))):
