@@ -117,6 +117,20 @@ def test_contours_become_the_voxels_inside(tmp_path):
     )
 
 
+def test_rois_of_one_name_are_united(tmp_path):
+    """One ROI inside another of the same name is no hole; an inner contour of one ROI is."""
+    case = scan(tmp_path / "scan")
+    outlines = {
+        "outer": [dicoms.box((1, 4), (2, 6), 1)],
+        "inner": [dicoms.box((1, 3), (2, 5), 1)],
+        "beside": [dicoms.box((0, 4), (0, 4), 3), dicoms.box((1, 2), (1, 2), 3)],
+    }
+    path = dicoms.rtstruct(tmp_path / "rt.dcm", outlines, names=["GTV"] * 3)
+    assert contours.structure_names(path) == ("GTV",)
+    label = io.to_file_axes(io.read_label(path, case, names=("background", "GTV")).numpy(), case)
+    assert (label[..., 1].sum(), label[..., 3].sum()) == (20, 25 - 4)
+
+
 def test_a_filled_circle_has_the_area_of_a_circle():
     angle = np.linspace(0, 2 * np.pi, 400, endpoint=False)
     circle = np.stack([40 + 25.3 * np.cos(angle), 35 + 25.3 * np.sin(angle)], axis=1)
