@@ -20,6 +20,7 @@ from samadapt.datasets import open_dataset
 from samadapt.folders import predict_folder
 from samadapt.io.dicom import headers
 from samadapt.phantom import make_phantom
+from samadapt.prediction import Segmenter
 from samadapt.types import SamAdaptError
 from test_dicom import multi_frame, picture
 
@@ -327,6 +328,33 @@ def test_codes_that_cannot_be_used(run, tmp_path, content, message):
         "codes are written into DICOM SEG",
         codes=tmp_path / "codes.csv",
     )
+
+
+def test_an_interrupted_prediction_does_not_go_on_with_other_codes(run, tmp_path, monkeypatch):
+    """Else one folder would hold two meanings of a class."""
+    for n in "12":
+        dicoms.series(tmp_path / "in" / f"s{n}", uid=n)
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text(f"class,value,meaning\nLV,{name}1,My ventricle\n")
+
+    def predict(codes: str) -> int:
+        options = {"format": "dicom-seg", "codes": tmp_path / f"{codes}.csv", "device": "cpu"}
+        return predict_folder(run, tmp_path / "in", tmp_path / "out", **options).done
+
+    written = Segmenter.predict_to
+
+    def interrupted(self, case, *rest):
+        if case.id == "s2":
+            raise KeyboardInterrupt
+        return written(self, case, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Segmenter, "predict_to", interrupted)
+        predict("a")
+    with pytest.raises(SamAdaptError, match="is not empty"):
+        predict("b")
+    assert not (tmp_path / "out" / "s2.dcm").exists()
+    assert predict("a") == 2
 
 
 def test_without_highdicom_it_is_said_before_the_work(run, tmp_path, monkeypatch):

@@ -76,6 +76,7 @@ def predict_folder(
     note = Predictions(
         str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening, planned,
         encoder=encoder, checkpoint=own, names=tuple(names_of(Path(inputs).resolve())), label_format=format,
+        codes=None if codes is None else file_sha256(codes),
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out)
