@@ -182,7 +182,7 @@ def _segment(
             path = io.label_file(report.out, case, output.format)
             model.predict_to(case, path, maps, output.format, output.legend)
         except SamAdaptError as error:
-            report.failed[each.id] = str(error)
+            report.failed[each.id] = each.what_failed(error)
             continue
         report.done += 1
         if progress:
@@ -204,7 +204,7 @@ def _classify(
             try:
                 yield each.load(), None
             except SamAdaptError as error:
-                report.failed[each.id] = str(error)
+                report.failed[each.id] = each.what_failed(error)
 
     for case, slices in model.predict_all(readable()):
         rows.append({"case": case.id, "split": parts[case.id], **_answer(model, slices)})
