@@ -17,6 +17,7 @@ import dicoms
 from samadapt import io
 from samadapt.datasets import open_dataset, open_like
 from samadapt.io.dicom import codes, contours, writer
+from samadapt.opening import Opening
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 from test_dicom import OBLIQUE, multi_frame
 
@@ -93,6 +94,9 @@ def test_overlaps_are_refused_or_the_first_structure_named_is_kept(tmp_path):
     assert alone.label is not None and torch.equal(
         alone.label.unique(), torch.tensor([0, 1], dtype=torch.uint8)
     )
+    content = data.opening.to_json()
+    content["structures"] = content.pop("structures_chosen")  # as runs of earlier versions have it
+    assert data.opening.structures_chosen and Opening.from_json(content, tmp_path) == data.opening
     with pytest.raises(SamAdaptError, match="structures are kidney; expected some of liver, spleen"):
         open_dataset(tmp_path, structures=["kidney"])
 

@@ -126,7 +126,7 @@ def open_dataset(
         label_column=label_column,
         group=_absolute(group),
         group_rule=rule,
-        structures=bool(structures),
+        structures_chosen=bool(structures),
     )
     left_out = _left_out(path, entries)
     return Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out)
