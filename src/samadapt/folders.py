@@ -71,12 +71,11 @@ def predict_folder(
         _check_that_it_looks(model, run)
     output = _Output.of(model, run, format, codes)
     cases = find_inputs(Path(inputs), model.opening, split_of(run), subset)
-    planned = {case.id: case.planned for case in cases}
     encoder, own = _weights_read(model)
     note = Predictions(
-        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening, planned,
-        encoder=encoder, checkpoint=own, names=tuple(names_of(Path(inputs).resolve())), label_format=format,
-        codes=None if codes is None else file_sha256(codes),
+        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening,
+        {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=format,
+        names=tuple(names_of(Path(inputs).resolve())), codes=None if codes is None else file_sha256(codes),
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out)
