@@ -170,13 +170,18 @@ def rtstruct(
     *,
     series_uid: str = "1",
     geometry: str = "CLOSED_PLANAR",
+    names: Sequence[str] = (),
 ) -> Path:
-    """An RTSTRUCT of contours, each a flat list x, y, z, x, y, z, ... in mm."""
+    """An RTSTRUCT of contours, each a flat list x, y, z, x, y, z, ... in mm.
+
+    Args:
+        names: of the ROIs, where several have one; by default the keys of `contours`.
+    """
     data = base(RTSTRUCT, "RTSTRUCT", 91)
     study = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=f"{ROOT}.200.{series_uid}")])
     data.ReferencedFrameOfReferenceSequence = [item(RTReferencedStudySequence=[study])]
     data.StructureSetROISequence = [
-        item(ROINumber=n, ROIName=name) for n, name in enumerate(contours, start=1)
+        item(ROINumber=n, ROIName=name) for n, name in enumerate(names or contours, start=1)
     ]
     data.ROIContourSequence = [
         item(

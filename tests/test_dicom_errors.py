@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from samadapt.datasets import open_dataset
 from samadapt.folders import predict_folder
 from samadapt.io.dicom import headers
 from samadapt.phantom import make_phantom
-from samadapt.types import SamAdaptError
+from samadapt.prediction import Segmenter
+from samadapt.types import SamAdaptError, SamAdaptWarning
 from test_dicom import multi_frame, picture
 
 PRIVATE = ("Zebedee", "Quentin", dicoms.BIRTH, dicoms.ACCESSION)
@@ -329,6 +331,34 @@ def test_codes_that_cannot_be_used(run, tmp_path, content, message):
     )
 
 
+def test_an_interrupted_prediction_does_not_go_on_with_other_codes(run, tmp_path, monkeypatch):
+    """Else one folder would hold two meanings of a class."""
+    for n in "12":
+        dicoms.series(tmp_path / "in" / f"s{n}", uid=n)
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text(f"class,value,meaning\nLV,{name}1,My ventricle\n")
+
+    def predict(codes: str) -> int:
+        options = {"format": "dicom-seg", "codes": tmp_path / f"{codes}.csv", "device": "cpu"}
+        return predict_folder(run, tmp_path / "in", tmp_path / "out", **options).done
+
+    written = Segmenter.predict_to
+
+    def interrupted(self, case, *rest):
+        if case.id == "s2":
+            raise KeyboardInterrupt
+        return written(self, case, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "predict_to", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            predict("a")
+    with pytest.raises(SamAdaptError, match="is not empty"):
+        predict("b")
+    assert not (tmp_path / "out" / "s2.dcm").exists()
+    assert predict("a") == 2
+
+
 def test_without_highdicom_it_is_said_before_the_work(run, tmp_path, monkeypatch):
     dicoms.series(tmp_path / "in")
     monkeypatch.setitem(sys.modules, "highdicom", None)
@@ -400,3 +430,23 @@ def test_nothing_that_names_a_patient_is_written(tmp_path, capfd):
         if path not in segs:  # a SEG is filed with its patient, as DICOM demands
             assert not any(word.encode() in content for word in PRIVATE), path
     assert b'"P0"' in (tmp_path / "run" / "split.json").read_bytes()
+
+
+def test_what_failed_and_what_was_left_out_is_written_without_folders(run, tmp_path):
+    """Folders, and files that are scans of their own, may be called after the patient."""
+    folder = tmp_path / "in" / "Zebedee_Quentin"
+    dicoms.series(folder / "s1", uid="2")
+    cut(folder / "s2")
+    film = multi_frame(folder / "Zebedee.dcm", dicoms.volume(4))
+    film.write_bytes(film.read_bytes()[:-40])
+    only_reports(folder)
+    out = tmp_path / "out"
+    with pytest.warns(SamAdaptWarning, match=r"plans, doses\) \(report\.dcm\)"):
+        done = CliRunner().invoke(
+            app, ["predict", str(run), str(tmp_path / "in"), "--out", str(out), "--device", "cpu"]
+        )
+    failed = json.loads((out / "predictions.json").read_text())["failed"]
+    assert done.exit_code == 1 and len(failed) == 2, done.output
+    assert failed["s2"].startswith("s2/IM007.dcm is damaged") and failed["s2"] in done.output
+    for text in (done.output, (out / "predictions.json").read_text()):
+        assert not any(word in text for word in PRIVATE), text

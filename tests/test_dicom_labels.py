@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -13,8 +15,9 @@ from pydicom.sr.codedict import codes as known_codes
 
 import dicoms
 from samadapt import io
-from samadapt.datasets import open_dataset
+from samadapt.datasets import open_dataset, open_like
 from samadapt.io.dicom import codes, contours, writer
+from samadapt.opening import Opening
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 from test_dicom import OBLIQUE, multi_frame
 
@@ -91,8 +94,46 @@ def test_overlaps_are_refused_or_the_first_structure_named_is_kept(tmp_path):
     assert alone.label is not None and torch.equal(
         alone.label.unique(), torch.tensor([0, 1], dtype=torch.uint8)
     )
+    content = data.opening.to_json()
+    content["structures"] = content.pop("structures_chosen")  # as runs of earlier versions have it
+    assert data.opening.structures_chosen and Opening.from_json(content, tmp_path) == data.opening
     with pytest.raises(SamAdaptError, match="structures are kidney; expected some of liver, spleen"):
         open_dataset(tmp_path, structures=["kidney"])
+
+
+def test_two_labels_of_one_structure_are_refused(tmp_path):
+    """Two raters, whose union would be neither's. Objects of one structure each, with other names, are merged."""
+    case, masks = scan(tmp_path / "scan"), two_boxes()
+    dicoms.seg(tmp_path / "one.dcm", masks[:1], ["liver"])
+    dicoms.seg(tmp_path / "two.dcm", masks[1:], ["spleen"])
+    label = io.to_file_axes(open_dataset(tmp_path).case("scan").label.numpy(), case)
+    assert np.array_equal(label, (masks[0] + 2 * masks[1]).transpose(2, 1, 0))
+    dicoms.rtstruct(tmp_path / "rater.dcm", {"liver": [dicoms.box((1, 4), (2, 6), 1)]})
+    with pytest.raises(
+        SamAdaptError, match=r"one\.dcm and .*rater\.dcm both have the structure 'liver' of case 'scan'"
+    ):
+        open_dataset(tmp_path)
+    data = open_dataset(tmp_path, structures=["spleen"])
+    assert data.classes == ("background", "spleen")
+    with pytest.raises(SamAdaptError, match="both have the structure 'liver'"):
+        open_like(tmp_path, replace(data.opening, classes=CLASSES))
+    assert open_like(tmp_path, replace(data.opening, classes=CLASSES), labelled=False).ids == ("scan",)
+
+
+def test_labelled_cases_without_the_chosen_structures_are_named(tmp_path):
+    """Where one file has another spelling, a case would be background alone, without a word."""
+    for n, name in (("1", "tumour"), ("2", "Tumor")):
+        dicoms.series(tmp_path / f"s{n}", uid=n, patient=f"P{n}")
+        dicoms.seg(tmp_path / f"{n}.dcm", two_boxes()[:1], [name], series_uid=n)
+    dicoms.series(tmp_path / "s3", uid="3", patient="P3")  # without a label
+    with pytest.warns(SamAdaptWarning, match=r"^1 labelled cases .* structures tumour, .*\(s2 has Tumor\)"):
+        data = open_dataset(tmp_path, structures=["tumour"])
+    assert not data.case("s2").label.any()
+    with pytest.warns(SamAdaptWarning, match="s2 has Tumor"):
+        open_like(tmp_path, data.opening)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_dataset(tmp_path, structures=["tumour", "Tumor"])
 
 
 # ---------------------------------------------------------------- RTSTRUCT
@@ -115,6 +156,20 @@ def test_contours_become_the_voxels_inside(tmp_path):
     assert data.classes == CLASSES and torch.equal(
         data.case("scan").label, io.read_label(path, case, names=CLASSES)
     )
+
+
+def test_rois_of_one_name_are_united(tmp_path):
+    """One ROI inside another of the same name is no hole; an inner contour of one ROI is."""
+    case = scan(tmp_path / "scan")
+    outlines = {
+        "outer": [dicoms.box((1, 4), (2, 6), 1)],
+        "inner": [dicoms.box((1, 3), (2, 5), 1)],
+        "beside": [dicoms.box((0, 4), (0, 4), 3), dicoms.box((1, 2), (1, 2), 3)],
+    }
+    path = dicoms.rtstruct(tmp_path / "rt.dcm", outlines, names=["GTV"] * 3)
+    assert contours.structure_names(path) == ("GTV",)
+    label = io.to_file_axes(io.read_label(path, case, names=("background", "GTV")).numpy(), case)
+    assert (label[..., 1].sum(), label[..., 3].sum()) == (20, 25 - 4)
 
 
 def test_a_filled_circle_has_the_area_of_a_circle():

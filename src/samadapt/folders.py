@@ -71,11 +71,11 @@ def predict_folder(
         _check_that_it_looks(model, run)
     output = _Output.of(model, run, format, codes)
     cases = find_inputs(Path(inputs), model.opening, split_of(run), subset)
-    planned = {case.id: case.planned for case in cases}
     encoder, own = _weights_read(model)
     note = Predictions(
-        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening, planned,
-        encoder=encoder, checkpoint=own, names=tuple(names_of(Path(inputs).resolve())), label_format=format,
+        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening,
+        {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=format,
+        names=tuple(names_of(Path(inputs).resolve())), codes=None if codes is None else file_sha256(codes),
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out)
@@ -181,7 +181,7 @@ def _segment(
             path = io.label_file(report.out, case, output.format)
             model.predict_to(case, path, maps, output.format, output.legend)
         except SamAdaptError as error:
-            report.failed[each.id] = str(error)
+            report.failed[each.id] = each.what_failed(error)
             continue
         report.done += 1
         if progress:
@@ -203,7 +203,7 @@ def _classify(
             try:
                 yield each.load(), None
             except SamAdaptError as error:
-                report.failed[each.id] = str(error)
+                report.failed[each.id] = each.what_failed(error)
 
     for case, slices in model.predict_all(readable()):
         rows.append({"case": case.id, "split": parts[case.id], **_answer(model, slices)})

@@ -24,6 +24,16 @@ class Input:
     id: str
     planned: Planned
     load: Callable[[], Case]
+    file: Path  # its first one
+
+    def what_failed(self, error: SamAdaptError) -> str:
+        """In words that can be recorded: the folders of DICOM files may be called after the patient, the case is not."""
+        message = str(error)
+        if io.is_found_by_content(self.file):
+            if len(io.files_of(self.file)) == 1:
+                message = message.replace(str(self.file), self.id)
+            message = message.replace(str(self.file.parent), self.id)
+        return message
 
 
 def split_of(run: Path) -> Split:
@@ -72,6 +82,7 @@ def _of_scans(given: Path, opening: Opening, split: Split) -> list[Input]:
             e.id,
             Planned(patients[e.id], "", split.learned(e.id)),
             partial(opening.read_case, e.images, e.id, patients[e.id]),
+            e.images[0],
         )
         for e in entries
     ]
@@ -133,5 +144,11 @@ def _of_data_set(data: Dataset, split: Split, subset: str | None) -> list[Input]
             stacklevel=2,
         )
     return [
-        Input(i, Planned(data.groups[i], parts[i], split.learned(i)), partial(data.case, i)) for i in chosen
+        Input(
+            i,
+            Planned(data.groups[i], parts[i], split.learned(i)),
+            partial(data.case, i),
+            data.entry(i).images[0],
+        )
+        for i in chosen
     ]

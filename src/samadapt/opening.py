@@ -30,7 +30,7 @@ class Opening:
     window: str = "percentile"
     plane: io.Plane = field(default_factory=io.Plane)  # how volumes are cut and turned
     label_values: Mapping[int, int] = field(default_factory=dict)  # stored value -> class or IGNORED
-    structures: bool = (
+    structures_chosen: bool = (
         False  # whether they were chosen of the structures that the labels name, and overlap in this order
     )
     stored_classes: tuple[str, ...] = ()  # as the data set calls the classes, where other names were given
@@ -157,7 +157,8 @@ class Opening:
             where: the file that holds it, for the message.
         """
         try:
-            content = {"structures": False, **content}  # earlier versions could not choose
+            # Earlier versions called it otherwise, or could not choose.
+            content = {"structures_chosen": content.get("structures", False), **content}
             known = {f.name: content[f.name] for f in dataclasses.fields(Opening)}
             plane = dict(known["plane"])
             if plane["directions"] is not None:

@@ -42,6 +42,7 @@ class Predictions:
     checkpoint: str | None = None  # the user's own weights of that encoder
     names: tuple[str, ...] = ()  # of the data set or folder that was predicted
     label_format: str | None = None  # of the label maps, as asked for; None: by the scans
+    codes: str | None = None  # sha256 of the user's table of codes; None: none was given
 
     @property
     def patients(self) -> dict[str, str]:
@@ -50,8 +51,8 @@ class Predictions:
 
     def same_task(self, other: Predictions) -> bool:
         """Whether both are of one command, so that one can go on where the other stopped."""
-        return (self.model, self.inputs, self.subset, self.cases, self.label_format) == (
-            other.model, other.inputs, other.subset, other.cases, other.label_format,
+        return (self.model, self.inputs, self.subset, self.cases, self.label_format, self.codes) == (
+            other.model, other.inputs, other.subset, other.cases, other.label_format, other.codes,
         )  # fmt: skip
 
     def write(self, folder: Path) -> None:

@@ -189,7 +189,7 @@ class Dataset:
         """(D, H, W) uint8 of all label files of a case."""
         if entry.file_classes:
             return _one_class_a_file(entry, case)
-        names, chosen = self.opening.stored_classes or self.classes, self.opening.structures
+        names, chosen = self.opening.stored_classes or self.classes, self.opening.structures_chosen
         first, *others = (
             io.read_label(path, case, self.label_values or None, names, chosen) for path in entry.labels
         )

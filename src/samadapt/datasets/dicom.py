@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from samadapt.datasets.dataset import Entry
 from samadapt.datasets.masks import classes_from_values, find_masks
 from samadapt.datasets.parsed import ParsedLayout
 from samadapt.datasets.pictures import channel_names
-from samadapt.types import SamAdaptError
+from samadapt.types import SamAdaptError, SamAdaptWarning
 
 _Files = tuple[list[Path], list[Path], list[Path]]
 
@@ -57,11 +58,42 @@ def read_dicom(path: Path, label_column: str | None) -> ParsedLayout:
     if maps:
         classes, values = classes_from_values([file for files in maps.values() for file in files], path)
         return ParsedLayout(entries, classes, False, channel_names=channels, label_values=values)
-    classes = ("background", *_names(named))
+    inside = _names(named)
+    classes = ("background", *_in_order(inside))
     values = {number: number for number in range(len(classes))}
     return ParsedLayout(
-        entries, classes, False, channel_names=channels, label_values=values, named_structures=True
+        entries, classes, False, channel_names=channels, label_values=values, structures=inside
     )
+
+
+def demand_structures(found: ParsedLayout, classes: Sequence[str], path: Path) -> None:
+    """Refuse a scan of which several files name the same class, as of two raters; warn of labelled scans that have none.
+
+    Args:
+        classes: those that are used; the first is the background. Other structures are not looked at.
+    """
+    without: dict[str, list[str]] = {}
+    for entry in found.entries:
+        told: dict[str, Path] = {}
+        for file in entry.labels:
+            for name in found.structures[file]:
+                if name in classes and told.setdefault(name, file) != file:
+                    raise SamAdaptError(
+                        f"{told[name]} and {file} both have the structure {name!r} of case {entry.id!r}; expected one label of "
+                        "each structure, for two may be of two raters: keep the one to learn from and move the other elsewhere, "
+                        "or merge them into one file"
+                    )
+        if entry.labels and not told:
+            without[entry.id] = sorted({name for file in entry.labels for name in found.structures[file]})
+    if without:
+        some = "; ".join(f"{case} has {', '.join(names)}" for case, names in list(without.items())[:3])
+        warnings.warn(
+            f"{len(without)} labelled cases of {path} have none of the structures {', '.join(classes[1:])}, so they are taken as "
+            f"background alone ({some}{'; ...' if len(without) > 3 else ''}); if a structure is only called otherwise there, "
+            "give it one name in all files",
+            SamAdaptWarning,
+            stacklevel=3,
+        )
 
 
 def _structures(scans: Sequence[Path], structures: Sequence[Path]) -> dict[Path, tuple[Path, ...]]:
@@ -89,11 +121,16 @@ def _label_maps(names: Mapping[Path, str], volumes: Sequence[Path]) -> dict[Path
     return {scan: masks[name] for scan, name in names.items() if name in masks}
 
 
-def _names(labels: Mapping[Path, Sequence[Path]]) -> list[str]:
+def _names(labels: Mapping[Path, Sequence[Path]]) -> dict[Path, tuple[str, ...]]:
+    """Label -> the structures in it."""
+    files = sorted({file for files in labels.values() for file in files})
+    return {file: found.names(file) for file in files if (found := io.structures_of(file))}
+
+
+def _in_order(structures: Mapping[Path, Sequence[str]]) -> list[str]:
     """The structures of all labels, by their place in the first file that has them; then by name."""
     place: dict[str, int] = {}
-    for file in sorted({file for files in labels.values() for file in files}):
-        found = io.structures_of(file)
-        for number, name in enumerate(found.names(file) if found else ()):
+    for names in structures.values():
+        for number, name in enumerate(names):
             place.setdefault(name, number)
     return sorted(place, key=lambda name: (place[name], name))

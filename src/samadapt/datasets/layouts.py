@@ -107,6 +107,8 @@ def open_dataset(
     path = Path(path)
     layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column)
     found = _chosen(found, structures, path) if structures else found
+    if found.structures:
+        dicom.demand_structures(found, found.classes, path)
     entries, rule = assign_groups(found, _root(path), group)
     volumes = [e.images[0] for e in entries if e.row is None and not io.is_picture(e.images[0])]
     opening = Opening(
@@ -124,7 +126,7 @@ def open_dataset(
         label_column=label_column,
         group=_absolute(group),
         group_rule=rule,
-        structures=bool(structures),
+        structures_chosen=bool(structures),
     )
     left_out = _left_out(path, entries)
     return Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out)
@@ -146,6 +148,8 @@ def open_like(
     root = _root(path)
     entries, rule = adopted.group_like(found, root, opening.group, recorded or {})
     left_out = _left_out(path, entries)  # before labels that are not needed are dropped
+    if labelled and found.structures:
+        dicom.demand_structures(found, opening.stored_classes or opening.classes, path)
     entries, opening = adopted.adopt(entries, found, opening, path, labelled)
     opening = replace(opening, layout=layout.name, group_rule=rule)
     return Dataset(_name(path, found), root, opening, entries, found.folds, left_out)
@@ -276,7 +280,7 @@ def _channel(found: ParsedLayout, wanted: int | str) -> int:
 
 def _chosen(found: ParsedLayout, structures: Sequence[str], path: Path) -> ParsedLayout:
     """With these structures alone as the classes."""
-    if not found.named_structures:
+    if not found.structures:
         raise SamAdaptError(
             f"structures were chosen ({', '.join(structures)}), and the labels of {path} do not name any; this is for DICOM SEG "
             "and RTSTRUCT"

@@ -40,7 +40,8 @@ class ParsedLayout:
     window: str | None = None  # of the intensities; None: by the channels and the first image
     depth: str | None = None  # the type of the numbers in its pictures; None: as the first file says
     label_values: Mapping[int, int] = field(default_factory=dict)
-    named_structures: bool = False  # whether labels name their structures, as SEG and RTSTRUCT do
+    #: Of labels that name their structures, as SEG and RTSTRUCT do: file -> the names in it.
+    structures: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     #: Of the table: column -> {case: value}.
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

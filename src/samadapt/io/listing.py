@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from samadapt.io.dicom import headers
 from samadapt.io.formats import is_found_by_content, not_scans_among, scans_among, suffix_of
 
 BROKEN = "broken links"
@@ -85,7 +86,7 @@ def in_words(left_out: Sequence[tuple[Path, str]], root: Path) -> str:
         groups[reason].append(path)
     parts = []
     for reason, paths in groups.items():
-        names = [str(p.relative_to(root) if p.is_relative_to(root) else p.name) for p in paths[:3]]
+        names = [_shown(p, root) for p in paths[:3]]
         cures = (
             {_UNREAD[p.suffix.lower()] for p in paths if p.suffix.lower() in _UNREAD}
             if reason == UNREAD
@@ -96,6 +97,12 @@ def in_words(left_out: Sequence[tuple[Path, str]], root: Path) -> str:
             f"{len(paths)} {reason} ({', '.join(names)}{more}{''.join(f': {c}' for c in sorted(cures))})"
         )
     return "; ".join(parts)
+
+
+def _shown(path: Path, root: Path) -> str:
+    """Below the root; of a DICOM file the name alone, because its folders may be called after the patient."""
+    below = path.is_relative_to(root) and headers.kind_of(path) is None
+    return str(path.relative_to(root)) if below else path.name
 
 
 def cure(path: Path) -> str:

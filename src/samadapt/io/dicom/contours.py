@@ -27,14 +27,14 @@ def is_rtstruct(path: Path) -> bool:
 
 def structure_names(path: Path) -> tuple[str, ...]:
     """The structures that have closed contours, in the order of their numbers; points and lines are no structures."""
-    return tuple(name for name, contours in _structures(path).items() if contours)
+    return tuple(dict.fromkeys(name for name, contours in _structures(path) if contours))
 
 
 def read_structures(
     path: Path, geometry: Geometry, classes: Mapping[str, int], first_wins: bool
 ) -> np.ndarray:
-    """(i, j, k) uint8 on the voxels of a scan. Contours of one structure in one slice are combined by exclusive or,
-    so that an inner one is a hole.
+    """(i, j, k) uint8 on the voxels of a scan. Contours of one ROI in one slice are combined by exclusive or, so
+    that an inner one is a hole. ROIs of one name (several lesions, each an ROI) are one class, the union of them.
 
     Raises:
         SamAdaptError: contours do not lie in the planes of the slices, or structures overlap.
@@ -46,8 +46,11 @@ def read_structures(
     return paint(path, _pieces(path, geometry), geometry.shape, classes, first_wins)
 
 
-def _structures(path: Path) -> dict[str, list[np.ndarray]]:
-    """Name -> its closed contours, (points, 3) mm, LPS."""
+_Roi = tuple[str, list[np.ndarray]]  # a name, and the closed contours, (points, 3) mm, LPS
+
+
+def _structures(path: Path) -> list[_Roi]:
+    """The ROIs in the order of their numbers; several may have one name."""
     data = read_dataset(path, tags=["StructureSetROISequence", "ROIContourSequence", "SOPClassUID"])
     with silent():
         try:
@@ -58,12 +61,12 @@ def _structures(path: Path) -> dict[str, list[np.ndarray]]:
             raise SamAdaptError(f"{path} is damaged ({type(error).__name__}); export it again") from None
 
 
-def _read_structures(path: Path, data: Any) -> dict[str, list[np.ndarray]]:
+def _read_structures(path: Path, data: Any) -> list[_Roi]:
     named = {
         int(roi.ROINumber): str(roi.get("ROIName") or f"ROI {roi.ROINumber}").strip()
         for roi in data.get("StructureSetROISequence") or []
     }
-    found: dict[str, list[np.ndarray]] = {named[number]: [] for number in sorted(named)}
+    found: dict[int, list[np.ndarray]] = {number: [] for number in sorted(named)}
     for roi in data.get("ROIContourSequence") or []:
         number = int(roi.ReferencedROINumber)
         if number not in named:
@@ -77,12 +80,12 @@ def _read_structures(path: Path, data: Any) -> dict[str, list[np.ndarray]]:
                     raise SamAdaptError(
                         f"{path}: a contour of {named[number]!r} has points that are not finite; export it again"
                     )
-                found[named[number]].append(points)
+                found[number].append(points)
     if not any(found.values()):
         raise SamAdaptError(
             f"{path} has no closed contours; expected structures that were outlined in slices"
         )
-    return found
+    return [(named[number], contours) for number, contours in found.items()]
 
 
 def _pieces(path: Path, geometry: Geometry) -> Iterator[Piece]:
@@ -90,7 +93,7 @@ def _pieces(path: Path, geometry: Geometry) -> Iterator[Piece]:
     inverse = np.linalg.inv(geometry.affine)
     columns, rows, slices = geometry.shape
     outside = 0
-    for name, contours in _structures(path).items():
+    for name, contours in _structures(path):
         planes: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((columns, rows), bool))
         for points in contours:
             at = (points * _LPS_TO_RAS) @ inverse[:3, :3].T + inverse[:3, 3]

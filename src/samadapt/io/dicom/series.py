@@ -30,7 +30,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Frame:
+class Slice:
     """One slice of a scan: a file, or one frame of a multi-frame file."""
 
     header: Header
@@ -49,7 +49,7 @@ class Frame:
 class Series:
     """The slices of a scan, sorted along the normal of the slices, and where they lie."""
 
-    frames: tuple[Frame, ...]
+    frames: tuple[Slice, ...]
     geometry: Geometry
 
 
@@ -126,11 +126,11 @@ def _where(path: Path, own: Header) -> str:
     return f"{path.parent} (the series of {path.name})" if own.kind == "slice" else str(path)
 
 
-def _frame(header: Header) -> Frame:
-    return Frame(header, 0, header.position, header.orientation, header.spacing)
+def _frame(header: Header) -> Slice:
+    return Slice(header, 0, header.position, header.orientation, header.spacing)
 
 
-def _frames_of(header: Header) -> list[Frame]:
+def _frames_of(header: Header) -> list[Slice]:
     """Of a multi-frame file, whose functional groups say where each frame lies."""
     tags = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SOPClassUID"]
     data = read_dataset(header.path, tags=tags)
@@ -143,7 +143,7 @@ def _frames_of(header: Header) -> list[Frame]:
     groups = own or [{}] * header.shape[2]
     with silent():
         return [
-            Frame(
+            Slice(
                 header,
                 index,
                 _in_groups(group, shared, "PlanePositionSequence", "ImagePositionPatient"),
@@ -219,7 +219,7 @@ def demand_size(headers: Sequence[Header], where: str, most: int = MOST_VOXELS) 
             )
 
 
-def _demand_places(frames: Sequence[Frame], where: str) -> None:
+def _demand_places(frames: Sequence[Slice], where: str) -> None:
     for each in frames:
         lacking = [
             what
@@ -249,7 +249,7 @@ def _demand_places(frames: Sequence[Frame], where: str) -> None:
             )
 
 
-def _sorted(frames: Sequence[Frame], where: str) -> Series:
+def _sorted(frames: Sequence[Slice], where: str) -> Series:
     first = frames[0]
     odd = next(
         (f for f in frames if np.abs(np.subtract(f.orientation, first.orientation)).max() > _TURNED), None
@@ -283,7 +283,7 @@ def _sorted(frames: Sequence[Frame], where: str) -> Series:
     return Series(ordered, geometry)
 
 
-def _step(frames: Sequence[Frame], along: np.ndarray, normal: np.ndarray, where: str) -> np.ndarray:
+def _step(frames: Sequence[Slice], along: np.ndarray, normal: np.ndarray, where: str) -> np.ndarray:
     """From one slice to the next, mm; slices that do not lie on an even grid are an error."""
     if len(frames) == 1:
         thickness = frames[0].header.thickness
@@ -326,7 +326,7 @@ def _step(frames: Sequence[Frame], along: np.ndarray, normal: np.ndarray, where:
     return normal * mean
 
 
-def _demand_no_duplicates(frames: Sequence[Frame], gaps: np.ndarray, usual: float, where: str) -> None:
+def _demand_no_duplicates(frames: Sequence[Slice], gaps: np.ndarray, usual: float, where: str) -> None:
     same = np.flatnonzero(gaps < max(1e-3, 0.01 * usual))
     if not len(same):
         return
@@ -339,7 +339,7 @@ def _demand_no_duplicates(frames: Sequence[Frame], gaps: np.ndarray, usual: floa
     )
 
 
-def _demand_in_line(frames: Sequence[Frame], step: np.ndarray, where: str) -> None:
+def _demand_in_line(frames: Sequence[Slice], step: np.ndarray, where: str) -> None:
     places = np.array([f.position for f in frames])
     off = np.linalg.norm(places - (places[0] + step * np.arange(len(frames))[:, None]), axis=1)
     if off.max() > _OFF * max(min(frames[0].spacing), float(np.linalg.norm(step))):
