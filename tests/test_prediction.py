@@ -1,3 +1,5 @@
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -237,6 +239,16 @@ def test_other_encoder_weights_are_refused(tmp_path, known):
     _, _, run = trained(tmp_path)
     with pytest.raises(SamAdaptError, match=r"fingerprint .* expected"):
         load_run(run, device="cpu", checkpoint="random")
+
+
+def test_a_run_on_an_encoder_of_another_version_says_to_train_again(tmp_path, known):
+    _, _, run = trained(tmp_path)
+    note = json.loads((run / "config.json").read_text())
+    name, version, rest = note["encoder_fingerprint"].split(" ", 2)
+    note["encoder_fingerprint"] = f"{name} older-0 {rest}"
+    (run / "config.json").write_text(json.dumps(note))
+    with pytest.raises(SamAdaptError, match=rf"other maps .*\(older-0 there, {version} now\); train again"):
+        load_run(run)
 
 
 def test_unfinished_and_damaged_runs_are_refused(tmp_path, known):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samadapt import io
 from samadapt.adapted import AdaptedModel
-from samadapt.encoders import EncoderSpec
+from samadapt.encoders import ENCODERS, EncoderSpec
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.metrics import score_case
@@ -248,6 +248,7 @@ def load_run(
     tuning, named = TUNINGS[config["train"]["tune"]], dict(config["encoder"])
     if checkpoint is not None:
         named["checkpoint"] = checkpoint
+    _demand_same_network(named["name"], config["encoder_fingerprint"], run)
     try:
         spec = EncoderSpec(**named)
         if not tuning.whole and spec.fingerprint != config["encoder_fingerprint"]:
@@ -272,6 +273,16 @@ def load_run(
         tuning.merge(model.extractor)
     load_state(head, run / "head.safetensors")
     return build_predictor(model, Opening.from_json(config["opening"], run))
+
+
+def _demand_same_network(name: str, fingerprint: str, run: Path) -> None:
+    """Before its weights are looked for: whether an encoder still computes what it did."""
+    entry = ENCODERS.get(name)
+    if entry is not None and not fingerprint.startswith(f"{name} {entry.version} "):
+        raise SamAdaptError(
+            f"{run} was trained on encoder {name!r} of another version of samadapt, which gave other maps from the same "
+            f"weights ({fingerprint.split()[1]} there, {entry.version} now); train again"
+        )
 
 
 def build_predictor(model: AdaptedModel, opening: Opening) -> Segmenter | Classifier:
