@@ -106,13 +106,13 @@ class Drafts(contextlib.AbstractContextManager):
     def place(self) -> None:
         """Give all files that were ended their names."""
         if self._whole:
-            os.sync()  # all at once; what follows waits no more, and says what could not be written
-        for path, file in sorted(self._whole.items()):
+            with contextlib.suppress(AttributeError):  # not on every system
+                os.sync()  # all at once; what follows waits no more, and says what could not be written
+        for path in sorted(self._whole):
             with _writing(path, self.cure):
-                os.fsync(file.fileno())
-                file.close()
+                os.fsync(self._whole[path].fileno())
                 _temporary(path).replace(path)
-            del self._whole[path]
+            self._whole.pop(path).close()
 
     def __exit__(self, *error: object) -> None:
         for path, file in (*self._open.items(), *self._whole.items()):
