@@ -10,6 +10,8 @@ from nibabel.affines import voxel_sizes
 
 from samadapt.types import SamAdaptError
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM -> NIfTI, homogeneous coordinates
+
 
 @dataclass(frozen=True)
 class Geometry:

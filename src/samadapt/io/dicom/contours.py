@@ -12,11 +12,10 @@ import numpy as np
 
 from samadapt.io.dicom.headers import kind_of, read_dataset, silent
 from samadapt.io.dicom.labels import Piece, paint
-from samadapt.io.geometry import Geometry
+from samadapt.io.geometry import LPS_TO_RAS, Geometry
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
 _OFF = 0.25  # of the distance between slices: as far off its slice as a contour may lie
-_LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR", "")
 
 
@@ -90,13 +89,13 @@ def _read_structures(path: Path, data: Any) -> list[_Roi]:
 
 def _pieces(path: Path, geometry: Geometry) -> Iterator[Piece]:
     assert geometry.affine is not None
-    inverse = np.linalg.inv(geometry.affine)
+    inverse = np.linalg.inv(geometry.affine) @ LPS_TO_RAS  # mm, LPS -> voxels
     columns, rows, slices = geometry.shape
     outside = 0
     for name, contours in _structures(path):
         planes: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((columns, rows), bool))
         for points in contours:
-            at = (points * _LPS_TO_RAS) @ inverse[:3, :3].T + inverse[:3, 3]
+            at = points @ inverse[:3, :3].T + inverse[:3, 3]
             k = round(float(at[:, 2].mean()))
             off = float(np.abs(at[:, 2] - k).max())
             if off > _OFF and slices > 1:

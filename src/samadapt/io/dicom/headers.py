@@ -31,8 +31,8 @@ DIRECTORY = "DICOM directories, which only list other files"
 BROKEN = "files that cannot be read as DICOM"
 
 #: Suffixes of files that are never DICOM, so that large folders of them are not opened one by one.
-_OTHERS = {
-    *(
+_OTHERS = frozenset(
+    [
         ".nii",
         ".gz",
         ".png",
@@ -48,8 +48,6 @@ _OTHERS = {
         ".mhd",
         ".npy",
         ".npz",
-    ),
-    *(
         ".txt",
         ".csv",
         ".tsv",
@@ -64,9 +62,11 @@ _OTHERS = {
         ".log",
         ".zip",
         ".py",
-    ),
-    *(".pt", ".pth", ".safetensors"),
-}
+        ".pt",
+        ".pth",
+        ".safetensors",
+    ]
+)
 _MAGIC = 128  # bytes before the letters DICM
 _CLASSES: dict[str, Kind] = {
     "1.2.840.10008.5.1.4.1.1.66.4": "seg",
@@ -163,8 +163,7 @@ def is_dicom(path: Path) -> bool:
     if path.suffix.lower() in SUFFIXES:
         return True
     try:
-        with open(path, "rb") as file:
-            return file.read(_MAGIC + 4)[_MAGIC:] == b"DICM"
+        return _has_magic(path)
     except OSError:
         return False
 
@@ -325,9 +324,9 @@ def _from_dataset(path: Path, data: Any) -> Header:
             bool(data.get("PixelRepresentation") or 0),
         ),
         photometric=str(data.get("PhotometricInterpretation") or ""),
-        position=_numbers(place[0]),
-        orientation=_numbers(place[1]),
-        spacing=_numbers(data.get("PixelSpacing")),
+        position=numbers(place[0]),
+        orientation=numbers(place[1]),
+        spacing=numbers(data.get("PixelSpacing")),
         thickness=abs(float(thickness)) if thickness else None,
         refers=_refers(data) if kind in ("seg", "rtstruct") else (),
         personal=_personal(data, patient),
@@ -350,7 +349,13 @@ def _list(value: Any) -> list[Any]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
+def in_groups(group: Any, shared: Any, sequence: str, tag: str) -> Any:
+    """A value of a multi-frame file's functional groups: of the frame where it has one, else of all frames, else None."""
+    items = (each.get(sequence) for each in (group, shared))
+    return next((value for item in items if item and (value := item[0].get(tag))), None)
+
+
+def numbers(value: Any) -> tuple[float, ...]:
     return tuple(float(number) for number in value) if value else ()
 
 

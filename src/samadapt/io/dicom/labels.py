@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.io.dicom.headers import Header, kind_of, read_dataset, read_header, silent
+from samadapt.io.dicom.headers import Header, in_groups, kind_of, read_dataset, read_header, silent
 from samadapt.io.dicom.pixels import decoded, demand_whole
 from samadapt.io.dicom.series import demand_size
-from samadapt.io.geometry import Geometry
+from samadapt.io.geometry import LPS_TO_RAS, Geometry
 from samadapt.types import SamAdaptError
 
 _OFF = 0.1  # of a voxel: as far off its grid as a label may lie
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _BACKGROUND = ("DCM", "125040")
 _MOST = 1 << 36  # pixels in all frames of one file, which are decoded one after the other
 
@@ -161,12 +160,8 @@ def _seg_pieces(path: Path, header: Header, data: Any, geometry: Geometry, label
                 yield Piece(names[int(value)], index, value == pixels.T)
 
 
-def _group(group: Any, shared: Any, sequence: str) -> Any:
-    return next((items[0] for each in (group, shared) if (items := each.get(sequence))), {})
-
-
 def _segment_of(path: Path, number: int, group: Any, shared: Any, names: Mapping[int, str]) -> str:
-    found = _group(group, shared, "SegmentIdentificationSequence").get("ReferencedSegmentNumber")
+    found = in_groups(group, shared, "SegmentIdentificationSequence", "ReferencedSegmentNumber")
     if found is None or int(found) not in names:
         raise SamAdaptError(
             f"{path}: frame {number + 1} is of segment {found}, which is not described; export it again"
@@ -178,9 +173,9 @@ def _frame_index(
     path: Path, number: int, group: Any, shared: Any, geometry: Geometry, shape: tuple[int, ...]
 ) -> tuple[Any, ...]:
     """Which voxels [i, j, k] of the scan the pixels [column, row] of a frame are."""
-    position = _group(group, shared, "PlanePositionSequence").get("ImagePositionPatient")
-    orientation = _group(group, shared, "PlaneOrientationSequence").get("ImageOrientationPatient")
-    spacing = _group(group, shared, "PixelMeasuresSequence").get("PixelSpacing")
+    position = in_groups(group, shared, "PlanePositionSequence", "ImagePositionPatient")
+    orientation = in_groups(group, shared, "PlaneOrientationSequence", "ImageOrientationPatient")
+    spacing = in_groups(group, shared, "PixelMeasuresSequence", "PixelSpacing")
     if not (position and orientation and spacing):
         raise SamAdaptError(
             f"{path}: frame {number + 1} does not say where it lies (position, orientation, pixel spacing); export it again"
@@ -191,14 +186,14 @@ def _frame_index(
     own[:3, 1] = np.array(orientation[3:], float) * float(spacing[0])
     own[:3, 3] = np.array(position, float)
     assert geometry.affine is not None
-    across = (np.linalg.inv(geometry.affine) @ _LPS_TO_RAS @ own)[:3][
-        :, [0, 1, 3]
-    ]  # (column, row, 1) -> i, j, k
-    corners = across @ np.array([[0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1], [1, 1, 1, 1]])
+    # (column, row, 1) -> i, j, k
+    across = (np.linalg.inv(geometry.affine) @ LPS_TO_RAS @ own)[:3][:, [0, 1, 3]]
+    ends = np.array([[0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1], [1, 1, 1, 1]])
+    corners = across @ ends
     turn = np.round(across[:, :2])
     start = np.round(across[:, 2])
     whole = np.column_stack([turn, start])
-    ideal = whole @ np.array([[0, columns - 1, 0, columns - 1], [0, 0, rows - 1, rows - 1], [1, 1, 1, 1]])
+    ideal = whole @ ends
     off = float(np.abs(corners - ideal).max())
     inside = np.all(ideal >= 0) and np.all(ideal.max(1) < geometry.shape)
     if off > _OFF or not inside:

@@ -22,6 +22,19 @@ _BY_GDCM = {
     "1.2.840.10008.1.2.4.57": "JPEG Lossless",
     "1.2.840.10008.1.2.4.70": "JPEG Lossless",
 }
+#: What a file that holds the pixels alone must say of them.
+_NEEDED = [
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+    "PixelData",
+]
 _HELP = "convert it, for instance with gdcmconv --raw, or install a decoder (pip install pylibjpeg pylibjpeg-openjpeg)"
 
 
@@ -254,18 +267,7 @@ def _by_gdcm(data: Any, header: Header) -> np.ndarray:
     bare.file_meta = dicom.dataset.FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = header.syntax
     bare.SOPClassUID, bare.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"  # a secondary capture
-    for tag in (
-        *(
-            "SamplesPerPixel",
-            "PhotometricInterpretation",
-            "Rows",
-            "Columns",
-            "BitsAllocated",
-            "BitsStored",
-            "HighBit",
-        ),
-        *("PixelRepresentation", "PlanarConfiguration", "PixelData"),
-    ):
+    for tag in _NEEDED:
         if tag in data:
             bare[tag] = data[tag]
     with tempfile.TemporaryDirectory() as folder:

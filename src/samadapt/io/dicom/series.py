@@ -13,20 +13,21 @@ import numpy as np
 from samadapt.io.dicom.headers import (
     Header,
     headers_of,
+    in_groups,
     kind_of,
+    numbers,
     read_dataset,
     read_folder,
     read_header,
     silent,
 )
-from samadapt.io.geometry import Geometry
+from samadapt.io.geometry import LPS_TO_RAS, Geometry
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
 MOST_PIXELS = 1 << 28  # of one frame, from which a header is not believed
 MOST_VOXELS = 1 << 31  # of one scan: 8 GiB as float32
 _TURNED = 1e-3  # difference of direction cosines from which slices lie in different orientations
 _OFF = 0.1  # of a pixel or of the distance between slices: as far off as a slice may lie
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -146,20 +147,12 @@ def _frames_of(header: Header) -> list[Slice]:
             Slice(
                 header,
                 index,
-                _in_groups(group, shared, "PlanePositionSequence", "ImagePositionPatient"),
-                _in_groups(group, shared, "PlaneOrientationSequence", "ImageOrientationPatient"),
-                _in_groups(group, shared, "PixelMeasuresSequence", "PixelSpacing"),
+                numbers(in_groups(group, shared, "PlanePositionSequence", "ImagePositionPatient")),
+                numbers(in_groups(group, shared, "PlaneOrientationSequence", "ImageOrientationPatient")),
+                numbers(in_groups(group, shared, "PixelMeasuresSequence", "PixelSpacing")),
             )
             for index, group in enumerate(groups)
         ]
-
-
-def _in_groups(group: object, shared: object, sequence: str, tag: str) -> tuple[float, ...]:
-    for each in (group, shared):
-        items = each.get(sequence)  # type: ignore[attr-defined]
-        if items and items[0].get(tag):
-            return tuple(float(x) for x in items[0].get(tag))
-    return ()
 
 
 def _demand_readable(folder: Path, where: str) -> None:
@@ -277,7 +270,7 @@ def _sorted(frames: Sequence[Slice], where: str) -> Series:
     rows, columns, _, samples = first.header.shape
     spacing = (float(first.spacing[1]), float(first.spacing[0]), float(np.linalg.norm(step)))
     geometry = Geometry(
-        (columns, rows, len(ordered)), spacing, _LPS_TO_RAS @ affine, samples, first.header.dtype,
+        (columns, rows, len(ordered)), spacing, LPS_TO_RAS @ affine, samples, first.header.dtype,
         modality=first.header.modality,
     )  # fmt: skip
     return Series(ordered, geometry)

@@ -20,19 +20,17 @@ from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
 _MAKER = "samadapt"
 #: Attributes that a SEG must have and may leave empty; scans that were anonymised lack them.
-_MAY_BE_EMPTY = (
-    *(
-        "PatientID",
-        "PatientName",
-        "PatientBirthDate",
-        "PatientSex",
-        "AccessionNumber",
-        "StudyID",
-        "StudyDate",
-        "StudyTime",
-    ),
-    *("ReferringPhysicianName",),
-)
+_MAY_BE_EMPTY = [
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+]
 _LONGEST_LABEL = 64  # characters of a segment's label
 
 
