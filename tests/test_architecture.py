@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "heads": {"options", "losses", "backbones", "transforms"},
     "adapted": {"encoders"},
     "tuning": {"encoders", "runs"},
-    "features": {"encoders", "files", "transforms", "views"},
+    "features": {"encoders", "files", "progress", "transforms", "views"},
     "training": {
         "adapted",
         "features",

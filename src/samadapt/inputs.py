@@ -13,7 +13,7 @@ from samadapt.datasets import Dataset, Entry, Split, find_layout, open_like, pat
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
-from samadapt.runs import read_config
+from samadapt.runs import demand_split, read_config
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
 
@@ -41,11 +41,7 @@ def split_of(run: Path) -> Split:
     path = run / "split.json"
     if path.is_file():
         return Split.read(path)
-    if read_config(run).get("split_hash"):
-        raise SamAdaptError(
-            f"{run} was trained on a split, and its split.json is missing, so nobody knows which cases it learned from; "
-            "copy the whole run folder again"
-        )
+    demand_split(run, read_config(run))
     return Split((), (), (), (), (), labels=None, seed=0, rule="")
 
 

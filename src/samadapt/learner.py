@@ -188,7 +188,7 @@ def fit(
             f"head {learner.head!r} is for {head.task}, data set {data.name!r} is opened for {data.task}; choose another "
             "head (samadapt list heads), or open the data set with --task where it has labels for both"
         )
-    if not TUNINGS[config.tune].frozen and learner.encoder_precision != "32":
+    if not TUNINGS[config.tune].frozen and learner.encoder_precision != Learner.encoder_precision:
         raise SamAdaptError(
             f"tune={config.tune!r} trains the encoder, in the precision of the training (--precision); leave out "
             f"--encoder-precision {learner.encoder_precision}"

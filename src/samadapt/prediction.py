@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samadapt import io
 from samadapt.adapted import AdaptedModel
-from samadapt.encoders import ENCODERS, EncoderSpec
+from samadapt.encoders import ENCODERS, EncoderSpec, version_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.metrics import score_case
@@ -278,10 +278,10 @@ def load_run(
 def _demand_same_network(name: str, fingerprint: str, run: Path) -> None:
     """Before its weights are looked for: whether an encoder still computes what it did."""
     entry = ENCODERS.get(name)
-    if entry is not None and not fingerprint.startswith(f"{name} {entry.version} "):
+    if entry is not None and (then := version_in(fingerprint)) != entry.version:
         raise SamAdaptError(
             f"{run} was trained on encoder {name!r} of another version of samadapt, which gave other maps from the same "
-            f"weights ({fingerprint.split()[1]} there, {entry.version} now); train again"
+            f"weights ({then} there, {entry.version} now); train again"
         )
 
 

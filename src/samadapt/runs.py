@@ -55,10 +55,7 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
                 "choose another --out or give --overwrite"
             )
         if (out / "head.safetensors").is_file():
-            if settings.get("split_hash") and not (out / "split.json").is_file():
-                raise SamAdaptError(
-                    f"{out} was trained, and its split.json is missing; copy the whole run folder again"
-                )
+            demand_split(out, settings)
             return None
         if not (out / "environment.json").is_file():
             write_json(out / "environment.json", environment())
@@ -68,6 +65,15 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     write_json(out / "config.json", settings)
     write_json(out / "environment.json", environment())
     return 0
+
+
+def demand_split(run: Path, config: Mapping[str, Any]) -> None:
+    """Whether the split of a run that was trained on one is still there."""
+    if config.get("split_hash") and not (run / "split.json").is_file():
+        raise SamAdaptError(
+            f"{run} was trained on a split, and its split.json is missing, so nobody knows which cases it learned from; "
+            "copy the whole run folder again"
+        )
 
 
 def pick_device(name: str) -> torch.device:

@@ -14,7 +14,6 @@ from samadapt.progress import Progress
 
 if TYPE_CHECKING:
     from samadapt.datasets import Dataset, Split
-    from samadapt.features import EncodeReport
     from samadapt.learner import Learner
 
 
@@ -59,22 +58,6 @@ def split_summary(data: Dataset, split: Split, learner: Learner) -> str:
         f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}\n"
         + "\n".join([f"encoder {learner.encoder}, head {learner.head}", *seen])
     )
-
-
-def encode_line(total: int, quiet: bool) -> Any:
-    """A progress callback: throughput, bytes, time left."""
-    progress = Progress(quiet)
-
-    def show(report: EncodeReport) -> None:
-        rate = report.slices / max(report.seconds, 1e-9)
-        progress(
-            lambda: (
-                f"encoding: {report.cases} of {total} cases, {rate:.1f} slices/s, {report.bytes / 2**20:.0f} MiB"
-            ),
-            report.cases / max(total, 1),
-        )
-
-    return show
 
 
 def say_warnings_once() -> None:

@@ -27,7 +27,6 @@ from samadapt.cli.options import (
 from samadapt.cli.parameters import Given, Of, from_options
 from samadapt.cli.terminal import (
     case_line,
-    encode_line,
     never_fail_to_print,
     one_voice,
     say,
@@ -87,7 +86,7 @@ def encode(
     chosen = make_learner(settings)
     check_device(device)
     from samadapt import learner
-    from samadapt.features import FeatureStore
+    from samadapt.features import FeatureStore, encode_line
     from samadapt.files import demand_writable
 
     demand_writable(store, "--store")
@@ -95,7 +94,9 @@ def encode(
     total = len(opened)
     say(choice_note(settings.encoder, chosen), quiet)
     say(live_note(chosen), quiet)
-    report = learner.encode(chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet))
+    report = learner.encode(
+        chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet=quiet)
+    )
     say(report.summary(store), quiet)
 
 
@@ -122,7 +123,7 @@ def train(
     given = {"backbone": backbone} if backbone else {}
     chosen = make_learner(dataclasses.replace(settings, options={**settings.options, **given}))
     check_device(config.device)
-    from samadapt.features import FeatureStore
+    from samadapt.features import FeatureStore, encode_line
     from samadapt.learner import FitOptions, fit
     from samadapt.runs import precision_note
 
@@ -137,7 +138,13 @@ def train(
         say(text, quiet)
     maps = None if live else FeatureStore(store)
     run = fit(
-        chosen, opened, split, config, out, maps, FitOptions(overwrite, encode_line(len(split.train), quiet))
+        chosen,
+        opened,
+        split,
+        config,
+        out,
+        maps,
+        FitOptions(overwrite, encode_line(len(split.train), quiet=quiet)),
     )
     print(f"trained: {run}")
     say(f"next: samadapt predict {run} FOLDER_OF_SCANS --out predictions/{run.name}", quiet)

@@ -141,6 +141,11 @@ class EncoderSpec:
         return dataclasses.asdict(self)
 
 
+def version_in(fingerprint: str) -> str:
+    """Of the network, in a fingerprint, which need not be of today."""
+    return fingerprint.split(" ")[1]
+
+
 @functools.lru_cache(maxsize=2)
 def _decoder_state(spec: EncoderSpec, fingerprint: str) -> State:
     """Kept, since every cell of a study asks, and a checkpoint can take gigabytes to read."""

@@ -20,10 +20,9 @@ from samadapt.datasets import Dataset
 from samadapt.experiment.cells import Study, prepare_cell, run_cell
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
 from samadapt.experiment.methods import Encode
-from samadapt.features import EncodeReport, FeatureStore
+from samadapt.features import EncodeReport, FeatureStore, encode_line
 from samadapt.files import demand_writable, write_json
 from samadapt.metrics import check_cell_scores
-from samadapt.progress import Progress as ProgressLine
 from samadapt.progress import clock
 from samadapt.runs import pick_device, precision_note
 from samadapt.training import TrainConfig
@@ -107,19 +106,6 @@ def _silent(text: str) -> None:
     """For those who want to hear nothing."""
 
 
-def _encoding(encoder: str, total: int, say: Progress) -> Callable[[EncodeReport], None]:
-    """What is said while an encoder runs over the cases of a study."""
-    line = ProgressLine(quiet=say is _silent)
-
-    def show(report: EncodeReport) -> None:
-        line(
-            lambda: f"encoding with {encoder}: {report.cases} of {total} cases, {report.slices} slices",
-            report.cases / max(total, 1),
-        )
-
-    return show
-
-
 def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None:
     """All maps that the cells will read: each encoder runs once over each image and view."""
     report = EncodeReport()
@@ -135,7 +121,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
                 cases,
                 encode.maps,
                 pick_device(device),
-                progress=_encoding(encode.maps.encoder.name, len(cases), say),
+                progress=encode_line(len(cases), encode.maps.encoder.name, quiet=say is _silent),
             )
         except SamAdaptError as error:  # the cells that read these maps will fail with it, each recorded
             say(f"encoder {encode.maps.encoder.name}: no maps could be stored: {error}")

@@ -24,6 +24,7 @@ from samadapt.encoders import Extractor
 from samadapt.features.maps import MapSpec
 from samadapt.features.notes import map_file, write_note
 from samadapt.files import Drafts
+from samadapt.progress import Progress
 from samadapt.types import Case, Frame, SamAdaptError
 
 _TOGETHER = 64  # slices: files are awaited on the disk for so many at once, which takes as long as for one
@@ -50,6 +51,22 @@ class EncodeReport:
             f"encoded {self.written} of {self.cases} cases ({self.slices} slices, {self.bytes / 2**20:.1f} MiB) "
             f"into {store} in {self.seconds:.1f} s"
         )
+
+
+def encode_line(total: int, encoder: str = "", quiet: bool = False) -> Callable[[EncodeReport], None]:
+    """A progress callback of `FeatureStore.encode`: says on stderr how far an encoder is.
+
+    Args:
+        total: how many cases there are.
+        encoder: its name, where several run one after the other.
+    """
+    line, by = Progress(quiet), f" with {encoder}" if encoder else ""
+
+    def text(report: EncodeReport) -> str:
+        rate = report.slices / max(report.seconds, 1e-9)
+        return f"encoding{by}: {report.cases} of {total} cases, {rate:.1f} slices/s, {report.bytes / 2**20:.0f} MiB"
+
+    return lambda report: line(lambda: text(report), report.cases / max(total, 1))
 
 
 @final
