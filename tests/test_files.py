@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from samadapt import files
+from samadapt.files import Drafts
 from samadapt.records import SamAdaptError
 
 
@@ -42,6 +43,7 @@ def test_a_folder_too_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 KILLED = """
 import os, sys, time
 from samadapt import files
+from samadapt.files import Drafts
 with files.replacing(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print(temporary.name, flush=True)
@@ -117,3 +119,20 @@ def test_a_full_disk_is_said_before_a_file_is_written_through_memory(tmp_path, m
     with pytest.raises(SamAdaptError, match="No space left on device"):
         write()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_drafts_whose_renaming_failed_are_placed_when_it_works_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Drafts() as drafts:
+        for name in "ab":
+            drafts.write(tmp_path / name, name.encode())
+            assert drafts.end(tmp_path / name) == 1
+        drafts.write(tmp_path / "c", b"half")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", full)
+            with pytest.raises(SamAdaptError, match=r"could not write .*a: No space left"):
+                drafts.place()
+        drafts.place()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"a", "b": b"b"}

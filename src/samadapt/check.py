@@ -163,7 +163,8 @@ def _labels(data: Dataset, seen: _Seen) -> Iterator[Finding]:
             yield _warning(f"class {name!r} has only {count} cases")
     bare = len(data.ids) - len(data.labelled_ids)
     if bare:
-        first = next(i for i in data.ids if i not in set(data.labelled_ids))
+        labelled = set(data.labelled_ids)
+        first = next(i for i in data.ids if i not in labelled)
         yield _remark(
             f"{bare} of {len(data.ids)} cases have no label (the first is {first!r}); they are not learned from"
         )

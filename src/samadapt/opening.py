@@ -30,9 +30,8 @@ class Opening:
     window: str = "percentile"
     plane: io.Plane = field(default_factory=io.Plane)  # how volumes are cut and turned
     label_values: Mapping[int, int] = field(default_factory=dict)  # stored value -> class or IGNORED
-    structures_chosen: bool = (
-        False  # whether they were chosen of the structures that the labels name, and overlap in this order
-    )
+    #: Whether the classes were chosen of the structures that the labels name, and overlap in this order.
+    structures_chosen: bool = False
     stored_classes: tuple[str, ...] = ()  # as the data set calls the classes, where other names were given
     label_column: str | None = None  # of a table of labels
     group: str | None = None  # how patients are told apart (--group); None: by the data set or its names

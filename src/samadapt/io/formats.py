@@ -34,14 +34,11 @@ class Format:
     find: Callable[[Sequence[Path]], Sequence[Path]] | None = None
     #: Whether a file is of this format by its content, for formats whose files share a suffix or have none.
     matches: Callable[[Path], bool] | None = None
-    case_name: Callable[[Path], str] | None = (
-        None  # what the scan of a file is called; None: its name without the suffix
-    )
+    case_name: Callable[[Path], str] | None = None  # of the scan of a file; None: its name without the suffix
     files: Callable[[Path], Sequence[Path]] | None = None  # all files of the scan; None: the file alone
     patient: Callable[[Path], str | None] | None = None  # as the header says it; None: it does not
-    left_out: Callable[[Sequence[Path]], Sequence[tuple[Path, str]]] | None = (
-        None  # of one folder: files, and why
-    )
+    #: Of the files of one folder: those that look like scans and are none, and why.
+    left_out: Callable[[Sequence[Path]], Sequence[tuple[Path, str]]] | None = None
     picture: bool = False  # one slice that does not say where it lies, nor how large its pixels are
     lossy: bool = False  # values change a little when they are saved
 
