@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "losses": set(),
     "statistics": set(),
     "files": set(),
+    "ahead": set(),
     "progress": set(),
     "names": {"overlap"},
     "options": set(),
@@ -43,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "heads": {"options", "losses", "backbones", "transforms"},
     "adapted": {"encoders"},
     "tuning": {"encoders", "runs"},
-    "features": {"encoders", "files", "progress", "transforms", "views"},
+    "features": {"ahead", "encoders", "files", "progress", "transforms", "views"},
     "training": {
         "adapted",
         "features",
@@ -69,6 +70,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "prediction": {
         "adapted",
+        "ahead",
         "io",
         "opening",
         "transforms",

@@ -344,10 +344,10 @@ def test_an_interrupted_prediction_does_not_go_on_with_other_codes(run, tmp_path
 
     written = Segmenter.predict_to
 
-    def interrupted(self, case, *rest):
+    def interrupted(self, case, *rest, **answers):
         if case.id == "s2":
             raise KeyboardInterrupt
-        return written(self, case, *rest)
+        return written(self, case, *rest, **answers)
 
     with monkeypatch.context() as patch:
         patch.setattr(Segmenter, "predict_to", interrupted)

@@ -7,6 +7,7 @@ import torch
 
 from fakes import TinyNetwork, disc_case, fake_data, tiny
 from samadapt.features import FeatureStore, MapSpec, Pairs, encoding
+from samadapt.features.encoding import default_batch
 from samadapt.types import LABEL_GRID, SamAdaptError
 
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
@@ -284,3 +285,19 @@ def test_maps_that_cannot_be_and_empty_data_are_refused():
         MapSpec(tiny(), READS, augmentation="wild")
     with pytest.raises(SamAdaptError, match="no cases"):
         Pairs(fake_data(), MapSpec(tiny(), {"neck": 1}))
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "slices"),
+    [
+        (64, "cpu", 32),
+        (128, "cpu", 16),
+        (256, "cpu", 4),
+        (512, "cpu", 1),
+        (1024, "cpu", 1),
+        (1024, "cuda", 4),
+    ],
+)
+def test_large_squares_go_one_by_one(side, device, slices):
+    """One slice at 1024 fills a processor; a batch of four, which one slice would be filled up to, takes four times as long."""
+    assert default_batch(side, device) == slices

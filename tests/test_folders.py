@@ -291,11 +291,11 @@ def test_an_interrupted_prediction_is_not_scored_and_goes_on(a_run, tmp_path, mo
     run, out = a_run(open_dataset(data).opening), tmp_path / "out"
     written, predict_to = [], Segmenter.predict_to
 
-    def interrupted(self, case, *args):
+    def interrupted(self, case, *args, **answers):
         if len(written) == 2:
             raise KeyboardInterrupt
         written.append(case.id)
-        predict_to(self, case, *args)
+        predict_to(self, case, *args, **answers)
 
     monkeypatch.setattr(Segmenter, "predict_to", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -304,7 +304,9 @@ def test_an_interrupted_prediction_is_not_scored_and_goes_on(a_run, tmp_path, mo
         evaluate_folder(out, data)
     with pytest.raises(SamAdaptError, match="is not empty"):
         predict_folder(run, data, out, subset="all")  # another command does not go on with it
-    monkeypatch.setattr(Segmenter, "predict_to", lambda *a: (written.append(a[1].id), predict_to(*a)))
+    monkeypatch.setattr(
+        Segmenter, "predict_to", lambda *a, **k: (written.append(a[1].id), predict_to(*a, **k))
+    )
     assert predict_folder(run, data, out).done == 3
     assert written == ["a", "b", "c"]
     assert dice(evaluate_folder(out, data)) > 0.9

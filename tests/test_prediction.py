@@ -114,6 +114,41 @@ def test_full_size_logits_exist_for_one_batch_of_slices_at_a_time(monkeypatch):
     assert seen == [4, 4, 3]
 
 
+def test_cases_pass_the_network_together_and_each_answers_for_itself(monkeypatch):
+    """An answer that is not finite, or a case that cannot be seen, is an error of its case alone."""
+    model = segmenter()
+    cases = [disc_case(n, depth=1 + n % 3) for n in range(6)]
+    alone = [model.predict(case) for case in cases]
+    cases[1].image[0, 1, 0, 0] = torch.nan
+    inputs = Segmenter.inputs
+
+    def refuse(self, seen, *rest):
+        if seen.case is cases[4]:
+            raise SamAdaptError("cannot be seen")
+        return inputs(self, seen, *rest)
+
+    monkeypatch.setattr(Segmenter, "inputs", refuse)
+    seen = counted(monkeypatch, BrightHead)
+    found = {}
+    for case, answers in model.all_answers(cases):
+        try:
+            found[case.id] = torch.stack([logits.argmax(0) for logits in answers]).numpy()
+        except SamAdaptError as error:
+            found[case.id] = str(error)
+    assert list(found) == [case.id for case in cases]
+    assert seen == [4, 4, 2]  # of the cases of 1, 2, 3, 1, (2) and 3 slices
+    assert "is not finite in slice" in found[cases[1].id] and found[cases[4].id] == "cannot be seen"
+    for n in (0, 2, 3, 5):
+        assert np.array_equal(found[cases[n].id], alone[n])
+
+
+def test_the_next_case_is_read_while_one_is_computed(monkeypatch):
+    cases, read = [disc_case(n, depth=4) for n in range(5)], []
+    answers = segmenter().all_answers(read.append(case.id) or case for case in cases)
+    next(answers)
+    assert cases[1].id in read and cases[4].id not in read
+
+
 def test_a_classifier_averages_the_slices():
     model = Classifier(tiny_model(MeanHead()), BRIGHTNESS)
     dark, bright = disc_case(1), disc_case(2)

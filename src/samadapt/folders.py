@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -170,22 +170,37 @@ def _segment(
     output: _Output,
     progress: Progress | None,
 ) -> None:
-    for each in cases:
-        there = io.find_label(report.out, each.id)  # of an interrupted prediction: files are written whole
-        maps = report.out / f"{each.id}.npy" if output.probabilities else None
-        if there and (maps is None or maps.is_file()):
-            report.done += 1
-            continue
+    known = {each.id: each for each in cases}
+
+    def maps(case: str) -> Path | None:
+        return report.out / f"{case}.npy" if output.probabilities else None
+
+    def is_missing(each: Input) -> bool:  # an interrupted prediction left the others: files are written whole
+        wanted = maps(each.id)
+        there = io.find_label(report.out, each.id) and (wanted is None or wanted.is_file())
+        report.done += bool(there)
+        return not there
+
+    waiting = _loaded([each for each in cases if is_missing(each)], report)
+    for case, answers in model.all_answers(waiting):
         try:
-            case = each.load()
             path = io.label_file(report.out, case, output.format)
-            model.predict_to(case, path, maps, output.format, output.legend)
+            model.predict_to(case, path, maps(case.id), output.format, output.legend, answers=answers)
         except SamAdaptError as error:
-            report.failed[each.id] = each.what_failed(error)
+            report.failed[case.id] = known[case.id].what_failed(error)
             continue
         report.done += 1
         if progress:
-            progress(each.id)
+            progress(case.id)
+
+
+def _loaded(cases: Iterable[Input], report: PredictReport) -> Iterator[Case]:
+    """Those that can be read."""
+    for each in cases:
+        try:
+            yield each.load()
+        except SamAdaptError as error:
+            report.failed[each.id] = each.what_failed(error)
 
 
 def _classify(
@@ -195,18 +210,15 @@ def _classify(
     attention: bool,
     progress: Progress | None,
 ) -> None:
-    parts = {case.id: case.planned.part for case in cases}
+    known = {each.id: each for each in cases}
     rows = []
-
-    def readable() -> Iterator[tuple[Case, None]]:
-        for each in cases:
-            try:
-                yield each.load(), None
-            except SamAdaptError as error:
-                report.failed[each.id] = each.what_failed(error)
-
-    for case, slices in model.predict_all(readable()):
-        rows.append({"case": case.id, "split": parts[case.id], **_answer(model, slices)})
+    for case, logits in model.all_logits((case, None) for case in _loaded(cases, report)):
+        try:
+            slices = model.probabilities(logits)
+        except SamAdaptError as error:
+            report.failed[case.id] = known[case.id].what_failed(error)
+            continue
+        rows.append({"case": case.id, "split": known[case.id].planned.part, **_answer(model, slices)})
         if attention:
             (report.out / "attention").mkdir(exist_ok=True)
             _draw_attention(model, case, slices, report.out / "attention" / f"{case.id}.png")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from samadapt import io
 from samadapt.adapted import AdaptedModel
+from samadapt.ahead import ahead
 from samadapt.encoders import ENCODERS, EncoderSpec, version_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
@@ -24,7 +27,33 @@ from samadapt.types import IDENTITY, PIXELS, Case, Frame, Head, SamAdaptError, S
 from samadapt.views import CaseView, View
 
 Maps = Mapping[str, np.ndarray]  # tap -> (V, D, C, h, w), as a FeatureStore reads them
-Seen = tuple[Case, int, Mapping[str, Tensor], Frame]  # a slice: whose, which, what goes in, where it lies
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A slice as it goes in, or why its case cannot."""
+
+    number: int  # of the case in its row
+    case: Case
+    stored: bool  # whether its maps are
+    index: int = 0
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    frame: Frame | None = None
+    problem: SamAdaptError | None = None
+
+
+def _sound(answers: Iterable[tuple[_Seen, Tensor | None]]) -> Iterator[tuple[Tensor, Frame]]:
+    """The logits of a case, as long as nothing is wrong with them."""
+    for seen, logits in answers:
+        if seen.problem is not None:
+            raise seen.problem
+        assert logits is not None and seen.frame is not None
+        if not torch.isfinite(logits).all():
+            raise SamAdaptError(
+                f"the head's answer for case {seen.case.id!r} is not finite in slice {seen.index}; "
+                "check the image, the checkpoint and the training's loss (metrics.csv)"
+            )
+        yield logits, seen.frame
 
 
 @dataclass(frozen=True)
@@ -64,34 +93,54 @@ class Predictor:
         Args:
             maps: stored maps of this case (view 0 is used); without them the encoder runs.
         """
-        return ((logits, frame) for _, logits, frame in self.all_logits([(case, maps)]))
+        return next(self.all_logits([(case, maps)]))[1]
+
+    def all_logits(
+        self, cases: Iterable[tuple[Case, Maps | None]], read_ahead: bool = True
+    ) -> Iterator[tuple[Case, Iterator[tuple[Tensor, Frame]]]]:
+        """`logits` of one case after the other, each with its case; take what is needed of one before the next.
+
+        A batch does not end with a case: pictures, which are volumes of one slice, pass the network together. The next
+        slices, and the next cases, are read while the network computes. What is wrong with a case is raised by its own
+        logits; the others go on.
+
+        Args:
+            read_ahead: whether cases are read in a second thread; whoever measures what reading takes does not want it.
+        """
+        seen = self._seen(cases)
+        slices_in_order = ahead(seen, 2 * self.max_batch(True)) if read_ahead else seen
+        for _, of_case in itertools.groupby(self._answers(slices_in_order), lambda answer: answer[0].number):
+            answers = iter(of_case)
+            first = next(answers)
+            yield first[0].case, _sound(itertools.chain([first], answers))
 
     @torch.inference_mode()
-    def all_logits(self, cases: Iterable[tuple[Case, Maps | None]]) -> Iterator[tuple[Case, Tensor, Frame]]:
-        """`logits` of one case after the other, each with its case.
-
-        A batch does not end with a case: pictures, which are volumes of one slice, pass the network together.
-        """
-        batch: list[Seen] = []
-        for case, maps in cases:
-            seen, largest = self.view.of(case), self.max_batch(maps is not None)
-            for index in range(case.image.shape[1]):
-                batch.append((case, index, *self.inputs(seen, index, maps)))
-                if len(batch) >= largest:
-                    yield from self._answers(batch)
+    def _answers(self, slices: Generator[_Seen]) -> Iterator[tuple[_Seen, Tensor | None]]:
+        batch: list[_Seen] = []
+        with closing(slices):
+            for seen in slices:
+                batch.append(seen)
+                if len(batch) >= self.max_batch(seen.stored):
+                    yield from self._answer(batch)
                     batch = []
-        if batch:
-            yield from self._answers(batch)
+            if batch:
+                yield from self._answer(batch)
 
-    def _answers(self, batch: Sequence[Seen]) -> Iterator[tuple[Case, Tensor, Frame]]:
-        answers = self.head(self.features([given for _, _, given, _ in batch])).float().cpu()
-        for (case, index, _, frame), answer in zip(batch, answers, strict=True):
-            if not torch.isfinite(answer).all():
-                raise SamAdaptError(
-                    f"the head's answer for case {case.id!r} is not finite in slice {index}; "
-                    "check the image, the checkpoint and the training's loss (metrics.csv)"
-                )
-            yield case, answer, frame
+    def _seen(self, cases: Iterable[tuple[Case, Maps | None]]) -> Generator[_Seen]:
+        for number, (case, maps) in enumerate(cases):
+            stored = maps is not None
+            try:
+                seen = self.view.of(case)
+                for index in range(case.image.shape[1]):
+                    yield _Seen(number, case, stored, index, *self.inputs(seen, index, maps))
+            except SamAdaptError as error:
+                yield _Seen(number, case, stored, problem=error)
+
+    def _answer(self, batch: Sequence[_Seen]) -> Iterator[tuple[_Seen, Tensor | None]]:
+        given = [seen.inputs for seen in batch if seen.problem is None]
+        answers = iter(self.head(self.features(given)).float().cpu() if given else ())
+        for seen in batch:
+            yield seen, next(answers) if seen.problem is None else None
 
     def max_batch(self, stored: bool) -> int:
         """How many slices pass the network together.
@@ -122,16 +171,23 @@ class Segmenter(Predictor):
 
     def answers(self, case: Case, maps: Maps | None = None) -> Iterator[Tensor]:
         """Per slice, in order: logits (K, H, W) on the file's own pixels; one slice of them exists at a time."""
-        for logits, frame in self.logits(case, maps):
-            yield to_original(logits, frame)
+        return (to_original(*answer) for answer in self.logits(case, maps))
+
+    def all_answers(self, cases: Iterable[Case]) -> Iterator[tuple[Case, Iterator[Tensor]]]:
+        """`answers` of one case after the other, faster than one by one; see `all_logits`."""
+        for case, logits in self.all_logits((case, None) for case in cases):
+            yield case, (to_original(*answer) for answer in logits)
 
     def predict(
         self, image: Case | str | Path | Sequence[str | Path], maps: Maps | None = None
     ) -> np.ndarray:
         """(D, H, W) uint8, in the file's own grid."""
         case = self.case(image)
+        return self._label(case, self.answers(case, maps))
+
+    def _label(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
-        for index, logits in enumerate(self.answers(case, maps)):
+        for index, logits in enumerate(answers):
             label[index] = logits.argmax(0).numpy()
         return label
 
@@ -142,19 +198,23 @@ class Segmenter(Predictor):
         probabilities: Path | None = None,
         asked: str | None = None,
         legend: io.Legend | None = None,
+        *,
+        answers: Iterable[Tensor] | None = None,
     ) -> None:
         """Write the label map (and the probabilities, .npy) with the source's geometry and header.
 
         Args:
             asked, legend: as for `io.write_label`.
+            answers: of this case, from `all_answers`; None: they are computed.
         """
+        found = self.answers(case) if answers is None else answers
         if probabilities is None:
-            io.write_label(path, self.predict(case), case, asked, legend)
+            io.write_label(path, self._label(case, found), case, asked, legend)
             return
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
 
         def slices() -> Iterator[Tensor]:
-            for index, logits in enumerate(self.answers(case)):
+            for index, logits in enumerate(found):
                 label[index] = logits.argmax(0).numpy()
                 yield logits.softmax(0)
 
@@ -183,20 +243,21 @@ class Classifier(Predictor):
 
     def predict_slices(self, case: Case, maps: Maps | None = None) -> Tensor:
         """(D, K) probabilities of every slice."""
-        ((_, slices),) = self.predict_all([(case, maps)])
-        return slices
+        return self.probabilities(self.logits(case, maps))
 
-    def predict_all(self, cases: Iterable[tuple[Case, Maps | None]]) -> Iterator[tuple[Case, Tensor]]:
+    def predict_all(
+        self, cases: Iterable[tuple[Case, Maps | None]], read_ahead: bool = True
+    ) -> Iterator[tuple[Case, Tensor]]:
         """Cases (with their stored maps, or None) -> each with its (D, K) probabilities, in their order.
 
         Small pictures take a fraction of the time that they take one by one.
         """
-        rows: list[Tensor] = []
-        for case, logits, _ in self.all_logits(cases):
-            rows.append(logits.sigmoid() if self.opening.multilabel else logits.softmax(0))
-            if len(rows) == case.image.shape[1]:
-                yield case, torch.stack(rows)
-                rows = []
+        return ((case, self.probabilities(logits)) for case, logits in self.all_logits(cases, read_ahead))
+
+    def probabilities(self, logits: Iterable[tuple[Tensor, Frame]]) -> Tensor:
+        """(D, K) of the logits of a case's slices."""
+        rows = torch.stack([row for row, _ in logits])
+        return rows.sigmoid() if self.opening.multilabel else rows.softmax(1)
 
     def max_batch(self, stored: bool) -> int:
         """More where no encoder runs, which is what takes the memory."""

@@ -128,7 +128,8 @@ class Attention(nn.Module):
         q, k, v = parts.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, n * n, channels // self.heads)
         y = attend(q, k, v, relative(self.rel_pos_h, n), relative(self.rel_pos_w, n))
         y = y.view(batch, down, across, self.heads, n, n, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return self.proj(y.reshape(batch, down * n, across * n, channels)[:, :height, :width])
+        # Contiguous: of a part of a map, a linear layer makes one product for each row, with a copy of its weights each.
+        return self.proj(y.reshape(batch, down * n, across * n, channels)[:, :height, :width].contiguous())
 
     def _padded(self, qkv: Tensor) -> Tensor:
         """Filled to whole windows, right and bottom, with what cells of zeros would give: the original pads first."""

@@ -131,6 +131,8 @@ class EncoderSpec:
                 network = self.entry.loaded(self._state(), self.side, source)
             else:
                 network = self.entry.network(self.side)
+        if self.dtype == BFLOAT16:
+            _round_weights(network)
         return Extractor(self, network, reads).requires_grad_(False).eval().to(device)
 
     def _state(self) -> State:
@@ -139,6 +141,13 @@ class EncoderSpec:
     def to_json(self) -> dict[str, Any]:
         """The arguments that make it again."""
         return dataclasses.asdict(self)
+
+
+def _round_weights(network: nn.Module) -> None:
+    """Of products and convolutions, to bfloat16, once: `torch.autocast` would do it in every call, to the same numbers."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.to(torch.bfloat16)
 
 
 def version_in(fingerprint: str) -> str:

@@ -218,7 +218,9 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
         return classifier.saliency_maps(case, classifier.predict_slices(case, read), read)
 
     def answers(cases: Iterable[Case]) -> Iterator[tuple[Case, np.ndarray]]:
-        found = classifier.predict_all((case, maps(case)) for case in cases)
+        found = classifier.predict_all(
+            ((case, maps(case)) for case in cases), read_ahead=False
+        )  # it is timed
         return ((case, slices.mean(0).numpy()) for case, slices in found)
 
     return Fitted(answers, trained, notes, saliency if classifier.has_saliency else None)

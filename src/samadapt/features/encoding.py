@@ -9,9 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, final
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.ahead import ahead
 from samadapt.encoders import Extractor
 from samadapt.features.maps import MapSpec
 from samadapt.features.notes import map_file, write_note
@@ -30,7 +29,6 @@ from samadapt.types import Case, Frame, SamAdaptError
 _TOGETHER = 64  # slices: files are awaited on the disk for so many at once, which takes as long as for one
 _SECONDS = 5.0  # and no finished case waits longer for its name, for a process may be killed
 T = TypeVar("T")
-_END = object()
 
 
 @dataclass
@@ -142,7 +140,7 @@ class Encoding:
         progress: Callable[[EncodeReport], None] | None,
     ) -> None:
         self.maps, self.device, self.progress = maps, device, progress
-        self.batch_size = batch_size or default_batch(maps.encoder.side)
+        self.batch_size = batch_size or default_batch(maps.encoder.side, device)
         self.report, self._start = EncodeReport(), time.monotonic()
 
     def encode(self, cases: Iterator[CaseDraft], drafts: Drafts) -> None:
@@ -152,11 +150,11 @@ class Encoding:
         if first is None:
             return
         extractor = self.maps.encoder.load(self.maps.taps, self.device)  # before there is a second thread
-        ahead = _ahead(itertools.chain([first], inputs), 2 * self.batch_size)
+        made = ahead(itertools.chain([first], inputs), 2 * self.batch_size)
         finished: list[CaseDraft] = []
         placed = time.monotonic()
         try:
-            for batch in _batches(ahead, self.batch_size):
+            for batch in _batches(made, self.batch_size):
                 arrays = self._maps(extractor, torch.stack([pixels for _, pixels, _ in batch]))
                 for row, (draft, _, frame) in enumerate(batch):
                     draft.take({tap: array[row] for tap, array in arrays.items()}, frame)
@@ -169,7 +167,7 @@ class Encoding:
                     placed = time.monotonic()
                 self.tell()
         finally:  # what is finished is kept, whatever happened
-            ahead.close()
+            made.close()
             self._place(finished, drafts)
 
     def _maps(self, extractor: Extractor, batch: Tensor) -> dict[str, np.ndarray]:
@@ -194,21 +192,13 @@ class Encoding:
             self.progress(self.report)
 
 
-def default_batch(side: int) -> int:
-    """Four slices at a side of 256, more of smaller ones; few, since large networks take a gigabyte for each."""
-    return min(max(4, 4 * (256 // side) ** 2), 32)
+def default_batch(side: int, device: str | torch.device = "cpu") -> int:
+    """Four slices at a side of 256, more of smaller ones, one of larger ones, which fill a processor by themselves.
 
-
-def _ahead(items: Iterator[T], count: int) -> Generator[T]:
-    """The same items, so many of them made in a thread before they are asked for."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        waiting = deque(pool.submit(next, items, _END) for _ in range(count))
-        while (item := waiting.popleft().result()) is not _END:
-            waiting.append(pool.submit(next, items, _END))
-            yield item  # type: ignore[misc]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    A graphics card takes four times as many: it needs them to be busy, and a slice at 1024 takes it half a gigabyte.
+    """
+    cells = 4 * 256**2 // side**2
+    return min(max(cells, 1), 32) * (1 if torch.device(device).type == "cpu" else 4)
 
 
 def _batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
