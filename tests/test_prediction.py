@@ -136,7 +136,7 @@ def test_cases_pass_the_network_together_and_each_answers_for_itself(monkeypatch
         except SamAdaptError as error:
             found[case.id] = str(error)
     assert list(found) == [case.id for case in cases]
-    assert seen == [4, 4, 2]  # of the cases of 1, 2, 3, 1, (2) and 3 slices
+    assert seen == [4, 3, 3]  # the cases have 1, 2, 3, 1, (2) and 3 slices
     assert "is not finite in slice" in found[cases[1].id] and found[cases[4].id] == "cannot be seen"
     for n in (0, 2, 3, 5):
         assert np.array_equal(found[cases[n].id], alone[n])
