@@ -96,6 +96,17 @@ ROOMS: dict[str, set[str]] = {
         "tuning",
         "runs",
         "weights",
+        "unlabelled",
+    },
+    "unlabelled": {
+        "adapted",
+        "datasets",
+        "features",
+        "files",
+        "inputs",
+        "prediction",
+        "settings",
+        "training",
     },
     "folders": {
         "encoders",
@@ -110,6 +121,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "evaluation": {"files", "datasets", "io", "metrics", "overlap", "predicted", "prediction", "runs"},
     "experiment": {
+        "unlabelled",
         "options",
         "settings",
         "files",

@@ -12,7 +12,7 @@ from samadapt.adapted import AdaptedModel
 from samadapt.datasets import open_dataset
 from samadapt.encoders import EncoderSpec
 from samadapt.experiment import Grid, TrainedMethod, build_methods, make_study, run_experiment
-from samadapt.experiment.baselines import SimclrMethod, unlabelled
+from samadapt.experiment.baselines import SimclrMethod
 from samadapt.features import FeatureStore
 from samadapt.heads import build_head
 from samadapt.learner import Learner
@@ -204,7 +204,7 @@ def test_scored_patients_never_enter_and_labels_are_not_read(data, tmp_path, mon
     assert {case.id for case in seen} == set(split.pool)
     assert not {case.group for case in seen} & {data.groups[i] for i in split.val}
     assert all(case.label is None for case in seen)
-    assert unlabelled(data, split.pool).labelled_ids == ()
+    assert data.without_labels(split.pool).labelled_ids == ()
 
 
 def test_one_pretraining_serves_all_label_counts_of_a_seed(data, tmp_path):

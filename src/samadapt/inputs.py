@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,19 +69,37 @@ def find_inputs(given: Path, opening: Opening, split: Split, subset: str | None)
     return _of_scans(given, opening, split)
 
 
-def _of_scans(given: Path, opening: Opening, split: Split) -> list[Input]:
+def find_unlabelled(given: Path, opening: Opening, recorded: Mapping[str, str]) -> Dataset:
+    """All cases of a folder of scans or of a data set, without labels.
+
+    Args:
+        opening: of the data set that has the labels.
+        recorded: case -> patient of that data set, where the two are not the same.
+    """
+    if not given.exists():
+        raise SamAdaptError(f"{given} does not exist; give a folder of scans, a data set, or pool")
+    if find_layout(given, opening.task, opening.layout) is not None:
+        return open_like(given, opening, recorded, labelled=False)
+    return Dataset(given.name, given, opening, _scan_entries(given, opening, recorded))
+
+
+def _scan_entries(given: Path, opening: Opening, recorded: Mapping[str, str]) -> tuple[Entry, ...]:
     files = _scan_files(given) if given.is_dir() else [given]
     cases = _named(files, given if given.is_dir() else given.parent, len(opening.channel_names))
     entries = [Entry(name, paths) for name, paths in cases.items()]
-    patients = patients_of(entries, given if given.is_dir() else given.parent, opening, split.patient_of)
+    patients = patients_of(entries, given if given.is_dir() else given.parent, opening, recorded)
+    return tuple(dataclasses.replace(e, group=patients[e.id]) for e in entries)
+
+
+def _of_scans(given: Path, opening: Opening, split: Split) -> list[Input]:
     return [
         Input(
             e.id,
-            Planned(patients[e.id], "", split.learned(e.id)),
-            partial(opening.read_case, e.images, e.id, patients[e.id]),
+            Planned(e.group or e.id, "", split.learned(e.id)),
+            partial(opening.read_case, e.images, e.id, e.group or e.id),
             e.images[0],
         )
-        for e in entries
+        for e in _scan_entries(given, opening, split.patient_of)
     ]
 
 

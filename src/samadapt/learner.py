@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head, starts_from_decoder
 from samadapt.overlap import Overlap, of_own_weights, overlaps_of
 from samadapt.runs import pick_device
-from samadapt.settings import LearnerSettings
+from samadapt.settings import LearnerSettings, UnlabelledOptions
 from samadapt.training import TrainConfig, train
 from samadapt.tuning import TUNINGS
 from samadapt.types import Head, SamAdaptError, SamAdaptWarning
+from samadapt.unlabelled import SelfTraining, unlabelled_cases
 from samadapt.weights import RANDOM
 
 STORED_VIEWS = 6
@@ -158,11 +159,13 @@ class FitOptions:
         overwrite: whether a run folder of another configuration is replaced.
         progress: called while maps are encoded.
         start: puts weights into the fresh head before the first step, e.g. from a pre-training.
+        unlabelled: which scans without labels are learned from too, and how.
     """
 
     overwrite: bool = False
     progress: Progress | None = None
     start: Callable[[Head], None] | None = None
+    unlabelled: UnlabelledOptions = field(default_factory=UnlabelledOptions)
 
 
 def fit(
@@ -203,6 +206,12 @@ def fit(
         stored.encode(training, maps, device, progress=more.progress)
         if selection is not None:
             stored.encode(selection, maps.unaugmented, device, progress=more.progress)
+    teaching = None
+    if more.unlabelled.unlabelled is not None:
+        cases = unlabelled_cases(more.unlabelled.unlabelled, data, split)
+        if stored is not None:
+            stored.encode(cases, maps, device, progress=more.progress)
+        teaching = SelfTraining(more.unlabelled, cases, training, maps, stored)
     pairs = Pairs(training, maps, stored)
     select = Pairs(selection, maps.unaugmented, stored) if selection is not None else None
-    return train(model, pairs, select, config, out, split, more.overwrite)
+    return train(model, pairs, select, config, out, split, more.overwrite, teaching=teaching)

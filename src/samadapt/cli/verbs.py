@@ -43,6 +43,7 @@ from samadapt.settings import (
     SplitOptions,
     StudySettings,
     TrainConfig,
+    UnlabelledOptions,
 )
 
 app = typer.Typer(
@@ -113,6 +114,7 @@ def train(
     ] = None,
     budget: SplitOptions,
     config: TrainConfig,
+    scans: UnlabelledOptions,
     opening: OpenOptions,
     store: Store = Path("features"),
     live: Annotated[bool, Option("Run the encoder in every step and store nothing.", flag="--live")] = False,
@@ -144,7 +146,7 @@ def train(
         config,
         out,
         maps,
-        FitOptions(overwrite, encode_line(len(split.train), quiet=quiet)),
+        FitOptions(overwrite, encode_line(len(split.train), quiet=quiet), unlabelled=scans),
     )
     print(f"trained: {run}")
     say(f"next: samadapt predict {run} FOLDER_OF_SCANS --out predictions/{run.name}", quiet)

@@ -159,6 +159,11 @@ class Dataset:
             raise SamAdaptError(f"no cases of data set {self.name!r} were chosen; give at least one name")
         return dataclasses.replace(self, entries=tuple(self.entry(i) for i in key))
 
+    def without_labels(self, ids: tuple[str, ...]) -> Dataset:
+        """These cases without their labels, which are then not even read."""
+        bare = (dataclasses.replace(self.entry(i), labels=(), file_classes=(), target=None) for i in ids)
+        return dataclasses.replace(self[ids], entries=tuple(bare))
+
     def case(self, case_id: str) -> Case:
         """Load one case from disk."""
         entry = self.entry(case_id)

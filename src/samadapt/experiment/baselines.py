@@ -71,19 +71,12 @@ class SimclrMethod(Method):
         if simclr.is_finished(folder):
             return simclr.read_cost(folder)
         model = learner.build(len(job.data.classes), seed)
-        pool = unlabelled(job.data, job.split.pool)
+        pool = job.data.without_labels(job.split.pool)
         # No more slices of a case than the steps could show.
         most = max(1, -(-self.recipe.steps * self.recipe.batch_size // len(pool)))
         slices = simclr.gather_slices(pool, model.spec.view(job.data.window), most)
         device = pick_device(job.config.device)
         return simclr.pretrain(model, slices, self.recipe, folder, seed, device)
-
-
-def unlabelled(data: Dataset, ids: tuple[str, ...]) -> Dataset:
-    """These cases without their labels, which are then not even read."""
-    chosen = data[ids]
-    bare = tuple(dataclasses.replace(entry, labels=(), target=None) for entry in chosen.entries)
-    return dataclasses.replace(chosen, entries=bare)
 
 
 @final

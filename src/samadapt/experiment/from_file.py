@@ -22,12 +22,23 @@ from samadapt.settings import (
     SimclrConfig,
     StudySettings,
     TrainConfig,
+    UnlabelledOptions,
 )
 from samadapt.types import PIXELS, SamAdaptError
+from samadapt.unlabelled import POOL
 
 _PRESETS = Path(__file__).parent / "presets"
 _TABLES: dict[str, Declarations] = {**TABLES, "unet": options_of(HEADS["unet"])}
 _TOP = _TABLES.pop("")
+#: A learner of one's own may have unlabelled scans; other scans than the study's would not be those of the draw.
+_UNLABELLED = declared(UnlabelledOptions) | {
+    "unlabelled": dataclasses.replace(
+        declared(UnlabelledOptions)["unlabelled"],
+        option=Option(
+            "pool: the patients that are neither labelled in the draw nor held out.", choices=(POOL,)
+        ),
+    )
+}
 #: What a learner of one's own may train otherwise.
 _OWN_TRAINING = without(_TABLES["train"], "device", "workers")
 
@@ -100,7 +111,8 @@ def _read(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict],
 def _read_own(where: str, table: Any) -> dict[str, Any]:
     training = Declared("train", Mapping[str, Any], {}, Option("What its training does otherwise."))
     role = Declared("role", str | None, None, Option("What it is in the study.", choices=ROLES))
-    own = read_table(where, table, {**declared(LearnerSettings), "role": role, "train": training})
+    known = {**declared(LearnerSettings), **_UNLABELLED, "role": role, "train": training}
+    own = read_table(where, table, known)
     if "train" in own:
         own["train"] = read_table(f"{where}.train", own["train"], _OWN_TRAINING)
     return own
@@ -118,7 +130,10 @@ def _own(table: Mapping[str, Any], base: Learner, views: int | None) -> Method:
     head = HEADS[table.get("head", base.head)]
     if head.encoders == (PIXELS,):  # the study's encoder is not for it
         base = dataclasses.replace(base, encoder=PIXELS, checkpoint=None, prepare=None)
-    changed = {"views": views} | {key: value for key, value in table.items() if key not in ("role", "train")}
+    changed = {"views": views} | {
+        key: value for key, value in table.items() if key in declared(LearnerSettings)
+    }
     learner = dataclasses.replace(base, **changed)
     check_options(learner.head, learner.options)
-    return TrainedMethod(learner, table.get("train", {}), table.get("role"))
+    unlabelled = UnlabelledOptions(**{key: value for key, value in table.items() if key in _UNLABELLED})
+    return TrainedMethod(learner, table.get("train", {}), table.get("role"), unlabelled)

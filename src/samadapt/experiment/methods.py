@@ -16,12 +16,15 @@ from torch import nn
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, MapSpec
 from samadapt.heads import HEADS
-from samadapt.learner import Learner, fit
+from samadapt.learner import FitOptions, Learner, fit
 from samadapt.prediction import Classifier, Maps, Saliency, load_run
 from samadapt.records import Role
+from samadapt.runs import read_config
+from samadapt.settings import UnlabelledOptions
 from samadapt.training import TrainConfig
 from samadapt.tuning import TUNINGS
 from samadapt.types import PIXELS, Case, Head, SamAdaptError
+from samadapt.unlabelled import in_words
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,15 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Encode:
-    """Maps that a method wants: of its training cases (views) or of the scored ones (view 0)."""
+    """Maps that a method wants: of its training cases (views) or of the scored ones (view 0).
+
+    Args:
+        pool: whether of all cases that are not held out, in place of those that train.
+    """
 
     maps: MapSpec
     scored: bool
+    pool: bool = False
 
 
 def default_role(learner: Learner, whole: bool) -> Role:
@@ -135,11 +143,13 @@ class TrainedMethod(Method):
     Args:
         train: fields of the study's `TrainConfig` that differ for this one, e.g. {"tune": "all"}.
         declared: its role; None: what `default_role` says of such a learner.
+        unlabelled: which scans without labels it learns from too, and how.
     """
 
     learner: Learner
     train: Mapping[str, Any] = field(default_factory=dict)
     declared: Role | None = None
+    unlabelled: UnlabelledOptions = field(default_factory=UnlabelledOptions)
 
     @property
     def role(self) -> Role:
@@ -148,7 +158,8 @@ class TrainedMethod(Method):
 
     @property
     def spec(self) -> dict[str, Any]:
-        return {"kind": "trained", **self.learner.identity(), "train": dict(self.train)}
+        spec = {"kind": "trained", **self.learner.identity(), "train": dict(self.train)}
+        return spec if self.unlabelled.unlabelled is None else spec | dataclasses.asdict(self.unlabelled)
 
     @property
     def starts_from(self) -> Learner:
@@ -177,11 +188,12 @@ class TrainedMethod(Method):
         scored = (Encode(maps.unaugmented, scored=True),)
         if not self.learner.views:  # its training draws a new view in every step
             return scored
-        return Encode(maps, scored=False), *scored
+        return Encode(maps, scored=False, pool=self.unlabelled.unlabelled is not None), *scored
 
     def fit(self, job: Job) -> Fitted:
         config = self.config(job.config)
-        fit(self.learner, job.data, job.split, config, job.out, job.store)
+        more = FitOptions(unlabelled=self.unlabelled)
+        fit(self.learner, job.data, job.split, config, job.out, job.store, more)
         return fitted_run(job, config, self.learner)
 
 
@@ -202,12 +214,14 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
     trained += model.model.encoder_trained
     kept = stored and learner.views
     views = f"{learner.views} stored views of a slice" if kept else "new views in every step"
+    unlabelled = read_config(job.out).get("unlabelled")
     notes = {
-        "steps": config.steps,
+        "steps": config.steps * (1 + unlabelled["pseudo_rounds"] if unlabelled else 1),
         "batch_size": config.batch_size,
         "selection": NO_SELECTION if not job.split.select else "the best step on the selection cases",
         "augmentation": "none" if learner.augment == "none" else f"{learner.augment}, {views}",
         "device": str(next(model.head.parameters()).device),
+        **({"unlabelled": in_words(unlabelled)} if unlabelled else {}),
     }
     if not isinstance(model, Classifier):
         return Fitted(one_by_one(lambda case: model.predict(case, maps(case))), trained, notes)

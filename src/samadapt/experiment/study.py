@@ -110,11 +110,12 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     """All maps that the cells will read: each encoder runs once over each image and view."""
     report = EncodeReport()
     training = {i for cell in cells for i in (*cell.split.train, *cell.split.select)}
-    trained = tuple(i for i in study.data.ids if i in training)
+    pool = {i for cell in cells for i in cell.split.pool}
     wanted = _merged(study, cells, say)
     for views in sorted({encode.maps.views for encode in wanted if not encode.scored} - {1}):
         _tell_few(study, cells, views, say)
     for encode in wanted:
+        trained = tuple(i for i in study.data.ids if i in training or (encode.pool and i in pool))
         cases = study.data[cells[0].split.val if encode.scored else trained]
         try:
             one = study.store.encode(
@@ -168,14 +169,14 @@ def _merged(study: Study, cells: list[Cell], say: Progress) -> list[Encode]:
 
 def _merge(merged: dict[object, Encode], encode: Encode) -> None:
     maps = encode.maps
-    place = (maps.encoder, maps.window, maps.views, maps.augmentation, encode.scored)
+    place = (maps.encoder, maps.window, maps.views, maps.augmentation, encode.scored, encode.pool)
     turn = 0  # two heads that want one tap at two pooling windows take two turns
     while (known := merged.get((place, turn))) is not None:
         if all(known.maps.taps.get(tap, window) == window for tap, window in maps.taps.items()):
             break
         turn += 1
     reads = {**(known.maps.taps if known else {}), **maps.taps}
-    merged[place, turn] = Encode(dataclasses.replace(maps, reads=reads), encode.scored)
+    merged[place, turn] = dataclasses.replace(encode, maps=dataclasses.replace(maps, reads=reads))
 
 
 def _prepare(study: Study, cells: list[Cell], say: Progress) -> None:

@@ -47,6 +47,11 @@ class Averager:
             if self.score > self.best_score:
                 self.best_score, self.best = self.score, {k: v.clone() for k, v in self.average.items()}
 
+    def restart(self) -> None:
+        """Forget all states: another training begins."""
+        self.average, self.best = {}, {}
+        self.best_score, self.score = -math.inf, math.nan
+
     def _score(self, select: Pairs) -> float:
         """The averaged weights on the selection cases."""
         now = {name: tensor.clone() for name, tensor in self.tensors.items()}

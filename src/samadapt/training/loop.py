@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from samadapt.settings import TrainConfig
 from samadapt.training.averager import Averager, put
 from samadapt.training.loggers import LOGGERS, Logger
 from samadapt.training.steps import StepLoop, warm_cosine
-from samadapt.training.stream import Batch, Stream
+from samadapt.training.stream import Batch, Mixture, Stream
 from samadapt.transforms import seeded
 from samadapt.tuning import TUNINGS, Tuning, trained_tensors
 from samadapt.types import SamAdaptError
@@ -43,6 +43,8 @@ def train(
     out: str | Path = "runs/run",
     split: Any = None,
     overwrite: bool = False,
+    *,
+    teaching: SelfTraining | None = None,
 ) -> Path:
     """Train a head (and what the tuning says of its encoder) and leave a run folder.
 
@@ -54,6 +56,8 @@ def train(
         out: the run folder. Holding an unfinished run of the same configuration, it is resumed; a finished
             one is left as it is; anything else needs `overwrite`.
         split: written beside the run, for whoever asks which patients were used.
+        teaching: unlabelled scans; after the training on `pairs` follow as many as it has rounds, each of as many steps,
+            from fresh weights, on `pairs` and on the answers of the model before.
     """
     config, out = config or TrainConfig(), Path(out)
     if config.lr is None:
@@ -64,8 +68,10 @@ def train(
     if pairs.encoder_in_loop:
         tuning.begin(model.load())
     with _explained(out, config):
-        run = _Run(model, tuning, config, out, select)
-        if not run.open(_describe(model, pairs, config, select, split), split, overwrite):
+        run = _Run(model, tuning, config, out, select, teaching)
+        settings = _describe(model, pairs, config, select, split)
+        settings["unlabelled"] = teaching.describe() if teaching else None
+        if not run.open(settings, split, overwrite):
             return out
         run.steps(pairs)
         run.finish()
@@ -143,6 +149,19 @@ def _describe(
 # ---------------------------------------------------------------- the run
 
 
+class SelfTraining(Protocol):
+    """Unlabelled scans that a model answers for, so that the next one can learn from its answers."""
+
+    @property
+    def rounds(self) -> int: ...
+    def describe(self) -> Mapping[str, Any]: ...
+    def answer(self, model: AdaptedModel, file: Path) -> None:
+        """Write the answers of a model, all or none."""
+
+    def mixture(self, file: Path) -> Mixture:
+        """What is learned from with these answers."""
+
+
 @final
 class _Objective(nn.Module):
     """The loss of a batch."""
@@ -160,9 +179,15 @@ class _Run:
     """A training and its folder."""
 
     def __init__(
-        self, model: AdaptedModel, tuning: Tuning, config: TrainConfig, out: Path, select: Pairs | None
+        self,
+        model: AdaptedModel,
+        tuning: Tuning,
+        config: TrainConfig,
+        out: Path,
+        select: Pairs | None,
+        teaching: SelfTraining | None,
     ) -> None:
-        self.model, self.tuning, self.config, self.out = model, tuning, config, out
+        self.model, self.tuning, self.config, self.out, self.teaching = model, tuning, config, out, teaching
         device = model.device.type
         wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
         self.loop = StepLoop(
@@ -174,6 +199,8 @@ class _Run:
             unused=model.trains_encoder,
         )
         self.averager = Averager(model, self.trained(), config, select)
+        #: The weights that every round of self-training begins with.
+        self.fresh = {n: x.detach().clone() for n, x in self.trained().items()} if teaching else {}
         self.rows: list[dict[str, Any]] = []
 
     def trained(self) -> dict[str, Tensor]:
@@ -220,43 +247,69 @@ class _Run:
         return start is not None
 
     def steps(self, pairs: Pairs) -> None:
-        """All steps that are left."""
+        """All steps that are left: of the training on the labels, then of each round of self-training."""
         config, loop = self.config, self.loop
-        stream = Stream(pairs, config.steps, config.batch_size, config.seed, config.balance, loop.step)
-        batches = DataLoader(stream, None, num_workers=config.workers)
+        last = self.teaching.rounds if self.teaching else 0
         with ExitStack() as stack:
             loggers = [LOGGERS[name](self.out, config.__dict__) for name in config.log if loop.is_first]
             for logger in loggers:
                 stack.callback(logger.close)
-            self._all_steps(batches, loggers)
+            for number in range(loop.step // config.steps, last + 1):
+                examples = self._taught(self.teaching, number) if self.teaching and number else pairs
+                end = (number + 1) * config.steps
+                stream = Stream(examples, end, config.batch_size, config.seed, config.balance, loop.step)
+                batches = DataLoader(stream, None, num_workers=config.workers)
+                self._all_steps(batches, loggers, f", round {number} of {last}" if last else "")
 
-    def _all_steps(self, batches: Iterable[Batch], loggers: Sequence[Logger]) -> None:
+    def _taught(self, teaching: SelfTraining, number: int) -> Mixture:
+        """What a round learns from; at its first step its model is fresh, and the one before has answered."""
+        file = self.out / f"pseudo-labels-{number}.npz"
+        if self.loop.step == number * self.config.steps:
+            put(self.trained(), self.averager.final_weights())
+            if self.loop.is_first:
+                teaching.answer(self.model, file)
+            self.loop.fabric.barrier()
+            put(self.trained(), self.fresh)
+            self.averager.restart()
+            self.loop.restart()
+        return teaching.mixture(file)
+
+    def _all_steps(self, batches: Iterable[Batch], loggers: Sequence[Logger], note: str) -> None:
+        """One training; its learning rate, average and selection know of none before it.
+
+        Args:
+            note: what the progress line says of it.
+        """
         config, loop = self.config, self.loop
         self.model.train()
         progress, begun = Progress(quiet=not loop.is_first), loop.step
+        before = loop.step // config.steps * config.steps
         for x, target in batches:
             # Dropout and the like depend on the step alone, so that resuming changes nothing.
             # Several processes draw each its own: the same noise for every share of a batch would be less of it.
             rank = loop.fabric.global_rank
             key = seeded("step", config.seed, loop.step, *([rank] if rank else []))
             torch.manual_seed(int(torch.randint(2**62, (), generator=key)))
-            rate = warm_cosine(loop.step, config.steps, config.warmup)
+            rate = warm_cosine(loop.step - before, config.steps, config.warmup)
             loss = loop.update(x, target, rates=rate)
-            self.averager.update(loop.step)
-            self._record(loss, loggers)
+            self.averager.update(loop.step - before)
+            self._record(loss, loggers, loop.step - before)
             progress(
-                lambda loss=loss: f"training: step {loop.step} of {config.steps}, loss {loss:.3f}",  # type: ignore[misc]
-                (loop.step - begun) / (config.steps - begun),
+                lambda loss=loss: (  # type: ignore[misc]
+                    f"training: step {loop.step - before} of {config.steps}{note}, loss {loss:.3f}"
+                ),
+                (loop.step - begun) / (before + config.steps - begun),
             )
         progress.close()
 
-    def _record(self, loss: Tensor, loggers: Sequence[Logger]) -> None:
+    def _record(self, loss: Tensor, loggers: Sequence[Logger], done: int) -> None:
+        """Args: done: steps of this training."""
         step, config = self.loop.step, self.config
-        check = step % config.check_every == 0 or step == config.steps
-        if not check and step % _LOG_EVERY:
+        check = done % config.check_every == 0 or done == config.steps
+        if not check and done % _LOG_EVERY:
             return
         # The rate of the next step, as always; a row of the table is about the time after its step.
-        lr = config.lr * warm_cosine(step, config.steps, config.warmup)  # type: ignore[operator]
+        lr = config.lr * warm_cosine(done, config.steps, config.warmup)  # type: ignore[operator]
         score = self.averager.score if check and self.averager.select is not None else ""
         row: dict[str, int | float | str] = {
             "step": step,

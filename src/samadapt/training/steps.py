@@ -80,6 +80,10 @@ class StepLoop:
         self.step += 1
         return loss.detach()
 
+    def restart(self) -> None:
+        """Forget the moments of the gradients, as for weights that have not been trained; the steps are counted on."""
+        self.optimizer.optimizer.state.clear()
+
     @property
     def is_first(self) -> bool:
         """Whether this process is the one that writes."""
