@@ -48,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {
         "adapted",
         "features",
+        "losses",
         "settings",
         "files",
         "metrics",
@@ -98,16 +99,7 @@ ROOMS: dict[str, set[str]] = {
         "weights",
         "unlabelled",
     },
-    "unlabelled": {
-        "adapted",
-        "datasets",
-        "features",
-        "files",
-        "inputs",
-        "prediction",
-        "settings",
-        "training",
-    },
+    "unlabelled": {"datasets", "inputs", "opening"},
     "folders": {
         "encoders",
         "files",

@@ -20,10 +20,10 @@ from samadapt.heads import HEADS, build_head, starts_from_decoder
 from samadapt.overlap import Overlap, of_own_weights, overlaps_of
 from samadapt.runs import pick_device
 from samadapt.settings import LearnerSettings, UnlabelledOptions
-from samadapt.training import TrainConfig, train
+from samadapt.training import TrainConfig, Unlabelled, train
 from samadapt.tuning import TUNINGS
 from samadapt.types import Head, SamAdaptError, SamAdaptWarning
-from samadapt.unlabelled import SelfTraining, unlabelled_cases
+from samadapt.unlabelled import Blank, describe, unlabelled_cases
 from samadapt.weights import RANDOM
 
 STORED_VIEWS = 6
@@ -206,12 +206,13 @@ def fit(
         stored.encode(training, maps, device, progress=more.progress)
         if selection is not None:
             stored.encode(selection, maps.unaugmented, device, progress=more.progress)
-    teaching = None
+    unlabelled = None
     if more.unlabelled.unlabelled is not None:
         cases = unlabelled_cases(more.unlabelled.unlabelled, data, split)
         if stored is not None:
             stored.encode(cases, maps, device, progress=more.progress)
-        teaching = SelfTraining(more.unlabelled, cases, training, maps, stored)
+        told = {**dataclasses.asdict(more.unlabelled), **describe(cases)}
+        unlabelled = Unlabelled(Pairs(Blank(cases), maps, stored), more.unlabelled, told)
     pairs = Pairs(training, maps, stored)
     select = Pairs(selection, maps.unaugmented, stored) if selection is not None else None
-    return train(model, pairs, select, config, out, split, more.overwrite, teaching=teaching)
+    return train(model, pairs, select, config, out, split, more.overwrite, unlabelled=unlabelled)

@@ -174,27 +174,21 @@ class TrainConfig(Checked):
 
 @dataclass(frozen=True)
 class UnlabelledOptions(Checked):
-    """Scans without labels that a training learns from too, by self-training.
+    """Scans without labels that a training learns from too.
 
-    After a training on the labels alone its model answers for the unlabelled scans, and a new one is trained on the labels
-    and on these answers (pseudo-labels), in so many rounds. `--steps` are those of each of the trainings.
+    After the training on the labels follows a second one of as many steps, in which every batch has as many unlabelled
+    slices as labelled ones, with the averaged weights as their teacher (a mean teacher).
     """
 
     unlabelled: str | None = option(
         None,
         "Unlabelled scans to learn from too: a folder, or pool (of the data set, all that is neither labelled nor held out).",
     )
-    pseudo_rounds: int = option(
-        2, "With --unlabelled: how often pseudo-labels are made and a new model is trained.", least=1
-    )
-    pseudo_share: float = option(
-        0.5, "With --unlabelled: the share of a batch that has pseudo-labels.", above=0, below=1
-    )
-    pseudo_keep: float = option(
-        1.0,
-        "With --unlabelled: of the pixels (or images) that are given a class, the share that is kept: the most confident.",
-        above=0,
-        most=1,
+    confidence: float = option(
+        0.8,
+        "With --unlabelled: how likely a class must be to the averaged weights for a pixel (or an image) to be taught.",
+        least=0,
+        below=1,
     )
 
 

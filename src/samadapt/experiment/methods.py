@@ -216,7 +216,7 @@ def fitted_run(job: Job, config: TrainConfig, learner: Learner) -> Fitted:
     views = f"{learner.views} stored views of a slice" if kept else "new views in every step"
     unlabelled = read_config(job.out).get("unlabelled")
     notes = {
-        "steps": config.steps * (1 + unlabelled["pseudo_rounds"] if unlabelled else 1),
+        "steps": config.steps * (2 if unlabelled else 1),
         "batch_size": config.batch_size,
         "selection": NO_SELECTION if not job.split.select else "the best step on the selection cases",
         "augmentation": "none" if learner.augment == "none" else f"{learner.augment}, {views}",

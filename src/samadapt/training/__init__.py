@@ -2,4 +2,4 @@
 
 from samadapt.settings import TrainConfig
 from samadapt.training.loop import train
-from samadapt.training.stream import Mixture
+from samadapt.training.teacher import Unlabelled

@@ -48,9 +48,10 @@ class Averager:
                 self.best_score, self.best = self.score, {k: v.clone() for k, v in self.average.items()}
 
     def restart(self) -> None:
-        """Forget all states: another training begins."""
-        self.average, self.best = {}, {}
+        """Begin another training from the weights that the last one kept, which are the average at first."""
+        self.average, self.best = self.final_weights(), {}
         self.best_score, self.score = -math.inf, math.nan
+        put(self.tensors, self.average)
 
     def _score(self, select: Pairs) -> float:
         """The averaged weights on the selection cases."""

@@ -8,10 +8,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,11 @@ from samadapt.settings import TrainConfig
 from samadapt.training.averager import Averager, put
 from samadapt.training.loggers import LOGGERS, Logger
 from samadapt.training.steps import StepLoop, warm_cosine
-from samadapt.training.stream import Batch, Mixture, Stream
+from samadapt.training.stream import Stream, Together
+from samadapt.training.teacher import Teacher, Unlabelled
 from samadapt.transforms import seeded
 from samadapt.tuning import TUNINGS, Tuning, trained_tensors
-from samadapt.types import SamAdaptError
+from samadapt.types import Head, SamAdaptError
 
 _LOG_EVERY = 10  # steps
 _CURE = "make room, then rerun the same command: it resumes from the last checkpoint"
@@ -44,7 +45,7 @@ def train(
     split: Any = None,
     overwrite: bool = False,
     *,
-    teaching: SelfTraining | None = None,
+    unlabelled: Unlabelled | None = None,
 ) -> Path:
     """Train a head (and what the tuning says of its encoder) and leave a run folder.
 
@@ -56,24 +57,26 @@ def train(
         out: the run folder. Holding an unfinished run of the same configuration, it is resumed; a finished
             one is left as it is; anything else needs `overwrite`.
         split: written beside the run, for whoever asks which patients were used.
-        teaching: unlabelled scans; after the training on `pairs` follow as many as it has rounds, each of as many steps,
-            from fresh weights, on `pairs` and on the answers of the model before.
+        unlabelled: after the training on `pairs` follows a second one of as many steps, from its weights, that learns from
+            these too; see `training.teacher`.
     """
     config, out = config or TrainConfig(), Path(out)
     if config.lr is None:
         config = dataclasses.replace(config, lr=model.head.lr)
     tuning = TUNINGS[config.tune]
     _demand_possible(model, pairs, config, tuning)
+    if unlabelled is not None:
+        _demand_teachable(model.head, config, tuning)
     model.to(pick_device(config.device))
     if pairs.encoder_in_loop:
         tuning.begin(model.load())
     with _explained(out, config):
-        run = _Run(model, tuning, config, out, select, teaching)
+        run = _Run(model, tuning, config, out, select)
         settings = _describe(model, pairs, config, select, split)
-        settings["unlabelled"] = teaching.describe() if teaching else None
+        settings["unlabelled"] = dict(unlabelled.described) if unlabelled else None
         if not run.open(settings, split, overwrite):
             return out
-        run.steps(pairs)
+        run.steps(pairs, unlabelled)
         run.finish()
     return out
 
@@ -98,6 +101,19 @@ def _demand_possible(model: AdaptedModel, pairs: Pairs, config: TrainConfig, tun
         raise SamAdaptError(
             f"a batch of {config.batch_size} cannot be shared evenly by {config.devices} devices; give a --batch-size that "
             "is a multiple of --devices"
+        )
+
+
+def _demand_teachable(head: Head, config: TrainConfig, tuning: Tuning) -> None:
+    if not tuning.frozen:
+        raise SamAdaptError(
+            f"tune={config.tune!r} trains the encoder, and unlabelled scans teach a head on a frozen one; leave out "
+            "--unlabelled, or use --tune none"
+        )
+    if type(head).loss is not Head.loss:
+        raise SamAdaptError(
+            f"head {head.spec['name']!r} has a loss that is not of its answer alone, so it cannot be taught answers; leave "
+            "out --unlabelled, or give it a `loss_fn`"
         )
 
 
@@ -149,29 +165,22 @@ def _describe(
 # ---------------------------------------------------------------- the run
 
 
-class SelfTraining(Protocol):
-    """Unlabelled scans that a model answers for, so that the next one can learn from its answers."""
-
-    @property
-    def rounds(self) -> int: ...
-    def describe(self) -> Mapping[str, Any]: ...
-    def answer(self, model: AdaptedModel, file: Path) -> None:
-        """Write the answers of a model, all or none."""
-
-    def mixture(self, file: Path) -> Mixture:
-        """What is learned from with these answers."""
-
-
 @final
 class _Objective(nn.Module):
-    """The loss of a batch."""
+    """The loss of a batch; where unlabelled slices come after its labelled ones, also that of the teacher's targets."""
 
     def __init__(self, model: AdaptedModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.model.head.loss(self.model.features(x), target)
+    def forward(
+        self, x: Mapping[str, Tensor], target: Tensor, taught: Tensor | None = None, weight: float = 1.0
+    ) -> Tensor:
+        head, features = self.model.head, self.model.features(x)
+        if taught is None:
+            return head.loss(features, target)
+        answer, labelled = head(features), len(target)  # one batch, so that its statistics are of both
+        return head.loss_fn(answer[:labelled], target) + weight * head.loss_fn(answer[labelled:], taught)
 
 
 @final
@@ -179,15 +188,9 @@ class _Run:
     """A training and its folder."""
 
     def __init__(
-        self,
-        model: AdaptedModel,
-        tuning: Tuning,
-        config: TrainConfig,
-        out: Path,
-        select: Pairs | None,
-        teaching: SelfTraining | None,
+        self, model: AdaptedModel, tuning: Tuning, config: TrainConfig, out: Path, select: Pairs | None
     ) -> None:
-        self.model, self.tuning, self.config, self.out, self.teaching = model, tuning, config, out, teaching
+        self.model, self.tuning, self.config, self.out = model, tuning, config, out
         device = model.device.type
         wants_bf16 = config.precision == "bf16" or (config.precision == "auto" and has_bf16(device))
         self.loop = StepLoop(
@@ -199,8 +202,6 @@ class _Run:
             unused=model.trains_encoder,
         )
         self.averager = Averager(model, self.trained(), config, select)
-        #: The weights that every round of self-training begins with.
-        self.fresh = {n: x.detach().clone() for n, x in self.trained().items()} if teaching else {}
         self.rows: list[dict[str, Any]] = []
 
     def trained(self) -> dict[str, Tensor]:
@@ -246,58 +247,51 @@ class _Run:
             self._resume()
         return start is not None
 
-    def steps(self, pairs: Pairs) -> None:
-        """All steps that are left: of the training on the labels, then of each round of self-training."""
+    def steps(self, pairs: Pairs, unlabelled: Unlabelled | None) -> None:
+        """All steps that are left: of the training on the labels, then of the one on unlabelled slices too."""
         config, loop = self.config, self.loop
-        last = self.teaching.rounds if self.teaching else 0
+
+        def stream(examples: Pairs, end: int, balance: bool = False) -> Stream:
+            return Stream(examples, end, config.batch_size, config.seed, balance, loop.step)
+
         with ExitStack() as stack:
             loggers = [LOGGERS[name](self.out, config.__dict__) for name in config.log if loop.is_first]
             for logger in loggers:
                 stack.callback(logger.close)
-            for number in range(loop.step // config.steps, last + 1):
-                examples = self._taught(self.teaching, number) if self.teaching and number else pairs
-                end = (number + 1) * config.steps
-                stream = Stream(examples, end, config.batch_size, config.seed, config.balance, loop.step)
-                batches = DataLoader(stream, None, num_workers=config.workers)
-                self._all_steps(batches, loggers, f", round {number} of {last}" if last else "")
+            if loop.step < config.steps:
+                self._all_steps(Together(stream(pairs, config.steps, config.balance)), loggers)
+            if unlabelled is None:
+                return
+            if loop.step == config.steps:
+                self.averager.restart()
+                loop.restart()
+            end = 2 * config.steps
+            both = Together(stream(pairs, end, config.balance), stream(unlabelled.pairs, end))
+            teacher = Teacher(self.model, self.averager, unlabelled.options, config.seed, loop.autocast)
+            self._all_steps(both, loggers, teacher)
 
-    def _taught(self, teaching: SelfTraining, number: int) -> Mixture:
-        """What a round learns from; at its first step its model is fresh, and the one before has answered."""
-        file = self.out / f"pseudo-labels-{number}.npz"
-        if self.loop.step == number * self.config.steps:
-            put(self.trained(), self.averager.final_weights())
-            if self.loop.is_first:
-                teaching.answer(self.model, file)
-            self.loop.fabric.barrier()
-            put(self.trained(), self.fresh)
-            self.averager.restart()
-            self.loop.restart()
-        return teaching.mixture(file)
-
-    def _all_steps(self, batches: Iterable[Batch], loggers: Sequence[Logger], note: str) -> None:
-        """One training; its learning rate, average and selection know of none before it.
-
-        Args:
-            note: what the progress line says of it.
-        """
+    def _all_steps(
+        self, batches: Together, loggers: Sequence[Logger], teacher: Teacher | None = None
+    ) -> None:
+        """One training; its learning rate, average and selection know of none before it."""
         config, loop = self.config, self.loop
         self.model.train()
         progress, begun = Progress(quiet=not loop.is_first), loop.step
-        before = loop.step // config.steps * config.steps
-        for x, target in batches:
+        before = begun // config.steps * config.steps
+        what = "training with unlabelled slices" if teacher else "training"
+        for batch in DataLoader(batches, None, num_workers=config.workers):
             # Dropout and the like depend on the step alone, so that resuming changes nothing.
             # Several processes draw each its own: the same noise for every share of a batch would be less of it.
             rank = loop.fabric.global_rank
             key = seeded("step", config.seed, loop.step, *([rank] if rank else []))
             torch.manual_seed(int(torch.randint(2**62, (), generator=key)))
             rate = warm_cosine(loop.step - before, config.steps, config.warmup)
-            loss = loop.update(x, target, rates=rate)
-            self.averager.update(loop.step - before)
-            self._record(loss, loggers, loop.step - before)
+            loss = loop.update(*(teacher(*batch, loop.step, rank) if teacher else batch[0]), rates=rate)
+            done = loop.step - before
+            self.averager.update(done)
+            self._record(loss, loggers, done)
             progress(
-                lambda loss=loss: (  # type: ignore[misc]
-                    f"training: step {loop.step - before} of {config.steps}{note}, loss {loss:.3f}"
-                ),
+                lambda loss=loss, done=done: f"{what}: step {done} of {config.steps}, loss {loss:.3f}",  # type: ignore[misc]
                 (loop.step - begun) / (before + config.steps - begun),
             )
         progress.close()

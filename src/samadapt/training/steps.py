@@ -61,8 +61,7 @@ class StepLoop:
         for group, rate, factor in zip(self.optimizer.param_groups, self._rates, factors, strict=True):
             group["lr"] = rate * factor
         inputs = self.fabric.to_device(inputs)
-        # Not Fabric's own "bf16-mixed": it rounds what goes in, and with it the targets.
-        with torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+        with self.autocast():
             loss = self.objective(*inputs)
         if not self.skip and not torch.isfinite(loss):
             raise SamAdaptError(
@@ -83,6 +82,11 @@ class StepLoop:
     def restart(self) -> None:
         """Forget the moments of the gradients, as for weights that have not been trained; the steps are counted on."""
         self.optimizer.optimizer.state.clear()
+
+    def autocast(self) -> Any:
+        """The context of a forward pass."""
+        # Not Fabric's own "bf16-mixed": it rounds what goes in, and with it the targets.
+        return torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
 
     @property
     def is_first(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,51 +13,16 @@ from samadapt.features import Pairs
 from samadapt.transforms import seeded
 
 Batch = tuple[dict[str, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Examples with labels, and others with pseudo-labels that have a share of each batch.
-
-    Args:
-        labelled: how many of the items, from the first on, have labels.
-        share: of the items that are drawn, of those after them; spread evenly, so that processes that share a batch
-            have the same of both.
-    """
-
-    pairs: Pairs
-    labelled: int
-    share: float = 0.0
-
-    def part_at(self, number: int) -> tuple[range, int]:
-        """Which items the `number`-th draw is from, and how many draws from them came before."""
-        before = int(number * self.share)
-        if int((number + 1) * self.share) > before and self.labelled < len(self.pairs):
-            return range(self.labelled, len(self.pairs)), before
-        return range(self.labelled), number - before
+Batches = tuple[Batch, ...]
 
 
 class Stream(IterableDataset):
-    """Batches by step number alone, so that a resumed run sees what an undisturbed one would.
-
-    Args:
-        examples: what is drawn from.
-        steps: where it ends, counted from the training's beginning.
-        size: of a batch.
-        start: the step to begin with.
-    """
+    """Batches by step number alone, so that a resumed run sees what an undisturbed one would."""
 
     def __init__(
-        self,
-        examples: Pairs | Mixture,
-        steps: int,
-        size: int,
-        seed: int,
-        balance: bool = False,
-        start: int = 0,
+        self, pairs: Pairs, steps: int, size: int, seed: int, balance: bool = False, start: int = 0
     ) -> None:
-        self.mixture = examples if isinstance(examples, Mixture) else Mixture(examples, len(examples))
-        self.pairs, self.steps, self.size, self.seed = self.mixture.pairs, steps, size, seed
+        self.pairs, self.steps, self.size, self.seed = pairs, steps, size, seed
         self.balance, self.start = balance, start
 
     def __iter__(self) -> Iterator[Batch]:
@@ -74,12 +38,11 @@ class Stream(IterableDataset):
 
     def item_at(self, number: int) -> int:
         """The item of the `number`-th draw: every item once in each round, in a new order; or balanced."""
-        part, count = self.mixture.part_at(number)
         if self.balance:
-            generator, weights = seeded("balance", self.seed, number), self._weights[part.start : part.stop]
-            return part[int(torch.multinomial(weights, 1, generator=generator))]
-        round_, place = divmod(count, len(part))
-        return part[int(_order(len(part), self.seed, round_)[place])]
+            generator = seeded("balance", self.seed, number)
+            return int(torch.multinomial(self._weights, 1, generator=generator))
+        total = len(self.pairs)
+        return int(_order(total, self.seed, number // total)[number % total])
 
     @functools.cached_property
     def _weights(self) -> Tensor:
@@ -89,6 +52,16 @@ class Stream(IterableDataset):
         columns = targets[:, None] if targets.dim() == 1 else targets  # (items, labels)
         shares = [1.0 / torch.bincount(column)[column].float() for column in columns.T]
         return torch.stack(shares).mean(0)
+
+
+class Together(IterableDataset):
+    """A batch of each stream in every step."""
+
+    def __init__(self, *streams: Stream) -> None:
+        self.streams = streams
+
+    def __iter__(self) -> Iterator[Batches]:
+        return zip(*self.streams, strict=True)
 
 
 @functools.lru_cache(maxsize=4)
