@@ -1,6 +1,8 @@
 """Several processes share a training: two with gloo give what one gives; loggers beside metrics.csv."""
 
 import csv
+import json
+import math
 import os
 import subprocess
 import sys
@@ -49,6 +51,16 @@ def test_two_processes_train_an_encoder_too(runs, head):
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
     a, b = (load_file(run / "encoder.safetensors") for run in (one, two))
     assert max(float((a[name].float() - b[name].float()).abs().max()) for name in a) < 1e-3
+
+
+def test_two_processes_learn_from_unlabelled_scans(runs):
+    """Each from its own share of the unlabelled slices."""
+    run = trained(
+        runs[0].parent, "unlabelled", "--unlabelled", "pool", "--confidence", "0.3", "--devices", "2"
+    )
+    rows = losses(run)
+    assert len(rows) == 6 and all(math.isfinite(x) for x in rows)
+    assert json.loads((run / "config.json").read_text())["unlabelled"]["cases"]
 
 
 def test_a_mistake_is_said_once(runs):

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.progress import Progress
@@ -57,6 +58,19 @@ def split_summary(data: Dataset, split: Split, learner: Learner) -> str:
         f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
         f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}\n"
         + "\n".join([f"encoder {learner.encoder}, head {learner.head}", *seen])
+    )
+
+
+def unlabelled_note(run: Path) -> str | None:
+    """Which unlabelled scans a training learned from too; None where there were none."""
+    from samadapt.runs import read_config
+    from samadapt.unlabelled import in_words
+
+    told = read_config(run).get("unlabelled")
+    return (
+        f"learned from {in_words(told)} too, which config.json lists; do not score the model on them"
+        if told
+        else None
     )
 
 

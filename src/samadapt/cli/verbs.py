@@ -33,6 +33,7 @@ from samadapt.cli.terminal import (
     say_warnings_once,
     speaks,
     split_summary,
+    unlabelled_note,
 )
 from samadapt.options import Option
 from samadapt.records import SamAdaptError
@@ -148,6 +149,8 @@ def train(
         maps,
         FitOptions(overwrite, encode_line(len(split.train), quiet=quiet), unlabelled=scans),
     )
+    if text := unlabelled_note(run):
+        say(text, quiet)
     print(f"trained: {run}")
     say(f"next: samadapt predict {run} FOLDER_OF_SCANS --out predictions/{run.name}", quiet)
 

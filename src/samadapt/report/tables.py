@@ -232,9 +232,11 @@ def failed_table(study: StudyResults) -> ReportTable:
 
 def budget_table(study: StudyResults) -> ReportTable:
     """Means over the seeds; what differs between seeds is not averaged away but listed."""
-    rows, marks = [], []
+    rows: list[tuple[str, ...]] = []
+    marks, unlabelled = [], []
     for learner, level in _learner_levels(study):
         costs = [dict(cell.cost or {}) for cell in study.seeds(learner, level).values()]
+        unlabelled.append(_all(costs, "unlabelled"))
         trained = [c.get("training", {}) for c in costs]
         answered = [c.get("prediction", {}) for c in costs]
         rows.append(
@@ -254,11 +256,14 @@ def budget_table(study: StudyResults) -> ReportTable:
             )
         )
         marks.append(study.learners[learner].mark)
-    head = (
+    head: tuple[str, ...] = (
         "method", "labelled", "steps", "batch size", "trained parameters", "wall time (s)", "CPU time (s)",
         "peak memory (MiB)", "peak GPU memory (MiB)", "inference time per case (s)", "augmentation",
         "checkpoint selection",
     )  # fmt: skip
+    if any((cell.cost or {}).get("unlabelled") for cell in study.done):  # most studies have none
+        head = (*head, "unlabelled scans")
+        rows = [(*row, text) for row, text in zip(rows, unlabelled, strict=True)]
     return ReportTable(head, tuple(rows), tuple(marks))
 
 
