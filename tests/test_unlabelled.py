@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fakes import TinyHead, tiny_model, two_class_archive
-from samadapt.datasets import Dataset, open_dataset
+from samadapt.datasets import Dataset, Split, open_dataset
 from samadapt.experiment import make_study, run_experiment
 from samadapt.features import FeatureStore
 from samadapt.learner import FitOptions, Learner, fit
@@ -77,6 +77,9 @@ def test_no_label_of_an_unlabelled_case_is_read(heads, data, tmp_path, views):
     assert set(told["cases"]) == set(split.pool) - set(split.train)
     assert not {data.groups[i] for i in told["cases"]} & {data.groups[i] for i in (*split.train, *split.val)}
     assert config_of(run)["data"]["train"] == list(split.train)
+    written = Split.read(run / "split.json")
+    assert set(written.unlabelled) == set(told["cases"]) and written.train == split.train
+    assert written.learned(told["cases"][0]) and not written.learned(split.val[0])  # evaluation says so
     rows = (run / "metrics.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == [2, 4, 6, 8]
 

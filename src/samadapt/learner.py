@@ -157,13 +157,13 @@ class FitOptions:
 
     Args:
         overwrite: whether a run folder of another configuration is replaced.
-        progress: called while maps are encoded.
+        progress: given how many cases are encoded, what is called meanwhile.
         start: puts weights into the fresh head before the first step, e.g. from a pre-training.
         unlabelled: which scans without labels are learned from too, and how.
     """
 
     overwrite: bool = False
-    progress: Progress | None = None
+    progress: Callable[[int], Progress] | None = None
     start: Callable[[Head], None] | None = None
     unlabelled: UnlabelledOptions = field(default_factory=UnlabelledOptions)
 
@@ -203,16 +203,23 @@ def fit(
     stored = store if learner.views and TUNINGS[config.tune].frozen and not head.pixels_only else None
     maps = learner.maps(head.reads, data.window, config.seed)
     if stored is not None:
-        stored.encode(training, maps, device, progress=more.progress)
+        _encode(stored, training, maps, device, more)
         if selection is not None:
-            stored.encode(selection, maps.unaugmented, device, progress=more.progress)
+            _encode(stored, selection, maps.unaugmented, device, more)
     unlabelled = None
     if more.unlabelled.unlabelled is not None:
         cases = unlabelled_cases(more.unlabelled.unlabelled, data, split)
         if stored is not None:
-            stored.encode(cases, maps, device, progress=more.progress)
+            _encode(stored, cases, maps, device, more)
+        split = dataclasses.replace(split, unlabelled=cases.ids)
         told = {**dataclasses.asdict(more.unlabelled), **describe(cases)}
         unlabelled = Unlabelled(Pairs(Blank(cases), maps, stored), more.unlabelled, told)
     pairs = Pairs(training, maps, stored)
     select = Pairs(selection, maps.unaugmented, stored) if selection is not None else None
     return train(model, pairs, select, config, out, split, more.overwrite, unlabelled=unlabelled)
+
+
+def _encode(
+    store: FeatureStore, data: Dataset, maps: MapSpec, device: torch.device, more: FitOptions
+) -> None:
+    store.encode(data, maps, device, progress=more.progress(len(data)) if more.progress else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -147,7 +148,7 @@ def train(
         config,
         out,
         maps,
-        FitOptions(overwrite, encode_line(len(split.train), quiet=quiet), unlabelled=scans),
+        FitOptions(overwrite, functools.partial(encode_line, quiet=quiet), unlabelled=scans),
     )
     if text := unlabelled_note(run):
         say(text, quiet)

@@ -38,19 +38,22 @@ class Split:
     rule: str  # in words, for the report
     #: Case -> patient, where the two are not the same.
     patient_of: Mapping[str, str] = field(default_factory=dict)
+    #: Cases that a model learned from without their labels, of these data or of others; known once it is trained.
+    unlabelled: tuple[str, ...] = ()
 
     def part(self, case: str) -> str:
         """ "train", "select" or "val"; "" for a case that it does not name."""
         return next((part for part in ("train", "select", "val") if case in getattr(self, part)), "")
 
     def learned(self, case: str) -> bool:
-        """Whether a model that is trained on it sees the label of a case of this name."""
-        return self.part(case) in ("train", "select")
+        """Whether a model that is trained on it sees a case of this name, with its label or without."""
+        return self.part(case) in ("train", "select") or case in self.unlabelled
 
     @cached_property
     def hash(self) -> str:
         """sha256 of the lists of cases."""
         lists = [sorted(self.train), sorted(self.select), sorted(self.val)]
+        lists += [sorted(self.unlabelled)] if self.unlabelled else []
         return hashlib.sha256(json.dumps(lists).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
