@@ -15,7 +15,7 @@ from samadapt.datasets import Dataset, Split, open_dataset
 from samadapt.experiment import make_study, run_experiment
 from samadapt.features import FeatureStore
 from samadapt.learner import FitOptions, Learner, fit
-from samadapt.losses import LOSSES
+from samadapt.losses import LOSSES, to_grid
 from samadapt.phantom import make_phantom
 from samadapt.report import read_study
 from samadapt.settings import UnlabelledOptions
@@ -157,8 +157,9 @@ def test_the_averaged_weights_teach_what_they_are_certain_of(tiny_encoder):
     x = {"neck": torch.randn(2, 8, 2, 2)}  # too few cells for rectangles
     target, blank = torch.zeros(2, 2, 8, 8), torch.zeros(2, 2, 8, 8)
     blank[:, 0, :, :4] = 1  # the right half is not of the image
-    p = torch.nn.functional.interpolate(model.head(x), size=(8, 8), mode="bilinear")
-    sure, label = p.float().softmax(1).max(1)
+    model.eval()
+    sure, label = to_grid(model.head(x).softmax(1), (8, 8)).max(1)
+    model.train()
     with torch.no_grad():
         for weight in model.head.parameters():
             weight.fill_(torch.nan)
@@ -166,10 +167,23 @@ def test_the_averaged_weights_teach_what_they_are_certain_of(tiny_encoder):
     features, same, taught = teacher_of(model, averager, bound)((x, target), (x, blank), 0)
     assert torch.equal(features["neck"], torch.cat([x["neck"], x["neck"]])) and same is target
     known = taught.sum(1) > 0
-    assert not known[:, :, 4:].any() and 0.2 < known[:, :, :4].float().mean() < 0.8
+    expected = sure >= bound
+    expected[:, :, 4:] = False
+    assert torch.equal(known, expected) and 0.2 < known[:, :, :4].float().mean() < 0.8
     assert torch.equal(taught.argmax(1)[known], label[known])
-    assert (sure[known] >= bound - 0.1).all()
     assert model.head.training
+
+
+def test_the_second_part_begins_with_the_weights_that_the_first_one_keeps(tiny_encoder):
+    tensors = {"head.weight": torch.zeros(3)}
+    averager = Averager(tiny_model(TinyHead()), tensors, CONFIG, None)
+    for step in (1, 2):
+        tensors["head.weight"] += 1
+        averager.update(step)
+    kept = averager.final_weights()["head.weight"].clone()
+    assert not torch.equal(kept, tensors["head.weight"])
+    averager.restart()
+    assert torch.equal(tensors["head.weight"], kept) and torch.equal(averager.average["head.weight"], kept)
 
 
 def test_uncertain_pictures_are_left_out():
@@ -244,6 +258,24 @@ def test_patients_that_are_held_out_are_refused(data, tmp_path):
         unlabelled_cases(str(folder), data, split)
     with pytest.raises(SamAdaptError, match="held out"):  # the data set itself has them too
         unlabelled_cases(str(data.root), data, split)
+
+
+def test_patients_are_known_in_other_scans_of_theirs(data, tmp_path):
+    """By the rule for patients of the data set, whatever the scan is called."""
+    data = open_dataset(data.root, group=r"(patient\d+)")
+    split, folder = data.split(1), tmp_path / "scans"
+    folder.mkdir()
+
+    def put(case, name):
+        (file,) = data.entry(case).images
+        shutil.copy(file, folder / file.name.replace(case, name))
+
+    put(split.train[0], f"{data.groups[split.train[0]]}_later")
+    with pytest.raises(SamAdaptError, match="no scan that the training does not know"):
+        unlabelled_cases(str(folder), data, split)
+    put(split.val[0], f"{data.groups[split.val[0]]}_later")
+    with pytest.raises(SamAdaptError, match="held out for scoring"):
+        unlabelled_cases(str(folder), data, split)
 
 
 def test_a_pool_that_is_all_labelled_is_refused(data):
