@@ -213,7 +213,10 @@ def test_the_student_learns_both(tiny_encoder, data, tmp_path, monkeypatch):
 
     def watched(self, x, target, taught=None, weight=1.0):
         seen.append((len(target), None if taught is None else len(taught), {len(v) for v in x.values()}))
-        return original(self, x, target, taught, weight)
+        loss = original(self, x, target, taught, weight)
+        if taught is not None:  # the more it weighs, the larger: it is there
+            assert taught.sum() > 0 and original(self, x, target, taught, 3 * weight) > loss
+        return loss
 
     monkeypatch.setattr(loop._Objective, "forward", watched)
     fit(UNET, data, data.split(1), CONFIG, tmp_path / "run", None, POOL)
