@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "backbones": {"weights"},
     "opening": {"io"},
     "datasets": {"io", "opening"},
-    "check": {"datasets", "io", "overlap", "transforms"},
+    "check": {"datasets", "figures", "files", "io", "overlap", "transforms"},
     "phantom": {"files", "io"},
     "views": {"transforms"},
     "encoders": {"backbones", "transforms", "views", "weights"},

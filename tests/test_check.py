@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samadapt.check import Finding, check, summary
+from samadapt.check import Finding, check, summary, to_json, write_page
 from samadapt.datasets import Dataset, open_dataset
 
 
@@ -26,7 +26,7 @@ def scans(tmp_path: Path) -> Path:
     for number in range(4):
         write(tmp_path / f"imagesTr/p{number}_0000.nii.gz", rng.normal(size=(8, 8, 3)).astype(np.float32))
         label = np.zeros((8, 8, 3), np.uint8)
-        label[2:5, 2:5], label[5:7] = 1, 2
+        label[2:5, 2:5], label[5:7], label[7, number] = 1, 2, 2
         write(tmp_path / f"labelsTr/p{number}.nii.gz", label)
     about = {
         "channel_names": {"0": "MRI"},
@@ -39,13 +39,16 @@ def scans(tmp_path: Path) -> Path:
 
 def found(path: Path | Dataset, level: str) -> list[str]:
     data = open_dataset(path) if isinstance(path, Path) else path
-    return [f"{f.case}: {f.message}" for f in check(data) if f.level == level]
+    return [f"{f.cases[0] if f.cases else ''}: {f.found}" for f in check(data) if f.severity == level]
 
 
 def test_a_sound_data_set(scans: Path) -> None:
     seen: list[int] = []
     findings = check(open_dataset(scans), seen.append)
-    assert [finding.message for finding in findings] == [
+    assert [finding.found for finding in findings] == [
+        "4 cases are too few to call one of them unusual (at least 8 are needed): intensities, spacing, volumes and the fit "
+        "of the labels were not compared",
+        "of 4 labelled cases: a in 4, b in 4",
         "thick slices as acquired, axial or closest to it; every volume is turned to RAS, as closely as its axes allow",
         "read as segmentation, laid out as nnU-Net raw; classes: background, a, b",
         "patients: each case is a patient of its own (assign patients with --group)",
@@ -66,7 +69,7 @@ def test_odd_labels(scans: Path) -> None:
     assert any("p1: " in e and "has the value 7" in e for e in found(scans, "error"))
     assert any(w.startswith("p0: the label is empty") for w in found(scans, "warning"))
     assert any(
-        text.startswith(": 1 of 4 cases have no label (the first is 'p") for text in found(scans, "note")
+        text.startswith("p2: 1 of 4 cases have no label (the first is 'p") for text in found(scans, "note")
     )
 
 
@@ -74,7 +77,9 @@ def test_a_class_that_nobody_has(scans: Path) -> None:
     about = json.loads((scans / "dataset.json").read_text())
     about["labels"]["ghost"] = 3
     (scans / "dataset.json").write_text(json.dumps(about))
-    assert found(scans, "warning") == [": class 'ghost' is declared, but occurs in no case"]
+    assert found(scans, "warning") == [
+        ": class 'ghost' is declared, but occurs in none of the 4 labels that could be read"
+    ]
 
 
 def test_constant_slices_and_near_constant_images(scans: Path) -> None:
@@ -93,6 +98,7 @@ def test_constant_slices_and_near_constant_images(scans: Path) -> None:
 def test_duplicates(scans: Path) -> None:
     image = (scans / "imagesTr/p0_0000.nii.gz").read_bytes()
     (scans / "imagesTr/p1_0000.nii.gz").write_bytes(image)
+    (scans / "labelsTr/p1.nii.gz").write_bytes((scans / "labelsTr/p0.nii.gz").read_bytes())
     assert any("the same image as 'p0' under another patient" in w for w in found(scans, "warning"))
     write(scans / "labelsTr/p1.nii.gz", np.ones((8, 8, 3), np.uint8))
     assert any("p1: the same image as 'p0' with another label" in e for e in found(scans, "error"))
@@ -165,10 +171,11 @@ def test_signs_that_patients_are_told_apart_wrongly(tmp_path: Path) -> None:
         return tmp_path / folder
 
     leaking = pictures("leaking", [f"p{n}_{letter}" for n in range(10) for letter in "ab"])
-    (warning,) = found(leaking, "warning")
-    assert "trains and" in warning and "is scored; if 'p" in warning and "--group" in warning
+    (warning,) = [f for f in check(open_dataset(leaking)) if f.severity == "warning"]
+    assert "trains and" in warning.found and "is scored; if 'p" in warning.found
+    assert len(warning.cases) == 2 and "--group" in warning.advice
     assert found(open_dataset(leaking, group=r"(p\d+)"), "warning") == []
-    assert "20 cases of 10 patients" in found(open_dataset(leaking, group=r"(p\d+)"), "note")[2]
+    assert any("20 cases of 10 patients" in n for n in found(open_dataset(leaking, group=r"(p\d+)"), "note"))
     assert found(pictures("sound", [f"BraTS20_Training_{n:03d}" for n in range(12)]), "warning") == []
     crowded = pictures("crowded", [f"a{n}" for n in range(12)] + ["b1", "b2"])
     (warning,) = found(open_dataset(crowded, group="^(a|b)"), "warning")
@@ -192,13 +199,66 @@ def test_constant_channel(tmp_path: Path) -> None:
     assert found(tmp_path, "warning") == ["a0: channel 1 is constant (7)"]
 
 
+def test_one_odd_label_is_said_once_and_with_its_file(scans: Path) -> None:
+    for number in (1, 2, 3):
+        (scans / f"imagesTr/p{number}_0000.nii.gz").unlink()
+        (scans / f"labelsTr/p{number}.nii.gz").unlink()
+    write(scans / "labelsTr/p0.nii.gz", np.full((8, 8, 3), 7, np.uint8))
+    findings = [f for f in check(open_dataset(scans)) if f.severity != "note" and f.kind != "split"]
+    assert [(f.severity, f.kind, f.cases) for f in findings] == [("error", "cannot be used", ("p0",))]
+    assert str(scans / "labelsTr/p0.nii.gz") in findings[0].found
+
+
+def test_declared_classes_that_nobody_has_are_one_finding(scans: Path) -> None:
+    about = json.loads((scans / "dataset.json").read_text())
+    about["labels"] |= {"ghost": 3, "spirit": 4}
+    (scans / "dataset.json").write_text(json.dumps(about))
+    (finding,) = [f for f in check(open_dataset(scans)) if f.severity == "warning"]
+    assert finding.found.startswith(
+        "classes 'ghost', 'spirit' are declared, but occur in none of the 4 labels"
+    )
+    assert str(scans / "dataset.json") in finding.advice
+
+
+def test_slices_that_are_repeated(scans: Path) -> None:
+    image = np.random.default_rng(1).normal(size=(8, 8, 3)).astype(np.float32)
+    image[..., 2] = image[..., 1]
+    write(scans / "imagesTr/p0_0000.nii.gz", image)
+    assert found(scans, "warning") == ["p0: 1 slices are equal to the slice before them: 2"]
+
+
 def test_summary() -> None:
-    findings = [Finding("error", "p1", "bad"), Finding("note", "", "odd")]
-    assert summary(findings, 3).splitlines() == [
-        "error   p1: bad",
-        "note    odd",
-        "3 cases read: 1 error, 0 warnings, 1 note",
+    findings = [
+        Finding("error", "duplicate", "bad", "mend it", ("p1", "p2", "p3", "p4", "p5")),
+        Finding("note", "layout", "odd " * 20),
+        *(Finding("note", "size", f"number {n}") for n in range(10)),
     ]
+    lines = summary(findings, 3, width=100).splitlines()
+    assert lines[0].split("  ")[0] == "severity" and lines[0].endswith("what was found, and what to do")
+    assert lines[1].split() == ["error", "duplicate", "p1,", "p2,", "p3", "and", "2", "more", "bad"]
+    assert lines[2].strip() == "-> mend it"
+    assert all(len(line) <= 100 for line in lines)
+    assert "number 7" in lines[-4] and "... and 2 more of this kind" in " ".join(lines[-3:])
+    assert lines[-1] == "3 cases read: 1 error, 0 warnings, 11 notes"
+
+
+def test_json_names_the_files(scans: Path) -> None:
+    write(scans / "labelsTr/p0.nii.gz", np.zeros((8, 8, 3), np.uint8))
+    data = open_dataset(scans)
+    document = json.loads(json.dumps(to_json(check(data), data)))
+    (warning,) = [f for f in document["findings"] if f["severity"] == "warning"]
+    assert warning["kind"] == "empty label" and warning["cases"] == ["p0"] and warning["advice"]
+    assert warning["files"] == [str(scans / "imagesTr/p0_0000.nii.gz"), str(scans / "labelsTr/p0.nii.gz")]
+
+
+def test_the_page_needs_no_network_and_shows_the_suspects(scans: Path, tmp_path_factory) -> None:
+    (scans / "imagesTr/p1_0000.nii.gz").write_bytes((scans / "imagesTr/p0_0000.nii.gz").read_bytes())
+    (scans / "imagesTr/p2_0000.nii.gz").write_bytes(b"")
+    data = open_dataset(scans)
+    page = write_page(check(data), data, tmp_path_factory.mktemp("page") / "check.html").read_text()
+    assert "http" not in page and page.count("<img") == page.count('src="data:image/png;base64,') == 2
+    assert "labelsTr/p0.nii.gz" in page and "p2_0000.nii.gz is empty" in page
+    assert "the same image as &#39;p0&#39; with another label" in page
 
 
 @pytest.mark.data

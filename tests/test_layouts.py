@@ -247,8 +247,8 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     ):
         assert part in text
     assert "Thumbs" not in text
-    (finding,) = [f for f in check(data) if "left out" in f.message]
-    assert finding.level == "warning" and "1 broken links (a/lost.png)" in finding.message
+    (finding,) = [f for f in check(data) if "left out" in f.found]
+    assert finding.severity == "warning" and "1 broken links (a/lost.png)" in finding.found
 
 
 def test_a_folder_of_files_that_are_not_read_says_what_to_do(tmp_path: Path) -> None:

@@ -95,16 +95,16 @@ def lesions(tmp_path):
 def test_check_and_learners_say_it(lesions):
     data = open_dataset(lesions)
     of = {
-        encoder: [f for f in check(data, encoder=encoder) if "encoder" in f.message]
+        encoder: [f for f in check(data, encoder=encoder) if "encoder" in f.found]
         for encoder in ("lite_medsam", "medsam_vit_b", "sam_nano")
     }
-    assert [f.level for f in of["lite_medsam"]] == ["warning"] and "2 of these 4" in of["lite_medsam"][
+    assert [f.severity for f in of["lite_medsam"]] == ["warning"] and "2 of these 4" in of["lite_medsam"][
         0
-    ].message
-    assert [f.level for f in of["medsam_vit_b"]] == ["warning"] and "possibly" in of["medsam_vit_b"][
+    ].found
+    assert [f.severity for f in of["medsam_vit_b"]] == ["warning"] and "possibly" in of["medsam_vit_b"][
         0
-    ].message
-    assert [f.level for f in of["sam_nano"]] == ["note"]
+    ].found
+    assert [f.severity for f in of["sam_nano"]] == ["note"]
     assert len(Learner("fused", "lite_medsam").overlaps(data)) == 1
     assert Learner("fused", "lite_medsam", "random").overlaps(data) == []  # drawn weights have seen nothing
     assert Learner("plain", "lite_medsam").overlaps(data) == []  # reads pixels only

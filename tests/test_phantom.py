@@ -34,7 +34,7 @@ def test_it_is_a_sound_data_set(phantom: Path) -> None:
     data = open_dataset(phantom)
     assert data.layout == "nnU-Net raw" and data.classes == CLASSES and len(data) == 8
     assert sorted(set(data.groups.values())) == [f"patient{n:03d}" for n in (1, 2, 3, 4)]
-    assert [f for f in check(data) if f.level != "note"] == []
+    assert [f for f in check(data) if f.severity != "note"] == []
     split = data.split(labels=2)
     assert {data.groups[i] for i in split.val} == {"patient004"} and len(split.train) == 4
 
@@ -108,7 +108,7 @@ def test_photographs(tmp_path: Path) -> None:
     )
     split = data.split()
     assert len(split.train) == 24 and len(split.val) == 8
-    assert [f for f in check(data) if f.level != "note"] == []
+    assert [f for f in check(data) if f.severity != "note"] == []
     ragged = {}
     for case_id in data.ids:  # a ragged contour is long for its area
         spot = io.read_case(out / "masks" / f"{case_id}.png").image[0, 0].numpy() > 0

@@ -37,6 +37,7 @@ from samadapt.cli.terminal import (
     unlabelled_note,
 )
 from samadapt.options import Option
+from samadapt.progress import Progress
 from samadapt.records import SamAdaptError
 from samadapt.settings import (
     LearnerSettings,
@@ -254,14 +255,32 @@ def check(
         str | None,
         Option("Also say what the training of this encoder has seen of the data.", names=names.ENCODERS),
     ] = None,
+    html: Annotated[
+        Path | None, Option("Also write a page with pictures of the suspects to this file.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON document.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Check pairing, labels, geometry, duplicates, leakage between parts, and constant slices."""
+    """Check pairing, labels, geometry, duplicates, outliers and leakage before training."""
+    import json as documents
+    import shutil
+
     from samadapt import check as doctor
 
     opened = open_data(data, OpenOptions(**opening))
-    findings = doctor.check(opened, encoder=encoder)
-    print(doctor.summary(findings, len(opened)))
-    if any(finding.level == "error" for finding in findings):
+    progress, total = Progress(quiet), len(opened)
+    findings = doctor.check(
+        opened, lambda n: progress(lambda: f"checked {n} of {total} cases", n / total), encoder
+    )
+    progress.close()
+    if html is not None:
+        doctor.write_page(findings, opened, html)
+    if json:
+        print(documents.dumps(doctor.to_json(findings, opened), indent=1))
+    else:
+        print(doctor.summary(findings, total, shutil.get_terminal_size((120, 24)).columns))
+        say(f"page: {html}" if html else None, quiet)
+    if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
 
 
