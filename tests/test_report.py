@@ -19,7 +19,7 @@ from samadapt.report import read_study, write_report
 from samadapt.report.comparisons import all_means, compare_all
 from samadapt.report.measures import Side, contributions, paired_contributions
 from samadapt.report.verdict import gains, judge
-from samadapt.report.worst import worst_cases
+from samadapt.report.worst import case_means, seed_mean, shown_cases
 from synthetic_study import fail, make_classification_study, make_study, write_cell
 
 HEAD_WINS = {"linear": 0.70, "fused": 0.86, "unet": 0.78}
@@ -304,8 +304,10 @@ def test_the_tidy_table_equals_the_scores(unet_wins):
 def test_the_page_stands_alone(unet_wins):
     folder, page = unet_wins
     assert "http" not in page and "//" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", page)
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page) and "@media print" in page
-    assert page.count("<svg") == 2 and page.count("data:image/png") == 5
+    links = set(re.findall(r'href="(?!#)([^"]*)"', page))
+    assert links and all((folder / link).exists() for link in links)  # files of the study alone
+    assert not re.findall(r'src="(?!data:)', page) and "@media print" in page
+    assert page.count("<svg") == 2 and page.count("data:image/png") == 7
     assert (folder / "dice_vs_labels.svg").read_text().startswith("<?xml")
     assert (folder / "dice_vs_labels.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -316,9 +318,42 @@ def test_ids_of_the_figures_do_not_meet(unet_wins):
     assert set(re.findall(r'(?:href="|url\()#([^")]*)', unet_wins[1])) <= set(ids)
 
 
+def test_the_contents_name_every_chapter(unet_wins):
+    page = unet_wins[1]
+    listed = re.findall(r'<li><a href="#([\w-]+)">(.*?)</a>', page)
+    assert listed == re.findall(r'<h2 id="([\w-]+)">(.*?)</h2>', page) and len(listed) > 10
+
+
+def test_words_intervals_and_distances_are_explained_and_not_folded_away(unet_wins):
+    page = unet_wins[1]
+    words = re.search(r'<dl class="glossary">(.*?)</dl>', page, re.DOTALL)[1]
+    assert all(
+        f"<dt>{w}</dt>" in words for w in ("fused", "view", "draw, seed", "head", "tap", "HD95", "Dice")
+    )
+    assert "<dt>SLCA</dt>" not in words  # no method of this study
+    assert "an interval can therefore leave the range of the values that were observed" in page
+    assert "over the scored patients and over the draws of labelled patients" in page
+    open_ = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+    assert "Mean Hausdorff distance, 95th percentile (mm)" in open_ and "<caption>Hausdorff distance" in open_
+    assert re.search(r"<td[^>]*>RV</td><td[^>]*>16</td>", page)  # test cases with the class
+
+
+def test_predictions_are_linked_where_a_run_kept_them(tmp_path):
+    folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(5,))
+    assert "and no predictions" in write_report(folder).read_text()
+    study = read_study(folder)
+    (digest,) = [c.digest for c in study.cells if (c.learner, c.seed) == ("fused", 0)]
+    (folder / digest / "predictions").mkdir()
+    (folder / digest / "predictions/p01_ES.nii.gz").write_bytes(b"")
+    page = write_report(folder).read_text()
+    assert f'<a href="{digest}/predictions/p01_ES.nii.gz">label map</a>' in page
+    assert page.count("predictions</a>") == 1 and "and no predictions" not in page
+
+
 def test_a_report_is_the_same_when_made_again(unet_wins, tmp_path):
     folder, page = unet_wins
-    assert write_report(folder, tmp_path / "again").read_text() == page
+    links = re.compile(r'href="(?!#)[^"]*"')  # they are relative
+    assert links.sub("", write_report(folder, tmp_path / "again").read_text()) == links.sub("", page)
     assert sorted(p.name for p in (tmp_path / "again").iterdir()) == [
         "comparisons.csv", "dice_vs_labels.png", "dice_vs_labels.svg", "report.html", "table.csv",
     ]  # fmt: skip
@@ -359,7 +394,7 @@ def test_failed_cells_are_shown_with_their_message(tmp_path):
 
 def test_what_is_missed_and_undefined_is_counted(unet_wins):
     _, page = unet_wins
-    section = page[page.index("<h2>Missed structures and undefined scores") :]
+    section = page[page.index(">Missed structures and undefined scores</h2>") :]
     row = re.search(r"<td[^>]*>fused</td>(.*?)</tr>", section, re.S).group(1)
     counts = [re.sub("<.*?>", "", x) for x in re.findall(r"<td.*?>(.*?)</td>", row)]
     assert counts == ["1", "144", "3", "0", "0", "0"]  # 16 cases x 3 classes x 3 seeds; one RV missed each
@@ -395,9 +430,12 @@ def test_budget_environment_and_command_are_there(unet_wins):
 
 def test_the_worst_case_comes_first(unet_wins):
     study = read_study(unet_wins[0])
-    found = worst_cases(study, [Side("unet", study.levels[-1]), Side("fused", study.levels[-1])], "dsc")
+    found = shown_cases(study, [Side("unet", study.levels[-1]), Side("fused", study.levels[-1])], "dsc")
     values = [float(w.values[0][1]) for w in found]
-    assert len(found) == 5 and values == sorted(values) and found[0].case == "p01_ES"
+    assert [w.place for w in found] == [*["worst"] * 5, "median", "best"] and values == sorted(values)
+    assert found[0].case == "p01_ES"
+    means = sorted(case_means(seed_mean(study, Side("unet", study.levels[-1]), "dsc")))
+    assert values[5:] == [round(float(x), 3) for x in (means[8], means[-1])]  # of 16 cases
     assert [name for name, _ in found[0].values] == ["U-Net", "fused"] and found[0].slice_index == 4
 
 
@@ -412,7 +450,7 @@ def test_stacked_scans_show_their_patients(tmp_path):
     (folder / "experiment.json").write_text(json.dumps(note))
     page = write_report(folder).read_text()
     assert (
-        page.count("data:image/png") == 5 and "scans stacked" in page and "Only one seed has finished" in page
+        page.count("data:image/png") == 6 and "scans stacked" in page and "Only one seed has finished" in page
     )
 
 
@@ -423,7 +461,7 @@ def test_a_classification_study_has_its_own_figures(eyes):
     page = write_report(eyes).read_text()
     assert first_sentence(page).startswith("Use slca: with 5 and 10 labelled cases, its mean AUC")
     for title in ("ROC curves", "Reliability diagram", "Confusion matrices", "Accuracy"):
-        assert f"<h2>{title}" in page
+        assert f">{title}" in page
     assert (eyes / "auc_vs_labels.svg").is_file() and "http" not in page
 
 
@@ -515,7 +553,7 @@ def test_scores_on_unseen_cases_are_shown_beside_those_on_all(tmp_path):
     folder = make_study(tmp_path / "e", HEAD_WINS, labels=(5,))
     cases = read_study(folder).cases
     page = saw(folder, tuple(cases[:10]))
-    part = page[page.index("Scores on cases that no encoder was trained on") :]
+    part = page[page.index("Scores on cases that no encoder was trained on</h2>") :]
     assert "6 of 16 cases" in part and "(10 of these 16 cases)" in page
     study = read_study(folder)
     left = [np.nanmean([study.values(c, "dsc")[10:].mean() for c in study.done if c.learner == "fused"])]

@@ -112,7 +112,7 @@ def test_a_cell_keeps_where_its_learner_looked(folder):
 
 def test_the_page_of_a_real_study_shows_them(folder, tmp_path):
     page = write_report(folder, tmp_path).read_text()
-    section = page[page.index("<h2>Saliency maps") : page.index("<h2>Results per class")]
+    section = page[page.index(">Saliency maps", page.index("</nav>")) : page.index(">Results per class</h2>")]
     assert section.count("data:image/png") >= 4 and "http" not in page
 
 
@@ -140,7 +140,7 @@ def test_the_best_learner_leads_and_the_others_stand_below(eyes):
         assert looked.truth == study.targets[int(truth.argmax())]
     assert saliency_section(study, study.levels[-1], ["plain"]).lead == "plain"
     page = write_report(eyes).read_text()
-    section = page[page.index("<h2>Saliency maps") : page.index("<h2>Results per class")]
+    section = page[page.index(">Saliency maps", page.index("</nav>")) : page.index(">Results per class</h2>")]
     assert (
         section.count("data:image/png") == 3
         and section.count("one of the most confident errors of slca") == 1

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -20,10 +21,13 @@ from samadapt.records import IGNORED
 from samadapt.report.comparisons import Means
 from samadapt.report.measures import class_answers
 from samadapt.report.reading import CellResults, Level, MethodInfo, StudyResults
+from samadapt.statistics import Estimate
 
 # Okabe and Ito's palette, told apart with every common colour vision; yellow is left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
 OUTLINES = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+#: Whether a method is a baseline -> its marker and its line, and those if another method has its colour.
+_MARKS = {False: ("o-", "^-."), True: ("s--", "D:")}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "samadapt",
@@ -49,6 +53,11 @@ def colours(study: StudyResults) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(study.learners)}
 
 
+def _is_repeated(study: StudyResults, learner: str) -> bool:
+    """Whether another method has its colour already, because there are more methods than colours."""
+    return list(study.learners).index(learner) >= len(COLOURS)
+
+
 def to_svg(figure: Figure) -> str:
     """A whole SVG file, without a date: the same figure is the same file."""
     text = io.StringIO()
@@ -68,7 +77,8 @@ def inline_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'<svg ([^>]*?)height="[^"]*"([^>]*?)width="[^"]*"', r"<svg \1\2", text, count=1)
     text = re.sub(r'<svg ([^>]*?)width="[^"]*"([^>]*?)height="[^"]*"', r"<svg \1\2", text, count=1)
     width = figure.get_size_inches()[0]
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" style="width:{width:.2f}in" ', 1)
+    style = f"max-width:{width:.2f}in"  # as wide as the page allows, and no wider than it was drawn
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" style="{style}" ', 1)
 
 
 def to_png(figure: Figure, dpi: int = 110) -> bytes:
@@ -91,7 +101,7 @@ def label_curves(
     study: StudyResults, means: Means, seeds: Mapping[tuple[str, Level], list[float]], name: str
 ) -> Figure:
     """Mean against labelled patients, bars over patients and seeds, one faint dot a seed."""
-    figure = Figure(figsize=(7.4, 3.9), layout="constrained")
+    figure = Figure(figsize=(10.6, 4.6), layout="constrained")
     axes = figure.subplots()
     place = {level: math.log2(max(level.patients, 1)) for level in study.levels}
     gap = min([b - a for a, b in zip(place.values(), list(place.values())[1:], strict=False)], default=1.0)
@@ -103,7 +113,18 @@ def label_curves(
         shift = (number - (len(learning) - 1) / 2) * min(0.55 * gap / max(len(learning), 1), 0.09)
         levels = [level for level in study.levels if (learner, level) in means]
         x = [place[level] + shift for level in levels]
-        _curve(axes, study.learners[learner], x, levels, means, seeds, paint[learner])
+        mark = _MARKS[study.learners[learner].baseline][_is_repeated(study, learner)]
+        _curve(
+            axes,
+            study.learners[learner],
+            mark,
+            x,
+            [means[learner, level] for level in levels],
+            paint[learner],
+        )
+        for at, level in zip(x, levels, strict=True):
+            dots = seeds[learner, level]
+            axes.plot([at] * len(dots), dots, ".", color=paint[learner], alpha=0.4, markersize=4, zorder=2)
     for learner, of in study.learners.items():
         first = next((means[k] for k in means if k[0] == learner), None)
         if not of.learns and first is not None:
@@ -116,28 +137,42 @@ def label_curves(
     axes.set_axisbelow(True)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     order = [of.label for of in study.learners.values() if of.label in handles]
-    figure.legend([handles[t] for t in order], order, loc="outside right center", frameon=False, fontsize=8.5)
+    figure.legend(
+        [handles[t] for t in order],
+        order,
+        loc="outside lower center",
+        ncols=min(4, len(order)),
+        frameon=False,
+        fontsize=9,
+    )
     return figure
 
 
 def _curve(
-    axes: Axes, learner: MethodInfo, x: list[float], levels: list[Level], means: Means,
-    seeds: Mapping[tuple[str, Level], list[float]], colour: str,
-) -> None:  # fmt: skip
-    found = [means[learner.name, level] for level in levels]
+    axes: Axes, learner: MethodInfo, mark: str, x: list[float], found: Sequence[Estimate], colour: str
+) -> None:
     y = np.array([e.mean for e in found])
     ends = np.nan_to_num([[e.mean - e.low, e.high - e.mean] for e in found])
-    dashes, marker = ("--", "s") if learner.baseline else ("-", "o")
     axes.errorbar(
-        x, y, np.maximum(ends.T, 0), color=colour, linestyle=dashes, marker=marker, markersize=4.5,
+        x, y, np.maximum(ends.T, 0), color=colour, linestyle=mark[1:], marker=mark[0], markersize=4.5,
         linewidth=1.6, elinewidth=1.1, label=learner.label, zorder=3,
     )  # fmt: skip
-    for place, level in zip(x, levels, strict=True):
-        dots = seeds[learner.name, level]
-        axes.plot([place] * len(dots), dots, ".", color=colour, alpha=0.4, markersize=4, zorder=2)
 
 
 # ---------------------------------------------------------------- cases
+
+
+def _panels(count: int, legend: int) -> tuple[Figure, int, int]:
+    """A figure for so many squares, that uses the width of the page; its columns and rows.
+
+    Args:
+        legend: lines of the legend, above or below.
+    """
+    columns = min(4, count)
+    rows = -(-count // columns)
+    side = {1: 4.0, 2: 3.6, 3: 3.2}.get(columns, 2.5)
+    size = (side * columns + 0.6, (side + 0.15) * rows + 0.7 + 0.2 * legend)
+    return Figure(figsize=size, layout="constrained"), columns, rows
 
 
 def case_scatter(study: StudyResults, baseline: str, points: Mapping[str, np.ndarray], name: str) -> Figure:
@@ -147,9 +182,7 @@ def case_scatter(study: StudyResults, baseline: str, points: Mapping[str, np.nda
         points: learner -> (cases, targets) means over seeds; the baseline's too.
     """
     others = [n for n in points if n != baseline]
-    columns = min(4, len(others))
-    rows = -(-len(others) // columns)
-    figure = Figure(figsize=(1.85 * columns + 0.5, 1.95 * rows + 0.45), layout="constrained")
+    figure, columns, rows = _panels(len(others), 1)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     low = max(0.0, min(float(np.nanmin(p)) for p in points.values()) - 0.03)
     for axes, learner in zip(grid.flat, others, strict=False):
@@ -165,7 +198,7 @@ def case_scatter(study: StudyResults, baseline: str, points: Mapping[str, np.nda
         axes.set_axis_off()
     figure.supxlabel(f"{metric_info(name).title} of each case, {study.learners[baseline].title}", fontsize=9)
     figure.supylabel(f"{metric_info(name).title} of each case", fontsize=9)
-    figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
+    figure.legend(loc="outside upper center", ncols=min(6, len(study.targets)), frameon=False, fontsize=8.5)
     return figure
 
 
@@ -180,9 +213,11 @@ def overlay(image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequen
     box = _box(list(labels.values()))
     height, width = np.empty(image.shape[:2])[box].shape
     panels_n = len(labels) + 1
-    figure = Figure(figsize=(2.0 * panels_n, 2.0 * min(height / width, 1.3) + 0.25))
+    lines = {title: textwrap.fill(title, 18) for title in ("image", *labels)}
+    top = 0.1 + 0.24 * max(text.count("\n") + 1 for text in lines.values())
+    figure = Figure(figsize=(2.6 * panels_n, 2.6 * min(height / width, 1.3) + top))
     panels = figure.subplots(1, panels_n)
-    figure.subplots_adjust(0, 0, 1, 1 - 0.25 / figure.get_size_inches()[1], 0.03)
+    figure.subplots_adjust(0, 0, 1, 1 - top / figure.get_size_inches()[1], 0.03)
     shown: list[tuple[str, np.ndarray | None]] = [("image", None), *labels.items()]
     for axes, (title, label) in zip(panels, shown, strict=True):
         axes.imshow(image[box], cmap="gray" if image.ndim == 2 else None, vmin=0, vmax=255)
@@ -194,7 +229,7 @@ def overlay(image: np.ndarray, labels: Mapping[str, np.ndarray], classes: Sequen
                     mask, levels=[0.9], colors=[OUTLINES[(value - 1) % len(OUTLINES)]], linewidths=1.1
                 )
         axes.set_axis_off()
-        axes.set_title(title, fontsize=8.5)
+        axes.set_title(lines[title], fontsize=13)  # two pictures stand side by side
     return figure
 
 
@@ -222,9 +257,7 @@ def outline_legend(classes: Sequence[str]) -> list[tuple[str, str]]:
 def roc(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
     """One panel per class against the rest, one line per method: the mean over its seeds."""
     targets = study.targets[1:] if _binary(study) else study.targets
-    columns = min(4, len(targets))
-    rows = -(-len(targets) // columns)
-    figure = Figure(figsize=(1.85 * columns + 1.4, 1.95 * rows + 0.4), layout="constrained")
+    figure, columns, rows = _panels(len(targets), -(-len(cells) // 4))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     paint, at = colours(study), np.linspace(0, 1, 101)
     for axes, target in zip(grid.flat, targets, strict=False):
@@ -235,16 +268,19 @@ def roc(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figu
                 _roc(study.values(c, "probability")[:, k], study.values(c, "truth")[:, k] > 0, at)
                 for c in of_seed
             ]
-            dashes = "--" if study.learners[learner].baseline else "-"
+            dashes = (
+                ":" if _is_repeated(study, learner) else "--" if study.learners[learner].baseline else "-"
+            )
             title = study.learners[learner].title if target == targets[0] else None
             axes.plot(at, np.mean(curves, 0), dashes, color=paint[learner], linewidth=1.4, label=title)
         axes.set(aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])  # short ones, so that neighbours do not meet
         axes.set_title(target, fontsize=9)
     for axes in list(grid.flat)[len(targets) :]:
         axes.set_axis_off()
     figure.supxlabel("false positive rate", fontsize=9)
     figure.supylabel("true positive rate", fontsize=9)
-    figure.legend(loc="outside right center", frameon=False, fontsize=8.5)
+    figure.legend(loc="outside lower center", ncols=min(4, len(cells)), frameon=False, fontsize=8.5)
     return figure
 
 

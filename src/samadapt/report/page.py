@@ -14,14 +14,16 @@ from markupsafe import Markup
 from samadapt.files import demand_writable, write_bytes
 from samadapt.metrics import metric_info
 from samadapt.records import SamAdaptError
-from samadapt.report import figures, tables
+from samadapt.report import about, figures, tables
 from samadapt.report.attention import saliency_section
 from samadapt.report.comparisons import Comparison, Means, all_means, compare_all, missing_lines
 from samadapt.report.measures import Side, contributions
 from samadapt.report.reading import Level, StudyResults, read_study, write_table
 from samadapt.report.verdict import Gain, Verdict, gains, judge, signed
-from samadapt.report.worst import seed_mean, worst_cases
+from samadapt.report.worst import seed_mean, shown_cases
 
+#: Distances between surfaces, which overlap alone does not show: they are never folded away.
+_SURFACE = ("hd95_mm", "hd95_px", "nsd", "nsd_px")
 _ROC = "One class against the rest; each curve is the mean over the seeds."
 _RELIABILITY = (
     "Predicted probability of the chosen class against how often it is correct, in ten bins over all seeds. On the "
@@ -68,7 +70,7 @@ def write_report(
         stem = f"{'auc' if study.classification else 'dice'}_vs_labels"
         write_bytes(out / f"{stem}.svg", figures.to_svg(curve).encode())
         write_bytes(out / f"{stem}.png", figures.to_png(curve, dpi=200))
-        context = _context(study, name, means, comparisons, verdict)
+        context = _context(study, name, means, comparisons, verdict, out)
         context["against"] = study.learners[against].title if against else ""
         context["asked"] = tables.comparison_table(study, asked, name, ("compared with", "its mean"))
         context["curve"] = Markup(
@@ -76,7 +78,8 @@ def write_report(
                 curve, "curve", f"mean {metric_info(name).title} by number of labelled {study.unit}s"
             )
         )
-    page = _template().render(**context, stem=stem)
+    page = _template().render(**context, stem=stem, contents=[])
+    page = _template().render(**context, stem=stem, contents=about.chapters(page))
     write_bytes(out / "report.html", page.encode())
     return out / "report.html"
 
@@ -99,11 +102,18 @@ def _seed_means(study: StudyResults, means: Means, name: str) -> dict[tuple[str,
 
 
 def _context(
-    study: StudyResults, name: str, means: Means, comparisons: Sequence[Comparison], verdict: Verdict
+    study: StudyResults,
+    name: str,
+    means: Means,
+    comparisons: Sequence[Comparison],
+    verdict: Verdict,
+    out: Path,
 ) -> dict[str, Any]:
     shown = metric_info(name)
     worth = gains(study, name)
-    parts = _classification(study, verdict) if study.classification else _segmentation(study, verdict, name)
+    parts = (
+        _classification(study, verdict) if study.classification else _segmentation(study, verdict, name, out)
+    )
     one_seed = max((len(study.seeds(n, x)) for n, x in means), default=0) < 2
     return {
         "title": f"Few-label study of {study.note['data']['name']}",
@@ -126,6 +136,10 @@ def _context(
         "budget": tables.budget_table(study),
         "shared": tables.pretraining_lines(study),
         "facts": tables.facts(study),
+        "glossary": about.glossary(study),
+        "data_facts": about.data_facts(study),
+        "data_table": about.data_table(study),
+        "files": about.run_files(study, out),
         "commands": tables.commands(study),
         "hashes": tables.hash_table(study),
         **parts,
@@ -154,7 +168,10 @@ def _worth(study: StudyResults, worth: Sequence[Gain], verdict: Verdict, shown: 
     known = [g for g in worth if g.learner == chosen]
     if not known:
         return ""
-    parts = [f"{signed(g.per_patient.mean)} between {g.low.patients} and {g.high.patients}" for g in known]
+    parts = [
+        f"{signed(g.per_patient.mean, tables.gain_digits(worth))} between {g.low.patients} and {g.high.patients}"
+        for g in known
+    ]
     return (
         f"With {study.learners[chosen].title}, each additional labelled {study.unit} changes the mean {shown} by about "
         + " and by about ".join(parts)
@@ -169,7 +186,7 @@ def _best_two(study: StudyResults, verdict: Verdict) -> list[Side]:
     return [Side(name, last.level) for name in names]
 
 
-def _segmentation(study: StudyResults, verdict: Verdict, name: str) -> dict[str, Any]:
+def _segmentation(study: StudyResults, verdict: Verdict, name: str, out: Path) -> dict[str, Any]:
     sides = _best_two(study, verdict)
     last = verdict.conclusions[-1]
     scatter = ""
@@ -179,14 +196,17 @@ def _segmentation(study: StudyResults, verdict: Verdict, name: str) -> dict[str,
         scatter = Markup(
             figures.inline_svg(figures.case_scatter(study, last.baseline, points, name), "cases", "each case")
         )
-    others = [m for m in study.metrics if m != name]
+    surface = [m for m in study.metrics if m in _SURFACE]
+    others = [m for m in study.metrics if m != name and m not in surface]
     return {
         "classification": False,
         "last": last.level,
         "scatter": scatter,
         "baseline": study.learners[last.baseline].title if last.baseline else "",
-        "classes": [tables.class_table(study, m) for m in (name, *others)],
-        "worst": worst_cases(study, sides, name),
+        "surface": [tables.means_table(study, all_means(study, m), m) for m in surface],
+        "classes": [tables.class_table(study, m) for m in (name, *surface)],
+        "others": [tables.class_table(study, m) for m in others],
+        "worst": shown_cases(study, sides, name, out),
         "worst_of": study.learners[sides[0].learner].title if sides else "",
         "legend": figures.outline_legend(study.note["data"]["classes"]),
         "undefined": tables.undefined_table(study),

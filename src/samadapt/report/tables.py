@@ -56,7 +56,8 @@ def means_table(study: StudyResults, means: Means, name: str) -> ReportTable:
     ]
     head = ("method", *(f"{x.text} labelled" for x in levels))
     caption = (
-        f"Mean {shown.title}, with its 95 % confidence interval over {study.unit}s and seeds in brackets"
+        f"Mean {shown.title}, in brackets its 95 % confidence interval over the scored {study.unit}s and over the draws of "
+        f"labelled {study.unit}s"
     )
     return ReportTable(head, tuple(rows), tuple(study.learners[n].mark for n in names), caption)
 
@@ -135,15 +136,22 @@ def gains_table(study: StudyResults, gains: Sequence[Gain], name: str) -> Report
     steps = list(dict.fromkeys((g.low, g.high) for g in gains))
     found = {(g.learner, g.low, g.high): g.per_patient for g in gains}
     names = [n for n in study.learners if any(g.learner == n for g in gains)]
+    digits = gain_digits(gains)
 
     def field(e: Estimate | None) -> str:
         if e is None or math.isnan(e.mean):
             return "–"
-        return signed(e.mean) + ("" if math.isnan(e.low) else f" ({signed(e.low)} to {signed(e.high)})")
+        ends = "" if math.isnan(e.low) else f" ({signed(e.low, digits)} to {signed(e.high, digits)})"
+        return signed(e.mean, digits) + ends
 
     rows = [(study.learners[n].label, *(field(found.get((n, *step))) for step in steps)) for n in names]
     head = ("method", *(f"from {a.patients} to {b.patients}" for a, b in steps))
     return ReportTable(head, tuple(rows), tuple(study.learners[n].mark for n in names))
+
+
+def gain_digits(gains: Sequence[Gain]) -> int:
+    """More where one of many labelled pictures changes little."""
+    return 3 if max((abs(g.per_patient.mean) for g in gains), default=1.0) >= 0.005 else 5
 
 
 def class_table(study: StudyResults, name: str) -> ReportTable:

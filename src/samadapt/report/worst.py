@@ -1,4 +1,4 @@
-"""The worst cases of the best learners, as pictures of the slices that the study kept."""
+"""The worst, median and best cases of the best learners, as pictures of the slices that the study kept."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import numpy as np
 
 from samadapt.metrics import metric_info
 from samadapt.records import IGNORED
+from samadapt.report.about import prediction_link
 from samadapt.report.figures import inline_png, overlay
 from samadapt.report.measures import Side
 from samadapt.report.reading import CellResults, StudyResults
 
 
 @dataclass(frozen=True)
-class WorstCase:
+class ShownCase:
     """One picture, and what is said beside it."""
 
     case: str
     values: tuple[tuple[str, str], ...]  # learner, its value
     slice_index: int
     picture: str
+    place: str = "worst"  # or "median", "best"
+    file: str = ""  # a link to the first side's label map, where it was kept
 
 
 def seed_mean(study: StudyResults, side: Side, name: str) -> np.ndarray:
@@ -42,25 +45,36 @@ def case_means(values: np.ndarray) -> np.ndarray:
         return np.where(known, values, 0).sum(1) / known.sum(1)
 
 
-def worst_cases(study: StudyResults, sides: Sequence[Side], name: str, count: int = 5) -> list[WorstCase]:
-    """The cases that the first side did worst, worst first, with the other sides' answers to the same slice."""
+def shown_cases(
+    study: StudyResults, sides: Sequence[Side], name: str, out: Path | None = None, count: int = 5
+) -> list[ShownCase]:
+    """The cases that the first side did worst, its median case and its best, with the other sides' answers to the same slice.
+
+    Args:
+        out: folder of the page, for links.
+        count: of worst cases; the others are one each.
+    """
     if not sides:
         return []
     means = [case_means(seed_mean(study, side, name)) for side in sides]
-    order = [i for i in np.argsort(means[0], kind="stable") if not math.isnan(means[0][i])]
-    found = []
-    for i in order[:count]:
+    order = [int(i) for i in np.argsort(means[0], kind="stable") if not math.isnan(means[0][i])]
+    count = min(count, max(1, len(order) // 2))  # of few cases, the median is not among the worst
+    places = dict.fromkeys(order[:count], "worst")
+    for place, at in (("median", len(order) // 2), ("best", len(order) - 1)):
+        if at >= count:
+            places[order[at]] = place
+    cells = study.seeds(sides[0].learner, sides[0].level)
+    digits, found = metric_info(name).digits, []
+    for i, place in places.items():
         drawn = _draw(study, sides, study.cases[i])
-        if drawn is not None:
-            digits = metric_info(name).digits
-            said = tuple(
-                (
-                    study.learners[side.learner].title,
-                    "undefined" if math.isnan(m[i]) else f"{m[i]:.{digits}f}",
-                )
-                for side, m in zip(sides, means, strict=True)
-            )
-            found.append(WorstCase(study.cases[i], said, *drawn))
+        if drawn is None:
+            continue
+        values = tuple(
+            (study.learners[s.learner].title, "undefined" if math.isnan(m[i]) else f"{m[i]:.{digits}f}")
+            for s, m in zip(sides, means, strict=True)
+        )
+        file = prediction_link(study, cells[min(cells)], study.cases[i], out) if out else ""
+        found.append(ShownCase(study.cases[i], values, *drawn, place, file))
     return found
 
 
