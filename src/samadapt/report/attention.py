@@ -60,7 +60,12 @@ def saliency_section(study: StudyResults, level: Level, preferred: Sequence[str]
         return Section()
     lead, (_, cases, drawn) = next(iter(rows.items()))
     pictures = [
-        LookedAt(case, _truth(study, rows[lead][0], case), n >= drawn, inline_png(_draw(study, rows, case)))
+        LookedAt(
+            case,
+            _truth(study, rows[lead][0], case),
+            n >= drawn,
+            inline_png(_draw(study, rows, case)),
+        )
         for n, case in enumerate(cases)
         if case in study.cases
     ]
@@ -93,21 +98,32 @@ def _draw(
     names = max((_names(of) for _, of in kept.values()), key=len)
     height, width = next(iter(kept.values()))[1].image.shape[:2]
     tall = 1.25 * min(max(height / width, 0.5), 1.5)
-    figure = Figure(figsize=(1.3 * (len(names) + 1) + 1.5, (tall + 0.4) * len(kept) + 0.1))
-    left, top = 1.5 / figure.get_size_inches()[0], 1 - 0.4 / figure.get_size_inches()[1]
+    said = {learner: _said(study, learner, cell, case, of) for learner, (cell, of) in kept.items()}
+    # As wide as the longest line takes at its font size.
+    margin = max(1.5, 0.25 + 0.068 * max(len(line) for text in said.values() for line in text.split("\n")))
+    figure = Figure(figsize=(1.3 * (len(names) + 1) + margin, (tall + 0.4) * len(kept) + 0.1))
+    left, top = margin / figure.get_size_inches()[0], 1 - 0.4 / figure.get_size_inches()[1]
     grid = figure.subplots(len(kept), len(names) + 1, squeeze=False)
     figure.subplots_adjust(left, 0.01, 0.995, top, wspace=0.04, hspace=0.4 / tall)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, (learner, (cell, of)) in zip(grid, kept.items(), strict=True):
-        scores = study.values(cell, "probability")[study.cases.index(case)]
-        place = f"\nslice {of.slice_index}" if of.depth > 1 else ""
-        said = f"{study.learners[learner].title}\n{study.targets[int(scores.argmax())]} ({scores.max():.2f}){place}"
-        line[0].text(-0.08, 0.5, said, ha="right", va="center", transform=line[0].transAxes, fontsize=8)
+    for line, (learner, (_, of)) in zip(grid, kept.items(), strict=True):
+        line[0].text(
+            -0.08, 0.5, said[learner], ha="right", va="center", transform=line[0].transAxes, fontsize=8
+        )
         _panel(line[0], of.image, "image\n")
         for at, title, values in zip(_columns(_names(of), names), of.titles, of.maps, strict=True):
             _panel(line[at + 1], of.image, title, values)
     return figure
+
+
+def _said(study: StudyResults, learner: str, cell: CellResults, case: str, of: Kept) -> str:
+    """The method, its answer, and the slice, below each other."""
+    scores = study.values(cell, "probability")[study.cases.index(case)]
+    place = f"\nslice {of.slice_index}" if of.depth > 1 else ""
+    return (
+        f"{study.learners[learner].title}\n{study.targets[int(scores.argmax())]} ({scores.max():.2f}){place}"
+    )
 
 
 def _panel(axes: Axes, image: np.ndarray, title: str, values: np.ndarray | None = None) -> None:

@@ -89,7 +89,7 @@ def to_png(figure: Figure, dpi: int = 110) -> bytes:
     return content.getvalue()
 
 
-def inline_png(figure: Figure, dpi: int = 90) -> str:
+def inline_png(figure: Figure, dpi: int = 110) -> str:
     """A PNG as an address that needs no file."""
     return "data:image/png;base64," + base64.b64encode(to_png(figure, dpi)).decode()
 
@@ -280,7 +280,7 @@ def roc(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figu
         axes.set_axis_off()
     figure.supxlabel("false positive rate", fontsize=9)
     figure.supylabel("true positive rate", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=min(4, len(cells)), frameon=False, fontsize=8.5)
+    figure.legend(loc="outside upper center", ncols=min(4, len(cells)), frameon=False, fontsize=8.5)
     return figure
 
 
@@ -298,7 +298,7 @@ def _roc(scores: np.ndarray, positive: np.ndarray, at: np.ndarray) -> np.ndarray
 
 def reliability(study: StudyResults, cells: Mapping[str, Sequence[CellResults]]) -> Figure:
     """The share of correct answers against the predicted probability, over all seeds, in ten bins."""
-    figure = Figure(figsize=(5.0, 3.1), layout="constrained")
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
     axes, paint = figure.subplots(), colours(study)
     axes.plot([0, 1], [0, 1], color="#bbb", linewidth=0.8)
     for learner, of_seed in cells.items():
