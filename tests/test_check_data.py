@@ -283,6 +283,7 @@ FAULTS = [
     Fault("spacing in cm", "heart", lambda d: d.headers(3, scaled(0.1)), "spacing"),
     Fault("intensities times 40", "heart", lambda d: d.on_image(8, lambda x: x * 40.0), "intensities"),
     Fault("noise for an image", "hippocampus", lambda d: d.on_image(16, only_noise), "intensities"),
+    Fault("noise for a picture", "lesions", lambda d: d.on_image(16, lambda x: (only_noise(x) * 1.5).astype(np.uint8)), "intensities"),
     Fault("a third of the slices", "heart", lambda d: d.on_both(7, lambda x: x[..., : x.shape[2] // 3]), "size"),
     Fault("two black slices", "heart", lambda d: d.on_image(6, black_slices), "constant slices"),
     Fault("every slice twice", "heart", lambda d: d.on_image(6, lambda x: x[..., np.arange(x.shape[2]) // 2 * 2]), "repeated slices"),

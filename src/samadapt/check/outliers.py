@@ -28,6 +28,7 @@ _ABOUT = {
     "detail": "its fine detail (noise or blur)",
     "change between slices": "the change from slice to slice",
 }
+_NOISE = 0.55  # fine detail of white noise is 0.81, that of the finest sound image is 0.1
 _VOLUME_FLOOR = 0.18
 _FEWEST_VOXELS = 10
 _TINY = 0.02  # of the usual volume
@@ -81,6 +82,10 @@ def _unusual_intensities(cases: Kept) -> Iterator[Finding]:
         values = np.array([case.intensities.get(key, math.nan) for case in cases])
         centre, scale = centre_and_scale(values, floor * (usual_range if key == "level" else 1))
         deviation = np.abs(values - centre) / scale
+        if (
+            key == "detail" and centre < _NOISE / 2
+        ):  # pictures differ so much in detail that noise is hardly unusual
+            deviation[values > _NOISE] = np.inf
         suspects = {
             case.id: f"{_ABOUT[key]} is unlike that of the other cases ({_amount(key, v, float(centre))})"
             for case, v, z in zip(cases, values, deviation, strict=True)
