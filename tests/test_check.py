@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -256,7 +257,8 @@ def test_the_page_needs_no_network_and_shows_the_suspects(scans: Path, tmp_path_
     (scans / "imagesTr/p2_0000.nii.gz").write_bytes(b"")
     data = open_dataset(scans)
     page = write_page(check(data), data, tmp_path_factory.mktemp("page") / "check.html").read_text()
-    assert "http" not in page and page.count("<img") == page.count('src="data:image/png;base64,') == 2
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", page)
+    assert page.count("<img") == page.count('src="data:image/png;base64,') == 2
     assert "labelsTr/p0.nii.gz" in page and "p2_0000.nii.gz is empty" in page
     assert "the same image as &#39;p0&#39; with another label" in page
 
