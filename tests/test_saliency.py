@@ -1,6 +1,7 @@
 """Where classifiers of a study looked: which cases are kept, what is kept of them, and the page that shows them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_a_cell_keeps_where_its_learner_looked(folder):
 def test_the_page_of_a_real_study_shows_them(folder, tmp_path):
     page = write_report(folder, tmp_path).read_text()
     section = page[page.index(">Saliency maps", page.index("</nav>")) : page.index(">Results per class</h2>")]
-    assert section.count("data:image/png") >= 4 and "http" not in page
+    assert section.count("data:image/png") >= 4 and "http" not in re.sub(r"base64,[A-Za-z0-9+/=]*", "", page)
 
 
 # ---------------------------------------------------------------- the page
