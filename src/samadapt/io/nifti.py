@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import math
+import struct
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from samadapt.files import replacing
 from samadapt.io.geometry import Geometry
+from samadapt.io.limits import MOST_HEADER, SLACK, demand_size, demand_there, gunzip
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
-_UNREADABLE = (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError)
+#: First number of a header -> where the offset of the voxels stands in it, its type, and where extensions begin.
+_OFFSETS = {348: (108, "f", 348), 540: (168, "q", 540)}
 _PLANAR = 1e-4  # volume of a voxel over the product of its sides: below, two axes run the same way
 _UNITS = {1: "meter", 2: "mm", 3: "micron"}
 _MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}  # "mm" and "unknown" are taken as mm
@@ -51,7 +52,37 @@ def read_label(path: Path) -> tuple[np.ndarray, Geometry]:
 
 def load_header(path: Path) -> Any:
     """The nibabel image, its voxels still on disk."""
-    return _guarded(path, lambda: nib.load(path, mmap=False))
+    return _guarded(path, lambda: _loaded(path))
+
+
+def _loaded(path: Path) -> Any:
+    if path.suffix.lower() == ".gz":
+        _demand_small_header(path)
+    return nib.load(path, mmap=False)
+
+
+def _demand_small_header(path: Path) -> None:
+    """nibabel reads as much of extensions as they say, and of compressed ones that may be without end."""
+    with gzip.open(path) as file:
+        head = file.read(544)
+        order = next(
+            (o for o in "<>" if len(head) == 544 and struct.unpack(f"{o}i", head[:4])[0] in _OFFSETS), ""
+        )
+        if not order:
+            return  # nibabel says what is wrong with it
+        place, kind, start = _OFFSETS[struct.unpack(f"{order}i", head[:4])[0]]
+        (offset,) = struct.unpack_from(order + kind, head, place)
+        if not 0 <= offset <= MOST_HEADER:  # also where it is nan
+            raise ValueError(f"its voxels begin at byte {offset:g}")
+        if head[start] == 0:
+            return
+        head += file.read(max(0, int(offset) - len(head)))
+    at = start + 4
+    while int(offset) - at >= 16:
+        size = struct.unpack_from(f"{order}i", head, at)[0] if at + 4 <= len(head) else 0
+        if not 8 <= size <= int(offset) - at:
+            raise ValueError(f"an extension of its header has {size} bytes")
+        at += size
 
 
 def geometry(image: Any, path: Path) -> Geometry:
@@ -61,8 +92,9 @@ def geometry(image: Any, path: Path) -> Geometry:
         shape = shape[:-1]
     if len(shape) > 4 or len(shape) < 2:
         raise SamAdaptError(f"{path} has {len(shape)} axes {shape}; expected a volume of 3 axes")
-    if 0 in shape:
+    if min(shape) < 1:
         raise SamAdaptError(f"{path} has no voxels (shape {shape}); export it again")
+    demand_size(path, shape)
     channels = shape[3] if len(shape) == 4 else 1
     i, j, k = (*shape, 1)[:3]
     affine = np.asarray(image.affine)
@@ -115,11 +147,14 @@ def read_array(image: Any, path: Path, dtype: type | None) -> np.ndarray:
 
 
 def _checked(image: Any, path: Path) -> Any:
-    """A `.gz` read to its end, where its checksum stands: nibabel stops at the last voxel and sees no damage."""
+    """A file that has all its bytes; a `.gz` is read to its end, where its checksum stands: nibabel would not see damage."""
+    needed = int(image.dataobj.offset) + math.prod(image.shape) * image.get_data_dtype().itemsize
     if path.suffix.lower() != ".gz":
+        demand_there(path, needed, path.stat().st_size)
         return image
-    # At once, not by `gzip.open`: its thousands of small reads are slow on a busy machine or a network disk.
-    return type(image).from_bytes(gzip.decompress(path.read_bytes()))
+    content = gunzip(path, needed + SLACK)
+    demand_there(path, needed, len(content))
+    return type(image).from_bytes(content)
 
 
 def write_label(path: Path, label: np.ndarray, case: Case) -> None:
@@ -144,7 +179,10 @@ def write_label(path: Path, label: np.ndarray, case: Case) -> None:
         header.set_data_dtype(np.uint8)
         header.set_slope_inter(1.0, 0.0)
         header.set_intent("none")
-        header["cal_max"], header["cal_min"], header["descrip"] = 0, 0, b""
+        header["cal_max"], header["cal_min"] = 0, 0
+        for field in ("descrip", "aux_file", "db_name"):  # older programs keep the patient's name in the last
+            if field in header.keys():  # noqa: SIM118  # NIfTI-2 has no `db_name`, and a header is no dict
+                header[field] = b""
         flat = len(original.shape) == 2
         image = type(original)(label[..., 0] if flat else label, original.affine, header)
     with replacing(path) as temporary:
@@ -174,9 +212,12 @@ def _guarded(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except FileNotFoundError:
         raise SamAdaptError(f"{path} does not exist; check the name and the folder") from None
-    except _UNREADABLE as error:
+    except SamAdaptError:
+        raise
+    except Exception as error:  # nibabel raises whatever the bytes happen to mean
         size = path.stat().st_size if path.is_file() else 0
-        what = "is empty" if size == 0 else f"cannot be read ({str(error).splitlines()[0]})"
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        what = "is empty" if size == 0 else f"cannot be read ({why})"
         raise SamAdaptError(
             f"{path} {what}; expected a whole NIfTI file: copy or export it again ({size} bytes are there)"
         ) from error

@@ -6,6 +6,7 @@ turns a picture whose mask has no such tag, 16-bit colour that readers cut to 8 
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -110,12 +111,18 @@ def _palette() -> list[int]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        return Image.open(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # at half of what is refused
+            return Image.open(path)
     except FileNotFoundError:
         raise SamAdaptError(f"{path} does not exist; check the name and the folder") from None
     except UnidentifiedImageError:
         raise SamAdaptError(_why_unidentified(path)) from None
-    except (OSError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise SamAdaptError(
+            f"{path} is larger than what is read ({error}): its header is damaged, or it has to be cut into tiles or made smaller"
+        ) from error
+    except Exception as error:  # PIL raises whatever the bytes happen to mean
         raise SamAdaptError(f"{path} cannot be read ({error}); copy or export it again") from error
 
 
@@ -128,7 +135,7 @@ def _why_unidentified(path: Path) -> str:
             with tifffile.TiffFile(path) as file:
                 page = file.pages[0]
                 return f"{path} is a TIFF of {page.shape} {page.dtype} pixels; expected 8- or 16-bit grey or 8-bit RGB"
-        except (tifffile.TiffFileError, OSError, ValueError):
+        except Exception:  # tifffile raises whatever the bytes happen to mean
             pass
     return f"{path} is not a picture that can be read (PNG, JPEG, TIFF, BMP, GIF or WebP); copy or export it again"
 
@@ -136,7 +143,7 @@ def _why_unidentified(path: Path) -> str:
 def _loaded(image: Image.Image, path: Path) -> Image.Image:
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # SyntaxError: a broken PNG chunk
+    except Exception as error:  # among them SyntaxError, for a broken PNG chunk
         raise SamAdaptError(f"{path} is damaged or cut off ({error}); copy or export it again") from error
     return image
 
@@ -146,12 +153,15 @@ def _refuse(image: Image.Image, path: Path) -> None:
         raise _mode_error(image.mode, path)
     if image.mode == "P" and "transparency" in image.info:
         raise _mode_error("PA", path)
-    frames = getattr(image, "n_frames", 1)  # only the formats that can hold several have it
+    try:
+        frames = getattr(image, "n_frames", 1)  # only the formats that can hold several have it
+        # Asked for its EXIF, a PNG without any would be decoded to its end; after `load` it stands in `info`.
+        plain = image.format == "PNG" and "exif" not in image.info
+        turned = 1 if plain else image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # as in `_loaded`
+        raise SamAdaptError(f"{path} is damaged or cut off ({error}); copy or export it again") from error
     if frames > 1:
         raise SamAdaptError(f"{path} holds {frames} pictures; expected one: save each as a file of its own")
-    # Asked for its EXIF, a PNG without any would be decoded to its end; after `load` it stands in `info`.
-    plain = image.format == "PNG" and "exif" not in image.info
-    turned = 1 if plain else image.getexif().get(ExifTags.Base.Orientation, 1)
     if turned not in (0, 1):
         raise SamAdaptError(
             f"{path} is turned or mirrored by its EXIF tag (orientation {turned}), a mask made from it may be or not; "

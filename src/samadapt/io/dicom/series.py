@@ -22,10 +22,9 @@ from samadapt.io.dicom.headers import (
     silent,
 )
 from samadapt.io.geometry import LPS_TO_RAS, Geometry
+from samadapt.io.limits import MOST_PIXELS, MOST_VOXELS
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
-MOST_PIXELS = 1 << 28  # of one frame, from which a header is not believed
-MOST_VOXELS = 1 << 31  # of one scan: 8 GiB as float32
 _TURNED = 1e-3  # difference of direction cosines from which slices lie in different orientations
 _OFF = 0.1  # of a pixel or of the distance between slices: as far off as a slice may lie
 
