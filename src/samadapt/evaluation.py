@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from samadapt import io
-from samadapt.datasets import Dataset, find_layout, find_masks, open_dataset, open_like
+from samadapt.datasets import (
+    Dataset,
+    demand_inside,
+    find_key,
+    find_layout,
+    find_masks,
+    open_dataset,
+    open_like,
+)
 from samadapt.files import file_sha256, write_json
 from samadapt.metrics import (
     Summary,
@@ -41,7 +49,12 @@ class Evaluation:
 
 
 def evaluate_folder(
-    predictions: str | Path, truth: str | Path, progress: Progress | None = None
+    predictions: str | Path,
+    truth: str | Path,
+    progress: Progress | None = None,
+    *,
+    anonymous: str | None = None,
+    allow_outside: bool = False,
 ) -> Evaluation:
     """Score a folder of `predict_folder`: label maps, or the class probabilities of `predictions.csv`.
 
@@ -49,6 +62,8 @@ def evaluate_folder(
 
     Args:
         truth: the data set; for label maps also a folder of label files of the same names.
+        anonymous: the file that the names of the predictions were coded with, where it is elsewhere now.
+        allow_outside: whether links and lists in the data set may lead out of its folder.
 
     Raises:
         SamAdaptError: the prediction did not finish, a label map or a label is missing, or the classes differ.
@@ -59,16 +74,18 @@ def evaluate_folder(
     if not predictions.exists():
         raise SamAdaptError(f"{predictions} does not exist; give the --out of `samadapt predict`")
     note = read_predictions(predictions)
+    if anonymous is not None and note is not None and (key := find_key(anonymous, note.opening)):
+        note = dataclasses.replace(note, opening=dataclasses.replace(note.opening, anonymous=key.recorded))
     found = {io.case_name(path): path for path in io.find_files(predictions)} if predictions.is_dir() else {}
     if note is not None and note.opening.task == "classification":
         demand_finished(note, predictions, 0)
-        return _classes(predictions, truth, note)
+        return _classes(predictions, truth, note, allow_outside)
     if note is not None:
         demand_finished(note, predictions, len(found))
         found = _recorded(found, note, predictions)
     if not found:
         raise SamAdaptError(f"{predictions} holds no label maps; give the --out of `samadapt predict`")
-    return _label_maps(found, truth, note, predictions, progress)
+    return _label_maps(found, truth, note, predictions, progress, allow_outside)
 
 
 def _recorded(found: dict[str, Path], note: Predictions, predictions: Path) -> dict[str, Path]:
@@ -90,7 +107,7 @@ def _recorded(found: dict[str, Path], note: Predictions, predictions: Path) -> d
 # ---------------------------------------------------------------- classes
 
 
-def _classes(predictions: Path, truth: Path, note: Predictions) -> Evaluation:
+def _classes(predictions: Path, truth: Path, note: Predictions, outside: bool) -> Evaluation:
     try:
         with open(predictions / "predictions.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -98,7 +115,7 @@ def _classes(predictions: Path, truth: Path, note: Predictions) -> Evaluation:
         raise SamAdaptError(
             f"{predictions / 'predictions.csv'} cannot be read ({error.strerror}); predict again"
         ) from error
-    data = open_like(truth, dataclasses.replace(note.opening, group=None))
+    data = _data_set(truth, note, outside)
     labelled = set(data.labelled_ids)
     unknown = [row["case"] for row in rows if row["case"] not in labelled]
     if unknown or not rows:
@@ -124,9 +141,10 @@ def _label_maps(
     note: Predictions | None,
     predictions: Path,
     progress: Progress | None,
+    outside: bool,
 ) -> Evaluation:
     if find_layout(truth, "segmentation", note.opening.layout if note else "") is not None:
-        data = _data_set(truth, note)
+        data = _data_set(truth, note, outside)
         cases = _of_data_set(data, found, truth)
         patients, classes = {i: data.groups[i] for i in found}, data.classes
         names = names_of(truth, data.name)
@@ -136,7 +154,7 @@ def _label_maps(
             raise SamAdaptError(
                 f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
             )
-        cases, classes = _of_label_files(found, truth, note), note.opening.classes
+        cases, classes = _of_label_files(found, truth, note, outside), note.opening.classes
     if note is not None:
         patients, classes = {i: note.patients[i] for i in found}, note.opening.classes
 
@@ -152,10 +170,17 @@ def _label_maps(
     return Evaluation(scores, summarise(scores, patients), patients, _notes(note, list(found), names))
 
 
-def _data_set(truth: Path, note: Predictions | None) -> Dataset:
+def _data_set(truth: Path, note: Predictions | None, outside: bool) -> Dataset:
     if note is not None:  # the patients are those of the note
-        return open_like(truth, dataclasses.replace(note.opening, group=None))
-    return open_dataset(truth, task="segmentation", channels=[0])  # the label alone is needed
+        return open_like(
+            truth,
+            dataclasses.replace(note.opening, group=None),
+            modality=note.opening.modality,
+            allow_outside=outside,
+        )
+    return open_dataset(
+        truth, task="segmentation", channels=[0], allow_outside=outside
+    )  # the label alone is needed
 
 
 def _of_data_set(data: Dataset, found: Mapping[str, Path], truth: Path) -> Iterable[tuple[Case, Path]]:
@@ -164,10 +189,16 @@ def _of_data_set(data: Dataset, found: Mapping[str, Path], truth: Path) -> Itera
     return ((data.case(case), path) for case, path in found.items())
 
 
-def _of_label_files(found: Mapping[str, Path], truth: Path, note: Predictions) -> Iterable[tuple[Case, Path]]:
+def _of_label_files(
+    found: Mapping[str, Path], truth: Path, note: Predictions, outside: bool
+) -> Iterable[tuple[Case, Path]]:
     """Label files as cases of their own, coded as the labels that were trained on."""
     files = io.find_files(truth) if truth.is_dir() else [truth]
-    masks, _ = find_masks({case: [path] for case, path in found.items()}, files)
+    if truth.is_dir():
+        demand_inside(files, truth, outside)
+    key = find_key(None, note.opening)
+    named = {case if key is None else key.name("case", case): case for case in found}
+    masks = {named[name]: paths for name, paths in find_masks({n: [] for n in named}, files)[0].items()}
     several = next((case for case, paths in masks.items() if len(paths) > 1), None)
     if several is not None:
         raise SamAdaptError(

@@ -13,8 +13,9 @@ from torch import Tensor
 from samadapt import io
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, file_sha256, write_csv
-from samadapt.inputs import Input, find_inputs, split_of
+from samadapt.inputs import Input, Taken, find_inputs, split_of
 from samadapt.names import LABEL_FORMATS
+from samadapt.opening import Opening
 from samadapt.overlap import names_of
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
@@ -46,6 +47,7 @@ def predict_folder(
     progress: Progress | None = None,
     format: str | None = None,
     codes: str | Path | None = None,
+    taken: Taken | None = None,
 ) -> PredictReport:
     """Predict a scan, a folder of scans, or cases of a data set.
 
@@ -61,6 +63,7 @@ def predict_folder(
         attention: of a classifier: also draw where it looked, `attention/<case>.png`.
         format: of the label maps, a name in `names.LABEL_FORMATS`; None: that of the scans, NIfTI where it cannot be written.
         codes: a CSV of class, value, meaning (and scheme, category): what the classes are in a DICOM SEG.
+        taken: how files are taken beyond what the run says: another modality, coded names, links out of the folder.
 
     Raises:
         SamAdaptError: not one case could be predicted; then nothing is left behind.
@@ -70,10 +73,11 @@ def predict_folder(
     if attention:
         _check_that_it_looks(model, run)
     output = _Output.of(model, run, format, codes)
-    cases = find_inputs(Path(inputs), model.opening, split_of(run), subset)
+    cases, opening = find_inputs(Path(inputs), model.opening, split_of(run), subset, taken or Taken())
+    output.demand_allowed(opening)
     encoder, own = _weights_read(model)
     note = Predictions(
-        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, model.opening,
+        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, opening,
         {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=format,
         names=tuple(names_of(Path(inputs).resolve())), codes=None if codes is None else file_sha256(codes),
     )  # fmt: skip
@@ -161,6 +165,14 @@ class _Output:
             format,
             io.Legend(tuple(model.classes), own, version("samadapt"), file_sha256(run / "head.safetensors")),
         )
+
+    def demand_allowed(self, opening: Opening) -> None:
+        """Refuse to code names beside files that have them."""
+        if opening.anonymous and self.legend is not None:
+            raise SamAdaptError(
+                f"{self.format} has the name and the birth date of the patient, as DICOM demands; with --anonymous, leave out "
+                "--format"
+            )
 
 
 def _segment(

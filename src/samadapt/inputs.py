@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from samadapt import io
-from samadapt.datasets import Dataset, Entry, Split, find_layout, open_like, patients_of, split_masks
+from samadapt.datasets import (
+    Dataset,
+    Entry,
+    NameKey,
+    Split,
+    case_in_place_of,
+    demand_inside,
+    find_key,
+    find_layout,
+    open_like,
+    patients_of,
+    split_masks,
+)
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
 from samadapt.predicted import Planned
@@ -19,21 +30,42 @@ from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
 
 @dataclass(frozen=True)
+class Taken:
+    """How files are to be taken, beyond what the model says."""
+
+    modality: str | None = None  # of all scans, whatever they say themselves; None: as they say
+    anonymous: str | None = None  # as for `datasets.open_like`
+    allow_outside: bool = False  # whether links and lists may lead out of the folder
+
+
+@dataclass(frozen=True)
 class Input:
     """A case that can be loaded."""
 
     id: str
     planned: Planned
-    load: Callable[[], Case]
-    file: Path  # its first one
+    read: Callable[[], Case]
+    files: tuple[Path, ...]  # of its image
+    opening: Opening
+    any_modality: bool = False
+
+    def load(self) -> Case:
+        """The case, if it is of the modality that the model was trained on."""
+        if not self.any_modality:
+            self.opening.demand_modality(io.modality_of(self.files[0]), self.files[0])
+        case = self.read()
+        self.opening.warn_of_values(case, self.files[0])
+        return case
 
     def what_failed(self, error: SamAdaptError) -> str:
         """In words that can be recorded: the folders of DICOM files may be called after the patient, the case is not."""
-        message = str(error)
-        if io.is_found_by_content(self.file):
-            if len(io.files_of(self.file)) == 1:
-                message = message.replace(str(self.file), self.id)
-            message = message.replace(str(self.file.parent), self.id)
+        message, file = str(error), self.files[0]
+        if self.opening.anonymous:
+            return case_in_place_of(message, self.files, self.id, self.opening)
+        if io.is_found_by_content(file):
+            if len(io.files_of(file)) == 1:
+                message = message.replace(str(file), self.id)
+            message = message.replace(str(file.parent), self.id)
         return message
 
 
@@ -46,8 +78,10 @@ def split_of(run: Path) -> Split:
     return Split((), (), (), (), (), labels=None, seed=0, rule="")
 
 
-def find_inputs(given: Path, opening: Opening, split: Split, subset: str | None) -> list[Input]:
-    """A scan, a folder of scans or a data set -> its cases.
+def find_inputs(
+    given: Path, opening: Opening, split: Split, subset: str | None, taken: Taken = Taken()
+) -> tuple[list[Input], Opening]:
+    """A scan, a folder of scans or a data set -> its cases, and how they are read.
 
     Args:
         split: that the model was trained on.
@@ -61,15 +95,21 @@ def find_inputs(given: Path, opening: Opening, split: Split, subset: str | None)
     if (given / "predictions.json").is_file():
         raise SamAdaptError(f"{given} holds predictions of samadapt and no images; give the images")
     if find_layout(given, opening.task, opening.layout) is not None:
-        return _of_data_set(open_like(given, opening, split.patient_of, labelled=False), split, subset)
+        data = open_like(given, opening, split.patient_of, labelled=False, **vars(taken))
+        used = replace(opening, anonymous=data.opening.anonymous)
+        return _of_data_set(data, split, subset, taken), used
     if subset is not None:
         raise SamAdaptError(
             f"{given} is not a data set, so it has no subset {subset!r}; leave out --subset, or give the data set's folder"
         )
-    return _of_scans(given, opening, split)
+    key = find_key(taken.anonymous, opening)
+    used = replace(opening, anonymous="" if key is None else key.recorded)
+    return _of_scans(given, used, split, key, taken), used
 
 
-def find_unlabelled(given: Path, opening: Opening, recorded: Mapping[str, str]) -> Dataset:
+def find_unlabelled(
+    given: Path, opening: Opening, recorded: Mapping[str, str], taken: Taken = Taken()
+) -> Dataset:
     """All cases of a folder of scans or of a data set, without labels.
 
     Args:
@@ -79,27 +119,42 @@ def find_unlabelled(given: Path, opening: Opening, recorded: Mapping[str, str]) 
     if not given.exists():
         raise SamAdaptError(f"{given} does not exist; give a folder of scans, a data set, or pool")
     if find_layout(given, opening.task, opening.layout) is not None:
-        return open_like(given, opening, recorded, labelled=False)
-    return Dataset(given.name, given, opening, _scan_entries(given, opening, recorded))
+        return open_like(given, opening, recorded, labelled=False, **vars(taken))
+    key = find_key(taken.anonymous, opening)
+    entries = _scan_entries(given, opening, recorded, key, taken)
+    if taken.modality is None:
+        for entry in entries:
+            opening.demand_modality(io.modality_of(entry.images[0]), entry.images[0])
+    return Dataset(given.name, given, opening, entries)
 
 
-def _scan_entries(given: Path, opening: Opening, recorded: Mapping[str, str]) -> tuple[Entry, ...]:
-    files = _scan_files(given) if given.is_dir() else [given]
-    cases = _named(files, given if given.is_dir() else given.parent, len(opening.channel_names))
+def _scan_entries(
+    given: Path, opening: Opening, recorded: Mapping[str, str], key: NameKey | None, taken: Taken
+) -> tuple[Entry, ...]:
+    root = given if given.is_dir() else given.parent
+    files = _scan_files(given, named=key is None) if given.is_dir() else [given]
+    if given.is_dir():  # a single file was named by the user, wherever it leads
+        demand_inside(files, root, taken.allow_outside)
+    cases = _named(files, root, len(opening.channel_names))
     entries = [Entry(name, paths) for name, paths in cases.items()]
-    patients = patients_of(entries, given if given.is_dir() else given.parent, opening, recorded)
-    return tuple(dataclasses.replace(e, group=patients[e.id]) for e in entries)
+    patients = patients_of(entries, root, opening, recorded if key is None else {})
+    entries = [replace(e, group=patients[e.id]) for e in entries]
+    if key is None:
+        return tuple(entries)
+    return tuple(replace(e, group=recorded.get(e.id, e.group)) for e in key.hide(entries))
 
 
-def _of_scans(given: Path, opening: Opening, split: Split) -> list[Input]:
+def _of_scans(given: Path, opening: Opening, split: Split, key: NameKey | None, taken: Taken) -> list[Input]:
     return [
         Input(
             e.id,
             Planned(e.group or e.id, "", split.learned(e.id)),
             partial(opening.read_case, e.images, e.id, e.group or e.id),
-            e.images[0],
+            e.images,
+            opening,
+            taken.modality is not None,
         )
-        for e in _scan_entries(given, opening, split.patient_of)
+        for e in _scan_entries(given, opening, split.patient_of, key, taken)
     ]
 
 
@@ -118,7 +173,7 @@ def _named(files: Sequence[Path], root: Path, channels: int) -> dict[str, tuple[
     return cases
 
 
-def _scan_files(folder: Path) -> list[Path]:
+def _scan_files(folder: Path, named: bool) -> list[Path]:
     """The scans of a folder; masks beside them and files that cannot be read are left out with a warning.
 
     DICOM series are found at any depth.
@@ -135,11 +190,14 @@ def _scan_files(folder: Path) -> list[Path]:
             f"{', '.join(io.known_suffixes())}"
         )
     if left_out:
-        warnings.warn(f"left out of {folder}: {io.in_words(left_out, folder)}", SamAdaptWarning, stacklevel=2)
+        which = (
+            io.in_words(left_out, folder) if named else f"{len(left_out)} files (not named, for --anonymous)"
+        )
+        warnings.warn(f"left out of {folder}: {which}", SamAdaptWarning, stacklevel=2)
     return scans
 
 
-def _of_data_set(data: Dataset, split: Split, subset: str | None) -> list[Input]:
+def _of_data_set(data: Dataset, split: Split, subset: str | None, taken: Taken) -> list[Input]:
     scored = set(split.val) & set(data.ids)
     parts = {i: data.parts[i] or split.part(i) for i in data.ids}
     chosen = [
@@ -163,7 +221,9 @@ def _of_data_set(data: Dataset, split: Split, subset: str | None) -> list[Input]
             i,
             Planned(data.groups[i], parts[i], split.learned(i)),
             partial(data.case, i),
-            data.entry(i).images[0],
+            data.entry(i).images,
+            data.opening,
+            taken.modality is not None or data.entry(i).row is not None,
         )
         for i in chosen
     ]

@@ -14,6 +14,25 @@ from samadapt import io
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning, Task
 
 _NUMBERED = re.compile(r"_(\d{4})$")  # nnU-Net's channel number at the end of a file's name
+_LATER = ("modality", "anonymous")  # fields that earlier versions did not have
+_AIR = -900  # Hounsfield units, about
+#: What modalities are called besides; the two kinds of radiographs are one.
+_MODALITIES = {
+    **dict.fromkeys(
+        ("MRI", "T1", "T1W", "T1CE", "T1C", "T2", "T2W", "FLAIR", "ADC", "DWI", "CINE-MRI"), "MR"
+    ),
+    **dict.fromkeys(("CR", "DR"), "DX"),
+    "PET": "PT",
+    "ULTRASOUND": "US",
+}
+_KNOWN = {"CT", "MR", "PT", "NM", "US", "DX", "MG", "XA", "RF", "OP", "OPT", "SM", "ES", "XC", "GM"}
+
+
+def plain_modality(name: str) -> str:
+    """The name of a modality or of a channel -> CT, MR, ... as DICOM has it; "" for what is none."""
+    name = name.strip().upper()
+    name = _MODALITIES.get(name, name)
+    return name if name in _KNOWN else ""
 
 
 @dataclass(frozen=True)
@@ -36,6 +55,8 @@ class Opening:
     label_column: str | None = None  # of a table of labels
     group: str | None = None  # how patients are told apart (--group); None: by the data set or its names
     group_rule: str = "each case is a patient of its own"  # the same in words
+    modality: str = ""  # of the scans, as DICOM has it (CT, MR, US, ...); "": it was not said
+    anonymous: str = ""  # which secret names are coded with, and where it is; "": names are as they are
 
     # ------------------------------------------------ files -> a case
 
@@ -125,6 +146,30 @@ class Opening:
             "file, or keep the two kinds in data sets of their own"
         )
 
+    def demand_modality(self, modality: str, what: Path) -> None:
+        """Refuse what says of itself that it is of another modality than the data that was trained on.
+
+        Args:
+            modality: as a header or a data set says it; "": it does not.
+        """
+        found = plain_modality(modality)
+        if found and self.modality and found != self.modality:
+            raise SamAdaptError(
+                f"{what} is {found}; expected {self.modality}, as the data that was trained on, for intensities mean something "
+                f"else in {found}: train a model on {found}, or give --modality {self.modality} to have it read all the same"
+            )
+
+    def warn_of_values(self, case: Case, path: Path) -> None:
+        """Say where intensities cannot well be of the modality that was trained on."""
+        low = float(case.image.min())
+        if self.modality == "CT" and self.window.startswith("ct") and low >= 0:
+            what = "has no value below 0, and air is near -1000 in Hounsfield units, which the model was trained on: are its values rescaled"
+        elif self.modality == "MR" and low <= _AIR:
+            what = f"has values down to {low:g}, as CT in Hounsfield units, and the model was trained on MR: is it CT"
+        else:
+            return
+        warnings.warn(f"{path} {what}?", SamAdaptWarning, stacklevel=2)
+
     @property
     def slices(self) -> str:
         """The orientation of the slices, in words."""
@@ -145,6 +190,9 @@ class Opening:
     def to_json(self) -> dict[str, Any]:
         """JSON-able."""
         content = dataclasses.asdict(self)
+        for name in _LATER:
+            if not content[name]:
+                del content[name]  # as the runs of earlier versions, which can so be resumed
         content["label_values"] = {str(value): label for value, label in self.label_values.items()}
         return content
 
@@ -157,7 +205,11 @@ class Opening:
         """
         try:
             # Earlier versions called it otherwise, or could not choose.
-            content = {"structures_chosen": content.get("structures", False), **content}
+            content = {
+                "structures_chosen": content.get("structures", False),
+                **dict.fromkeys(_LATER, ""),
+                **content,
+            }
             known = {f.name: content[f.name] for f in dataclasses.fields(Opening)}
             plane = dict(known["plane"])
             if plane["directions"] is not None:

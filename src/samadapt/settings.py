@@ -42,11 +42,25 @@ class OpenOptions(Checked):
         None, "Column of the table of labels; several (a,b) are one number for each class."
     )
     window: str | None = option(
-        None, "Intensities that are mapped to the full range: percentile, ct, none, or LOW,HIGH."
+        None,
+        "Intensities that are mapped to the full range: percentile, ct, ct-lung, ct-bone, ct-brain, none, or LOW,HIGH.",
     )
     channels: tuple[int | str, ...] | None = option(None, "Image channels to use: 0 or 0,1,2.")
     structures: tuple[str, ...] = option(
         (), "Structures of DICOM SEG or RTSTRUCT to learn; where they overlap, the first one is kept."
+    )
+    modality: str | None = option(
+        None, "Modality to take the scans as (CT, MR, ...); else as their headers or channel names say."
+    )
+    anonymous: str | None = option(
+        None,
+        "Write codes in place of the names of cases and patients. The file keeps the secret and the names, and is made if it "
+        "is not there: use one for a project.",
+    )
+    allow_outside: bool = option(
+        False,
+        "Also read files outside of the data folder that links, tables or lists in it lead to.",
+        flag="--allow-outside",
     )
 
 

@@ -32,10 +32,13 @@ class Window:
 
     @staticmethod
     def parse(spec: str) -> Window:
-        """`percentile`, `ct`, `none`, or `LOW,HIGH` in stored units."""
+        """`percentile`, `ct`, `ct-lung`, `ct-bone`, `ct-brain`, `none`, or `LOW,HIGH` in stored units."""
         known = {
             "percentile": Window("percentile", percentiles=(0.5, 99.5)),
             "ct": Window("ct", limits=(-160.0, 240.0)),  # soft tissue, level 40 width 400, as MedSAM
+            "ct-lung": Window("ct-lung", limits=(-1350.0, 150.0)),  # level -600, width 1500
+            "ct-bone": Window("ct-bone", limits=(-500.0, 1300.0)),  # level 400, width 1800
+            "ct-brain": Window("ct-brain", limits=(0.0, 80.0)),  # level 40, width 80
             "none": Window("none", limits=(0.0, 255.0)),
         }
         if spec in known:

@@ -43,7 +43,8 @@ def open_data(path: Path, options: OpenOptions, head: str = "") -> Dataset:
     data = open_dataset(
         path, task=options.task, slice_axis=options.slice_axis, group=options.group, channels=options.channels,  # type: ignore[arg-type]
         label_column=options.label_column, prefer="classification" if names.HEADS.get(head) == "classification" else None,
-        structures=options.structures,
+        structures=options.structures, modality=options.modality, anonymous=options.anonymous,
+        allow_outside=options.allow_outside,
     )  # fmt: skip
     return data if options.window is None else data.with_window(options.window)
 

@@ -184,6 +184,7 @@ def predict(
         Path | None, Option("CSV of class, value, meaning: codes of the classes in a DICOM SEG.")
     ] = None,
     checkpoint: Annotated[str | None, Of(LearnerSettings)],
+    taken: Annotated[dict[str, Any], Given(OpenOptions, ("modality", "anonymous", "allow_outside"))],
     device: Device,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -191,10 +192,12 @@ def predict(
     """Segment (or classify) scans; label maps come in the source's own geometry."""
     check_device(device)
     from samadapt.folders import predict_folder
+    from samadapt.inputs import Taken
 
     report = predict_folder(
         run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
         checkpoint=checkpoint, overwrite=overwrite, progress=case_line("predicted", quiet), format=format, codes=codes,
+        taken=Taken(**taken),
     )  # fmt: skip
     print(f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}")
     for case, message in report.failed.items():
@@ -204,6 +207,7 @@ def predict(
 
 
 @app.command()
+@from_options
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of `samadapt predict`.")],
     truth: Annotated[Path, typer.Argument(help="The data set, or a folder of label files.")],
@@ -211,6 +215,8 @@ def evaluate(
         Path | None,
         typer.Option("--out", "-o", help="File of the scores; else scores.csv in the folder of predictions."),
     ] = None,
+    *,
+    taken: Annotated[dict[str, Any], Given(OpenOptions, ("anonymous", "allow_outside"))],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is not these predictions' table.")
     ] = False,
@@ -220,7 +226,7 @@ def evaluate(
     from samadapt.evaluation import evaluate_folder, write_evaluation
     from samadapt.metrics import format_table
 
-    evaluation = evaluate_folder(predictions, truth, case_line("scored", quiet))
+    evaluation = evaluate_folder(predictions, truth, case_line("scored", quiet), **taken)
     table = write_evaluation(evaluation, predictions, truth, out, overwrite)
     print(format_table(evaluation.summary))
     for text in evaluation.notes:
@@ -249,7 +255,19 @@ def check(
     data: Data,
     opening: Annotated[
         dict[str, Any],
-        Given(OpenOptions, ("slice_axis", "group", "task", "label_column", "channels", "structures")),
+        Given(
+            OpenOptions,
+            (
+                "slice_axis",
+                "group",
+                "task",
+                "label_column",
+                "channels",
+                "structures",
+                "modality",
+                "allow_outside",
+            ),
+        ),
     ],
     encoder: Annotated[
         str | None,

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -210,6 +210,13 @@ class Dataset:
             first = torch.where(first == 0, other, first)
         return first
 
+    def without_paths(self, message: str) -> str:
+        """A message that can be recorded: cases in place of their files and folders, which may be called after patients."""
+        for entry in self.entries:
+            message = case_in_place_of(message, entry.images, entry.id, self.opening)
+            message = case_in_place_of(message, entry.labels, f"{entry.id} (label)", self.opening)
+        return message
+
     # ------------------------------------------------ splits and identity
 
     split = make_split  # as a method: `data.split(labels=2)`
@@ -230,6 +237,20 @@ class Dataset:
         for path in sorted(path for entry in self.entries for path in entry.labels):
             digest.update(path.name.encode() + _file_hash(path, whole=True))
         return digest.hexdigest()
+
+
+def case_in_place_of(message: str, files: Sequence[Path], case: str, opening: Opening) -> str:
+    """The message with a case's name where it has the path of a file of it, or the folder of a DICOM series.
+
+    Where names are coded, file names alone are replaced too.
+    """
+    for path in files:
+        message = message.replace(str(path), case)
+        if str(path.parent) in message and io.is_found_by_content(path):
+            message = message.replace(str(path.parent), case)
+        if opening.anonymous:
+            message = message.replace(path.name, case)
+    return message
 
 
 def _one_class_a_file(entry: Entry, case: Case) -> Tensor:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from samadapt import io
 from samadapt.datasets import adopted, bids, dicom, folders, medmnist, nnunet, organs, pictures, tables
+from samadapt.datasets.anonymous import NONE, NameKey, find_key, open_key
 from samadapt.datasets.csvs import is_csv
 from samadapt.datasets.dataset import Dataset, Entry
 from samadapt.datasets.groups import assign_groups
+from samadapt.datasets.inside import demand_inside
 from samadapt.datasets.parsed import ParsedLayout
-from samadapt.opening import Opening
+from samadapt.opening import Opening, plain_modality
 from samadapt.types import SamAdaptError, SamAdaptWarning, Task
 
 _RESERVED = ("all", "mean")
@@ -88,13 +90,15 @@ def open_dataset(
     classes: Sequence[str] | None = None,
     prefer: Task | None = None,
     structures: Sequence[str] = (),
+    modality: str | None = None,
+    anonymous: str | Path | None = None,
+    allow_outside: bool = False,
 ) -> Dataset:
     """A folder or file -> its cases. Nothing but names, headers and small tables is read.
 
     Args:
-        task: where the data set has both masks and a table of labels (ISIC); segmentation by default.
-        slice_axis: the axis, of files stored as most are, that becomes D; None: along which most files have their
-            only or their thickest slices.
+        task: where it has both masks and a table of labels (ISIC); segmentation by default.
+        slice_axis: the axis, of files stored as most are, that becomes D; None: that of most files' thickest slices.
         group: assigns cases to patients: a regular expression with one group, a .csv of case and patient, or a
             column of the data set's table.
         channels: names or numbers of the channels to use, one or three; None: all.
@@ -103,14 +107,18 @@ def open_dataset(
         prefer: the task to open for where the data set has labels for both and `task` is not given.
         structures: of labels that name them (SEG, RTSTRUCT): which are the classes, in this order, in which the first one is
             kept where they overlap; (): all, and an overlap is an error.
+        modality: of the scans; None: as the data set or the headers say it.
+        anonymous: a file that keeps the secret with which names are coded; None: they are as they are.
+        allow_outside: whether files may lie outside of the folder, through links, `..` or absolute paths in lists.
     """
     path = Path(path)
-    layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column)
+    layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column, allow_outside)
     found = _chosen(found, structures, path) if structures else found
     if found.structures:
         dicom.demand_structures(found, found.classes, path)
     entries, rule = assign_groups(found, _root(path), group)
-    volumes = [e.images[0] for e in entries if e.row is None and not io.is_picture(e.images[0])]
+    left_out = _left_out(path, entries, named=anonymous is None)
+    kind = _modality(found, entries, path, modality)
     opening = Opening(
         task=layout.task,
         classes=found.classes if classes is None else _renamed(found, classes),
@@ -119,21 +127,45 @@ def open_dataset(
         channel_names=found.channel_names,
         channels=_channels(found, channels),
         depth=found.depth or (io.depth_of(entries[0].images[0]) if entries else None),
-        window=_window(found, entries[0].images[0]) if entries else "percentile",
-        plane=io.common_plane(_readable_geometries(volumes), slice_axis),
+        window=_window(found, entries[0].images[0], kind) if entries else "percentile",
+        plane=io.common_plane(_readable_geometries(entries), slice_axis),
         label_values=found.label_values,
         stored_classes=() if classes is None else found.classes,
         label_column=label_column,
         group=_absolute(group),
         group_rule=rule,
         structures_chosen=bool(structures),
+        modality=kind,
     )
-    left_out = _left_out(path, entries)
-    return Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out)
+    key = None if anonymous in (None, NONE) else open_key(anonymous)  # type: ignore[arg-type]
+    return _hidden(Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out), key)
+
+
+def _hidden(data: Dataset, key: NameKey | None) -> Dataset:
+    """With codes in place of the names of cases and patients, where there is a key."""
+    if key is None:
+        return data
+    entries = key.hide(data.entries)
+    patients = len({entry.group for entry in entries})
+    rule = f"{len(entries)} cases of {patients} patients, whose names are codes (--anonymous)"
+    opening = replace(data.opening, group_rule=rule, anonymous=key.recorded)
+    return replace(data, opening=opening, entries=entries, folds=key.hide_folds(data.folds))
+
+
+def _files(entries: Sequence[Entry]) -> Iterator[Path]:
+    """All that a data set reads for its cases."""
+    return (file for entry in entries for file in (*entry.images, *entry.labels))
 
 
 def open_like(
-    path: str | Path, opening: Opening, recorded: Mapping[str, str] | None = None, labelled: bool = True
+    path: str | Path,
+    opening: Opening,
+    recorded: Mapping[str, str] | None = None,
+    labelled: bool = True,
+    *,
+    modality: str | None = None,
+    anonymous: str | None = None,
+    allow_outside: bool = False,
 ) -> Dataset:
     """Another data set, or the same one again, as the one of `opening` was opened; what does not fit is refused.
 
@@ -141,18 +173,24 @@ def open_like(
         opening: of the data set that a model was trained on, or that was predicted.
         recorded: case -> patient of that data set, for where the rule of `opening` cannot be applied.
         labelled: whether its labels are needed; without them, its classes may be others.
+        modality: of its scans, whatever it says itself.
+        anonymous: as for `open_dataset`; None: as `opening` says, "none": names are as they are.
+        allow_outside: as for `open_dataset`.
     """
     path = Path(path)
+    key = find_key(anonymous, opening)
     layout = find_layout(path, opening.task, opening.layout)
-    layout, found = _read(path, layout, opening.task, opening.label_column)
+    layout, found = _read(path, layout, opening.task, opening.label_column, allow_outside)
     root = _root(path)
+    if modality is None:
+        opening.demand_modality(_declared_modality(found), path)
     entries, rule = adopted.group_like(found, root, opening.group, recorded or {})
-    left_out = _left_out(path, entries)  # before labels that are not needed are dropped
+    left_out = _left_out(path, entries, named=key is None)  # before labels that are not needed are dropped
     if labelled and found.structures:
         dicom.demand_structures(found, opening.stored_classes or opening.classes, path)
     entries, opening = adopted.adopt(entries, found, opening, path, labelled)
-    opening = replace(opening, layout=layout.name, group_rule=rule)
-    return Dataset(_name(path, found), root, opening, entries, found.folds, left_out)
+    opening = replace(opening, layout=layout.name, group_rule=rule, anonymous="")
+    return _hidden(Dataset(_name(path, found), root, opening, entries, found.folds, left_out), key)
 
 
 def find_layout(
@@ -172,10 +210,11 @@ def find_layout(
 
 
 def _read(
-    path: Path, layout: Layout | None, task: Task | None, label_column: str | None
+    path: Path, layout: Layout | None, task: Task | None, label_column: str | None, allow_outside: bool
 ) -> tuple[Layout, ParsedLayout]:
     if layout is not None:
         found = layout.read(path, label_column)
+        demand_inside(_files(found.entries), _root(path), allow_outside)
         _demand_names(found, path)
         _demand_text(found.entries, _root(path))
         return layout, found
@@ -213,22 +252,57 @@ def _demand_text(entries: Sequence[Entry], root: Path) -> None:
                 )
 
 
-def _left_out(path: Path, entries: Sequence[Entry]) -> tuple[tuple[Path, str], ...]:
+def _left_out(path: Path, entries: Sequence[Entry], named: bool) -> tuple[tuple[Path, str], ...]:
     """Images and what looks like images below the folder that belong to no case; one warning lists them."""
     if not path.is_dir():
         return ()
     used = {file for entry in entries for file in (*entry.images, *entry.labels)}
     left_out = io.not_used(io.list_files(path, recursive=True), used)
     if left_out:
-        warnings.warn(f"left out of {path}: {io.in_words(left_out, path)}", SamAdaptWarning, stacklevel=4)
+        which = (
+            io.in_words(left_out, path) if named else f"{len(left_out)} files (not named, for --anonymous)"
+        )
+        warnings.warn(f"left out of {path}: {which}", SamAdaptWarning, stacklevel=4)
     return left_out
 
 
-def _window(found: ParsedLayout, first: Path) -> str:
+def _told_modality(modality: str) -> str:
+    if not (known := plain_modality(modality)):
+        raise SamAdaptError(
+            f"--modality is {modality!r}; expected CT, MR, PT, US, DX or another modality as DICOM calls it"
+        )
+    return known
+
+
+def _declared_modality(found: ParsedLayout) -> str:
+    """As the channels are called, where all are of one; "" where that says nothing."""
+    told = {plain_modality(name) for name in found.channel_names}
+    return told.pop() if len(told) == 1 else ""
+
+
+def _modality(found: ParsedLayout, entries: Sequence[Entry], path: Path, told: str | None) -> str:
+    """As it was told, else as the headers of the images or the names of the channels say it; a mixture is refused."""
+    if told is not None:
+        return _told_modality(told)
+    first: dict[str, Path] = {}
+    labelled = [entry for entry in entries if entry.labels or entry.target is not None]
+    for entry in labelled or entries:  # others are not learned from, as the PET beside a labelled CT
+        if kind := plain_modality(io.modality_of(entry.images[0])) if entry.row is None else "":
+            first.setdefault(kind, entry.images[0])
+    if len(first) > 1:
+        (one, file), (other, second) = list(first.items())[:2]
+        raise SamAdaptError(
+            f"{path} mixes {one}, as {file}, and {other}, as {second}; expected one modality, for intensities mean something else "
+            "in another: put the scans into data sets of their own, or say how all are to be taken (--modality)"
+        )
+    return next(iter(first), "") or _declared_modality(found)
+
+
+def _window(found: ParsedLayout, first: Path, modality: str) -> str:
     """The default intensity window: Hounsfield units for CT, none for 8-bit pictures, percentiles for the rest."""
     if found.window is not None:
         return found.window
-    if all(name.strip().lower() == "ct" for name in found.channel_names):
+    if modality == "CT" and not io.is_picture(first):
         return "ct"
     return "none" if io.depth_of(first) == "uint8" else "percentile"
 
@@ -248,9 +322,9 @@ def _absolute(group: str | Path | None) -> str | None:
     return str(Path(group).resolve())
 
 
-def _readable_geometries(paths: Sequence[Path]) -> Iterator[io.Geometry]:
-    """A file that cannot be read raises its error when it is read as a case; it must not hide the others."""
-    for path in paths:
+def _readable_geometries(entries: Sequence[Entry]) -> Iterator[io.Geometry]:
+    """Of the volumes. A file that cannot be read raises its error when it is read as a case; it must not hide the others."""
+    for path in (e.images[0] for e in entries if e.row is None and not io.is_picture(e.images[0])):
         with contextlib.suppress(SamAdaptError):
             yield io.read_geometry(path)
 

@@ -58,8 +58,10 @@ def run_cell(study: Study, cell: Cell) -> str:
             _run(study, cell, out)
     except Exception as error:
         message = str(error) if isinstance(error, SamAdaptError) else f"{type(error).__name__}: {error}"
+        message = study.data.without_paths(message)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "failed.json", {"message": message, "traceback": traceback.format_exc()})
+        trace = study.data.without_paths(traceback.format_exc())
+        write_json(out / "failed.json", {"message": message, "traceback": trace})
         return message
     finally:
         gc.collect()  # a trainer and its maps hold each other; the next cell's memory is measured without them

@@ -125,7 +125,9 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
                 progress=encode_line(len(cases), encode.maps.encoder.name, quiet=say is _silent),
             )
         except SamAdaptError as error:  # the cells that read these maps will fail with it, each recorded
-            say(f"encoder {encode.maps.encoder.name}: no maps could be stored: {error}")
+            say(
+                f"encoder {encode.maps.encoder.name}: no maps could be stored: {study.data.without_paths(str(error))}"
+            )
             continue
         for name in ("written", "bytes", "slices", "seconds"):
             setattr(report, name, getattr(report, name) + getattr(one, name))

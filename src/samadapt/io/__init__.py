@@ -35,6 +35,7 @@ from samadapt.io.formats import (
     known_suffixes,
     label_file,
     label_format,
+    modality_of,
     names_structures,
     patient_of,
     series_of_structures,

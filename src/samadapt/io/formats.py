@@ -37,6 +37,7 @@ class Format:
     case_name: Callable[[Path], str] | None = None  # of the scan of a file; None: its name without the suffix
     files: Callable[[Path], Sequence[Path]] | None = None  # all files of the scan; None: the file alone
     patient: Callable[[Path], str | None] | None = None  # as the header says it; None: it does not
+    modality: Callable[[Path], str] | None = None  # "CT", "MR", ... as the header says it; None: it does not
     #: Of the files of one folder: those that look like scans and are none, and why.
     left_out: Callable[[Sequence[Path]], Sequence[tuple[Path, str]]] | None = None
     picture: bool = False  # one slice that does not say where it lies, nor how large its pixels are
@@ -110,6 +111,7 @@ _DICOM = Format(
     case_name=naming.case_name,
     files=series.files_of,
     patient=naming.patient_of,
+    modality=naming.modality_of,
     left_out=headers.left_out,
 )
 _DICOM_PICTURE = Format(
@@ -122,6 +124,7 @@ _DICOM_PICTURE = Format(
     matches=series.is_picture,
     case_name=naming.case_name,
     patient=naming.patient_of,
+    modality=naming.modality_of,
     picture=True,
 )
 
@@ -236,6 +239,12 @@ def patient_of(path: Path) -> str | None:
     """The patient as the header says it; None where it does not."""
     found = find_format(path)
     return None if found is None or found.patient is None else found.patient(path)
+
+
+def modality_of(path: Path) -> str:
+    """The modality as the header says it; "" where it does not."""
+    found = find_format(path)
+    return "" if found is None or found.modality is None else found.modality(path)
 
 
 def label_format(case: Case, asked: str | None = None) -> Format | StructureFormat:

@@ -17,6 +17,11 @@ def patient_of(path: Path) -> str | None:
     return read_header(path).patient or None
 
 
+def modality_of(path: Path) -> str:
+    """CT, MR, ...; "" where the file does not say."""
+    return read_header(path).modality
+
+
 def series_uid(path: Path) -> str:
     """The UID of the series; "" where the file has none."""
     return read_header(path).series_uid
