@@ -55,8 +55,7 @@ def predict_folder(
     The same call again goes on where an interrupted one stopped.
 
     Args:
-        inputs: an image file; a folder of images (nnU-Net names: `case_0000.nii.gz` gives `case.nii.gz`); or a
-            data set as `open_dataset` takes it.
+        inputs: an image file; a folder of images (`case_0000.nii.gz` gives `case.nii.gz`); or a data set.
         subset: of a data set: a part of its official split or, where it has none, of the run's ("train", "select",
             "val"), or "all". None: the cases that the run's split keeps for scoring, else all.
         probabilities: also write the class probabilities of label maps, `CASE.npy`.
@@ -70,9 +69,7 @@ def predict_folder(
     """
     run, out = Path(run), Path(out)
     model = load_run(run, device, checkpoint)
-    if attention:
-        _check_that_it_looks(model, run)
-    output = _Output.of(model, run, format, codes)
+    output = _Output.of(model, run, format, codes, attention)
     cases, opening = find_inputs(Path(inputs), model.opening, split_of(run), subset, taken or Taken())
     output.demand_allowed(opening)
     encoder, own = _weights_read(model)
@@ -139,8 +136,16 @@ class _Output:
     probabilities: bool = False
 
     @staticmethod
-    def of(model: Segmenter | Classifier, run: Path, format: str | None, codes: str | Path | None) -> _Output:
+    def of(
+        model: Segmenter | Classifier,
+        run: Path,
+        format: str | None,
+        codes: str | Path | None,
+        attention: bool,
+    ) -> _Output:
         """Checked before anything is read or written."""
+        if attention:
+            _check_that_it_looks(model, run)
         if format is None and codes is None:
             return _Output()
         if not isinstance(model, Segmenter):
