@@ -54,7 +54,7 @@ class Input:
         if not self.any_modality:
             self.opening.demand_modality(io.modality_of(self.files[0]), self.files[0])
         case = self.read()
-        self.opening.warn_of_values(case, self.files[0])
+        self.opening.warn_of_values(case)
         return case
 
     def what_failed(self, error: SamAdaptError) -> str:

@@ -159,7 +159,7 @@ class Opening:
                 f"else in {found}: train a model on {found}, or give --modality {self.modality} to have it read all the same"
             )
 
-    def warn_of_values(self, case: Case, path: Path) -> None:
+    def warn_of_values(self, case: Case) -> None:
         """Say where intensities cannot well be of the modality that was trained on."""
         low = float(case.image.min())
         if self.modality == "CT" and self.window.startswith("ct") and low >= 0:
@@ -168,7 +168,7 @@ class Opening:
             what = f"has values down to {low:g}, as CT in Hounsfield units, and the model was trained on MR: is it CT"
         else:
             return
-        warnings.warn(f"{path} {what}?", SamAdaptWarning, stacklevel=2)
+        warnings.warn(f"case {case.id!r} {what}?", SamAdaptWarning, stacklevel=2)
 
     @property
     def slices(self) -> str:
