@@ -120,8 +120,8 @@ def test_nnunet_files_that_do_not_fit(tmp_path: Path) -> None:
         SamAdaptError, match=r"x1\.nii\.gz is not called CASE_0000\.nii\.gz as the 2 others are"
     ):
         open_dataset(tmp_path)
-    nnunet(tmp_path, file_ending=".nrrd")
-    with pytest.raises(SamAdaptError, match=r"file_ending is '\.nrrd'; known: \.nii"):
+    nnunet(tmp_path, file_ending=".mha")
+    with pytest.raises(SamAdaptError, match=r"file_ending is '\.mha'; known: \.nii"):
         open_dataset(tmp_path)
     nnunet(tmp_path, file_ending=".png")
     with pytest.raises(SamAdaptError, match=r"imagesTr holds no CASE_0000\.png"):

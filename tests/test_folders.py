@@ -426,9 +426,9 @@ def test_a_case_from_its_channel_files_whatever_they_are_called(tmp_path):
 
 
 def test_a_format_that_is_not_read_says_what_to_do(a_run, tmp_path):
-    (tmp_path / "scan.nrrd").write_bytes(b"x")
+    (tmp_path / "scan.mha").write_bytes(b"x")
     run = a_run(VOLUMES)
-    for given in (tmp_path / "scan.nrrd", tmp_path):
+    for given in (tmp_path / "scan.mha", tmp_path):
         with pytest.raises(SamAdaptError, match="convert them to NIfTI"):
             predict_folder(run, given, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -253,7 +253,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
 
 def test_a_folder_of_files_that_are_not_read_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
-    (tmp_path / "series" / "1.nrrd").write_bytes(b"x")
+    (tmp_path / "series" / "1.mha").write_bytes(b"x")
     with pytest.raises(SamAdaptError, match=r"it has 1 in formats that are not read .*convert them to NIfTI"):
         open_dataset(tmp_path)
 

@@ -34,5 +34,5 @@ ENCODER_DTYPES = {"32": "float32", "bf16": "bfloat16"}
 TUNINGS = ["none", "all", "lora"]
 LOGS = ("mlflow", "tensorboard")
 TASKS = ("segmentation", "classification")
-LABEL_FORMATS = ("dicom-seg", "dicom-seg-binary", "nifti", "png")
+LABEL_FORMATS = ("dicom-seg", "dicom-seg-binary", "nifti", "nrrd", "png")
 SUBSETS = ("train", "select", "val", "test", "all")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.io import nifti, pictures
+from samadapt.io import nifti, nrrd, pictures
 from samadapt.io.dicom import contours, examples, headers, labels, naming, pixels, series, writer
 from samadapt.io.geometry import Geometry
 from samadapt.types import Case, SamAdaptError
@@ -91,6 +91,9 @@ _NIFTI = Format(
     nifti.read_label,
     nifti.write_label,
 )
+_NRRD = Format(
+    "nrrd", (".nrrd",), nrrd.read_geometry, nrrd.read, nrrd.example, nrrd.read_label, nrrd.write_label
+)
 _PNG = _picture("png", ".png", write_label=pictures.write_label)
 
 
@@ -133,6 +136,7 @@ FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         _NIFTI,
+        _NRRD,
         _PNG,
         _picture("jpeg", ".jpg", ".jpeg", lossy=True),
         _picture("tiff", ".tif", ".tiff"),

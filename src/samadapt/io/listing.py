@@ -18,7 +18,7 @@ UNUSED = "images in no case"
 
 #: Formats of medical images that are not read; what to do about some of them.
 _UNREAD = {
-    **dict.fromkeys((".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img"), "convert them to NIfTI"),
+    **dict.fromkeys((".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img"), "convert them to NIfTI"),
     **dict.fromkeys((".jp2", ".heic", ".avif", ".svs", ".ndpi"), "convert them to PNG or TIFF"),
     **dict.fromkeys((".npy", ".mat", ".h5", ".hdf5"), "save them as NIfTI or PNG"),
 }

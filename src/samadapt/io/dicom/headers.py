@@ -44,6 +44,7 @@ _OTHERS = frozenset(
         ".gif",
         ".webp",
         ".nrrd",
+        ".nhdr",
         ".mha",
         ".mhd",
         ".npy",
