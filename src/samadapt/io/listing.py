@@ -13,6 +13,7 @@ from samadapt.io.formats import is_found_by_content, not_scans_among, scans_amon
 
 BROKEN = "broken links"
 UNREAD = "in formats that are not read"
+PIPE = "pipes, sockets or devices"
 HIDDEN = "hidden, or copies that a program made"
 UNUSED = "images in no case"
 
@@ -133,6 +134,8 @@ def _walk(folder: Path, recursive: bool) -> Iterator[tuple[Path, bool]]:
 def _why_not(path: Path, hidden: bool) -> str | None:
     if path.is_symlink() and not path.exists():
         return BROKEN
+    if not path.is_file():
+        return PIPE
     if suffix_of(path) and (hidden or path.name.startswith(".")):
         return HIDDEN
     if (
