@@ -189,6 +189,40 @@ def test_a_diverging_loss_is_said(tmp_path, monkeypatch):
         train(tiny_model(TinyHead()), pairs(1), config=CONFIG, out=tmp_path / "run")
 
 
+@pytest.mark.parametrize("where", ["loss", "gradients"])
+def test_the_batch_of_a_diverging_step_is_kept_with_the_weights_before_it(tmp_path, monkeypatch, where):
+    """Both can be looked into: the batch in these weights makes the loss, or its gradients, what they were."""
+    original, before, updated = TinyHead.loss, {}, loop.StepLoop.update
+
+    def loss(self, features, target):
+        value = original(self, features, target)
+        if not before:
+            return value
+        # The square root has no finite gradient at 0, and its value is finite.
+        return (
+            value * float("nan") if where == "loss" else value + (self.net[1].weight * 0).abs().sum().sqrt()
+        )
+
+    def update(self, *inputs, **options):
+        if self.step == 5:
+            before.update({n: x.detach().clone() for n, x in model.head.state_dict().items()})
+            before["batch"] = inputs
+        return updated(self, *inputs, **options)
+
+    monkeypatch.setattr(TinyHead, "loss", loss)
+    monkeypatch.setattr(loop.StepLoop, "update", update)
+    model = tiny_model(TinyHead())
+    said = "the loss is nan at step 5" if where == "loss" else "the gradients are not finite at step 5"
+    with pytest.raises(SamAdaptError, match=rf"{said}; lower the .* are in .*not_finite\.safetensors"):
+        train(model, pairs(1), config=CONFIG, out=tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "not_finite.safetensors")
+    (x, target), weights = before.pop("batch"), before
+    assert torch.equal(kept["batch.target"], target) and all(torch.equal(kept[f"batch.{t}"], x[t]) for t in x)
+    assert all(torch.equal(kept[f"weights.head.{name}"], tensor) for name, tensor in weights.items())
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    assert all(torch.equal(tensor, model.head.state_dict()[name]) for name, tensor in weights.items())
+
+
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
     def full(state, path):
         raise OSError(28, "No space left on device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -306,18 +306,21 @@ def load_run(
     """
     run = Path(run)
     config = read_config(run)
-    tuning, named = TUNINGS[config["train"]["tune"]], dict(config["encoder"])
-    if checkpoint is not None:
-        named["checkpoint"] = checkpoint
-    _demand_same_network(named["name"], config["encoder_fingerprint"], run)
+    with _described(run):
+        tuning, named = TUNINGS[config["train"]["tune"]], dict(config["encoder"])
+        if checkpoint is not None:
+            named["checkpoint"] = checkpoint
+        _demand_same_network(named["name"], config["encoder_fingerprint"], run)
     try:
-        spec = EncoderSpec(**named)
+        with _described(run):
+            spec = EncoderSpec(**named)
         if not tuning.whole and spec.fingerprint != config["encoder_fingerprint"]:
             raise SamAdaptError(
                 f"the weights of encoder {spec.name!r} are not those that it was trained with (fingerprint "
                 f"{spec.fingerprint!r}, expected {config['encoder_fingerprint']!r})"
             )
-        head = build_head(taps=spec.taps, **config["head"])
+        with _described(run):
+            head = build_head(taps=spec.taps, **config["head"])
         model = AdaptedModel(spec, head.to(pick_device(device)))
         if not maps_stored or not tuning.frozen:
             model.load(drawn=tuning.whole)
@@ -334,6 +337,20 @@ def load_run(
         tuning.merge(model.extractor)
     load_state(head, run / "head.safetensors")
     return build_predictor(model, Opening.from_json(config["opening"], run))
+
+
+@contextmanager
+def _described(run: Path) -> Iterator[None]:
+    """What `config.json` lacks, or has too much, is said of it."""
+    try:
+        yield
+    except SamAdaptError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SamAdaptError(
+            f"{run / 'config.json'} does not describe a model ({type(error).__name__}: {error}); it was edited or damaged: copy "
+            "the whole run folder again"
+        ) from error
 
 
 def _demand_same_network(name: str, fingerprint: str, run: Path) -> None:

@@ -84,7 +84,8 @@ class FeatureStore:
                 "run `samadapt encode` (or store.encode) with the same options"
             )
         found = {
-            tap: np.load(map_file(folder, tap, window), mmap_mode="r") for tap, window in maps.taps.items()
+            tap: np.load(map_file(folder, tap, window), mmap_mode="r", allow_pickle=False)
+            for tap, window in maps.taps.items()
         }
         frame = json.loads((folder / "frame.json").read_text())["frame"]
         return found, Frame(tuple(frame["original_size"]), tuple(frame["input_size"]), frame["side"])

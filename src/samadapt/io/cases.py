@@ -307,7 +307,9 @@ def _mirrored(flips: tuple[bool, bool, bool]) -> tuple[int, ...]:
 def format_of(path: Path) -> Format:
     """The format of a file by its name; a file of no known format is an error."""
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
-        raise SamAdaptError(f"{path} is no file with content (a folder, a pipe or a device); give an image file")
+        raise SamAdaptError(
+            f"{path} is no file with content (a folder, a pipe or a device); give an image file"
+        )
     found = find_format(path)
     if found is None:
         raise SamAdaptError(

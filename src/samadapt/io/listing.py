@@ -44,7 +44,7 @@ def list_files(folder: Path, recursive: bool = False) -> Listing:
         inside = []
         for entry in sorted(os.scandir(place), key=lambda e: e.name):
             path = Path(entry.path)
-            if entry.name.lower() in _JUNK or entry.is_dir():
+            if entry.name.lower() in _JUNK or os.path.isdir(entry):  # False for a link to itself
                 continue
             if reason := _why_not(path, hidden):
                 left_out.append((path, reason))
@@ -77,7 +77,7 @@ def find_folders(folder: Path) -> list[Path]:
     """The folders right in a folder, sorted; hidden ones and those that samadapt wrote are left out."""
     if not folder.is_dir():
         return []
-    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and _counts(Path(e.path)))
+    return sorted(Path(e.path) for e in os.scandir(folder) if os.path.isdir(e) and _counts(Path(e.path)))
 
 
 def in_words(left_out: Sequence[tuple[Path, str]], root: Path) -> str:
@@ -127,7 +127,9 @@ def _walk(folder: Path, recursive: bool) -> Iterator[tuple[Path, bool]]:
         seen.add(real)
         yield place, hidden
         if recursive:
-            inner = [Path(e.path) for e in os.scandir(place) if e.is_dir() and e.name.lower() not in _JUNK]
+            inner = [
+                Path(e.path) for e in os.scandir(place) if os.path.isdir(e) and e.name.lower() not in _JUNK
+            ]
             waiting += [(p, hidden or p.name.startswith(".")) for p in sorted(inner) if not _is_ours(p)]
 
 
@@ -157,4 +159,4 @@ def _is_ours(folder: Path, depth: int = 3) -> bool:
     if any(all((folder / name).is_file() for name in names) for names in _OURS):
         return True
     inner = list(os.scandir(folder)) if depth and folder.is_dir() else []
-    return bool(inner) and all(e.is_dir() and _is_ours(Path(e.path), depth - 1) for e in inner)
+    return bool(inner) and all(os.path.isdir(e) and _is_ours(Path(e.path), depth - 1) for e in inner)

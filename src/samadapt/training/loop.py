@@ -21,11 +21,11 @@ from samadapt.adapted import AdaptedModel
 from samadapt.features import Pairs
 from samadapt.files import replacing, write_csv, write_json
 from samadapt.progress import Progress
-from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state
+from samadapt.runs import FORMAT, has_bf16, open_run, pick_device, save_state, save_tensors
 from samadapt.settings import TrainConfig
 from samadapt.training.averager import Averager, put
 from samadapt.training.loggers import LOGGERS, Logger
-from samadapt.training.steps import StepLoop, warm_cosine
+from samadapt.training.steps import NotFiniteError, StepLoop, warm_cosine
 from samadapt.training.stream import Stream, Together
 from samadapt.training.teacher import Teacher, Unlabelled
 from samadapt.transforms import seeded
@@ -162,6 +162,20 @@ def _describe(
     }
 
 
+def tensors_in(name: str, value: Any) -> dict[str, Tensor]:
+    """The tensors of a part of a batch, which may be a mapping or a list, with names of their own."""
+    if isinstance(value, Tensor):
+        return {name: value.detach().clone()}
+    parts = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list | tuple)
+        else ()
+    )
+    return {key: x for inner, part in parts for key, x in tensors_in(f"{name}.{inner}", part).items()}
+
+
 # ---------------------------------------------------------------- the run
 
 
@@ -286,7 +300,7 @@ class _Run:
             key = seeded("step", config.seed, loop.step, *([rank] if rank else []))
             torch.manual_seed(int(torch.randint(2**62, (), generator=key)))
             rate = warm_cosine(loop.step - before, config.steps, config.warmup)
-            loss = loop.update(*(teacher(*batch, loop.step, rank) if teacher else batch[0]), rates=rate)
+            loss = self._update(teacher(*batch, loop.step, rank) if teacher else batch[0], rate)
             done = loop.step - before
             self.averager.update(done)
             self._record(loss, loggers, done)
@@ -295,6 +309,22 @@ class _Run:
                 (loop.step - begun) / (before + config.steps - begun),
             )
         progress.close()
+
+    def _update(self, inputs: Sequence[Any], rate: float) -> Tensor:
+        """One step; where it cannot be taken, its batch and the weights before it are kept to look into."""
+        try:
+            return self.loop.update(*inputs, rates=rate)
+        except NotFiniteError as error:
+            rank = self.loop.fabric.global_rank
+            place = self.out / f"not_finite{f'_{rank}' if rank else ''}.safetensors"
+            names = ("batch", "batch.target", *(f"batch.more{n}" for n in range(len(inputs))))
+            kept = {f"weights.{name}": tensor for name, tensor in self.trained().items()}
+            for name, value in zip(names, inputs, strict=False):
+                kept |= tensors_in(name, value)
+            save_tensors(kept, place)
+            raise SamAdaptError(
+                f"{error}. The batch of this step and the weights before it are in {place}"
+            ) from error
 
     def _record(self, loss: Tensor, loggers: Sequence[Logger], done: int) -> None:
         """Args: done: steps of this training."""

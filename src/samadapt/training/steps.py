@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from samadapt.types import SamAdaptError
 
 
+class NotFiniteError(SamAdaptError):
+    """A loss or its gradients are not finite. No weight was changed by this step."""
+
+
 @final
 class StepLoop:
     """Optimiser steps on a module, one after the other.
@@ -64,17 +68,17 @@ class StepLoop:
         with self.autocast():
             loss = self.objective(*inputs)
         if not self.skip and not torch.isfinite(loss):
-            raise SamAdaptError(
-                f"the loss is {loss.item()} at step {self.step}; lower the learning rate (now {self._rates[0]}), or "
-                "compute in float32 (--precision 32)"
-            )
+            raise self._not_finite(f"the loss is {loss.item()}")
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         norm = loss.detach()
         if self.clip is not None:
             trained = [p for group in self.optimizer.param_groups for p in group["params"]]
             norm = nn.utils.clip_grad_norm_(trained, self.clip)
-        if not self.skip or torch.isfinite(norm):
+        finite = bool(torch.isfinite(norm))
+        if not self.skip and not finite:
+            raise self._not_finite("the gradients are not finite")
+        if finite:
             self.optimizer.step()
         self.step += 1
         return loss.detach()
@@ -87,6 +91,12 @@ class StepLoop:
         """The context of a forward pass."""
         # Not Fabric's own "bf16-mixed": it rounds what goes in, and with it the targets.
         return torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def _not_finite(self, what: str) -> NotFiniteError:
+        return NotFiniteError(
+            f"{what} at step {self.step}; lower the learning rate (now {self._rates[0]}), or compute in float32 "
+            "(--precision 32)"
+        )
 
     @property
     def is_first(self) -> bool:
