@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -101,7 +100,7 @@ def test_overlaps_are_refused_or_the_first_structure_named_is_kept(tmp_path):
         open_dataset(tmp_path, structures=["kidney"])
 
 
-def test_two_labels_of_one_structure_are_refused(tmp_path):
+def test_two_labels_of_one_object_are_refused(tmp_path):
     """Two raters, whose union would be neither's. Objects of one structure each, with other names, are merged."""
     case, masks = scan(tmp_path / "scan"), two_boxes()
     dicoms.seg(tmp_path / "one.dcm", masks[:1], ["liver"])
@@ -109,15 +108,40 @@ def test_two_labels_of_one_structure_are_refused(tmp_path):
     label = io.to_file_axes(open_dataset(tmp_path).case("scan").label.numpy(), case)
     assert np.array_equal(label, (masks[0] + 2 * masks[1]).transpose(2, 1, 0))
     dicoms.rtstruct(tmp_path / "rater.dcm", {"liver": [dicoms.box((1, 4), (2, 6), 1)]})
-    with pytest.raises(
-        SamAdaptError, match=r"one\.dcm and .*rater\.dcm both have the structure 'liver' of case 'scan'"
+    said = (
+        r"have a structure in several files \('liver' of 'scan' in one\.dcm and rater\.dcm\); they are united"
+    )
+    with pytest.warns(SamAdaptWarning, match=said):
+        data = open_dataset(tmp_path)
+    refused = r"rater\.dcm and the other labels of case 'scan' have a structure of the same name, and \d+ voxels of it in common"
+    with pytest.raises(SamAdaptError, match=refused):
+        data.case("scan")
+    with pytest.warns(SamAdaptWarning, match=said), pytest.raises(SamAdaptError, match=refused):
+        open_dataset(tmp_path, structures=["liver", "spleen"]).case(
+            "scan"
+        )  # also where the first one is kept
+    alone = open_dataset(tmp_path, structures=["spleen"])
+    assert alone.classes == ("background", "spleen") and alone.case("scan").label is not None
+
+
+def test_lesions_of_one_name_in_files_of_their_own_are_united(tmp_path):
+    case = scan(tmp_path / "scan")
+    masks = np.zeros((3, *case.image.shape[1:]), bool)
+    masks[0, 0, :2, :2], masks[1, 1, 2:4, 2:4], masks[2, 2, 1:3, :2] = True, True, True
+    for n, name in enumerate(("lesion", "lesion", "liver")):
+        dicoms.seg(tmp_path / f"{n}.dcm", masks[n : n + 1], [name])
+    with pytest.warns(SamAdaptWarning, match=r"'lesion' of 'scan' in 0\.dcm and 1\.dcm"):
+        data = open_dataset(tmp_path)
+    label = io.to_file_axes(data.case("scan").label.numpy(), case)
+    number = data.classes.index("lesion"), data.classes.index("liver")
+    expected = number[0] * (masks[0] | masks[1]) + number[1] * masks[2]
+    assert np.array_equal(label, expected.transpose(2, 1, 0))
+    dicoms.seg(tmp_path / "2.dcm", masks[1:2], ["liver"])  # another class in the same voxels
+    with (
+        pytest.warns(SamAdaptWarning),
+        pytest.raises(SamAdaptError, match="give some voxels different classes"),
     ):
-        open_dataset(tmp_path)
-    data = open_dataset(tmp_path, structures=["spleen"])
-    assert data.classes == ("background", "spleen")
-    with pytest.raises(SamAdaptError, match="both have the structure 'liver'"):
-        open_like(tmp_path, replace(data.opening, classes=CLASSES))
-    assert open_like(tmp_path, replace(data.opening, classes=CLASSES), labelled=False).ids == ("scan",)
+        open_dataset(tmp_path).case("scan")
 
 
 def test_labelled_cases_without_the_chosen_structures_are_named(tmp_path):

@@ -200,6 +200,13 @@ class Dataset:
         )
         for path, other in zip(entry.labels[1:], others, strict=True):
             both = (first != 0) & (other != 0)
+            shared = int((both & (first == other)).sum()) if io.structures_of(path) else 0
+            if shared:
+                raise SamAdaptError(
+                    f"{path} and the other labels of case {entry.id!r} have a structure of the same name, and {shared} voxels of it in "
+                    "common; expected objects of one structure that lie apart, for two labels of one object may be of two raters: "
+                    "keep the one to learn from and move the other elsewhere, or merge them into one file"
+                )
             if chosen:
                 first = torch.where(both, torch.minimum(first, other), first)
             elif bool((both & (first != other)).any()):

@@ -66,25 +66,35 @@ def read_dicom(path: Path, label_column: str | None) -> ParsedLayout:
     )
 
 
-def demand_structures(found: ParsedLayout, classes: Sequence[str], path: Path) -> None:
-    """Refuse a scan of which several files name the same class, as of two raters; warn of labelled scans that have none.
+def say_structures(found: ParsedLayout, classes: Sequence[str], path: Path) -> None:
+    """Warn of scans of which several files have the same structure, and of labelled scans that have none that is used.
+
+    Files of one structure are united, as of several lesions; where they share voxels, as those of two raters do, reading the
+    case refuses them.
 
     Args:
         classes: those that are used; the first is the background. Other structures are not looked at.
     """
     without: dict[str, list[str]] = {}
+    several: dict[str, str] = {}
     for entry in found.entries:
         told: dict[str, Path] = {}
         for file in entry.labels:
             for name in found.structures[file]:
                 if name in classes and told.setdefault(name, file) != file:
-                    raise SamAdaptError(
-                        f"{told[name]} and {file} both have the structure {name!r} of case {entry.id!r}; expected one label of "
-                        "each structure, for two may be of two raters: keep the one to learn from and move the other elsewhere, "
-                        "or merge them into one file"
+                    several.setdefault(
+                        entry.id, f"{name!r} of {entry.id!r} in {told[name].name} and {file.name}"
                     )
         if entry.labels and not told:
             without[entry.id] = sorted({name for file in entry.labels for name in found.structures[file]})
+    if several:
+        some = "; ".join(list(several.values())[:3])
+        warnings.warn(
+            f"{len(several)} cases of {path} have a structure in several files ({some}{'; ...' if len(several) > 3 else ''}); they "
+            "are united, as several lesions, and refused where they share voxels; labels of a second rater belong elsewhere",
+            SamAdaptWarning,
+            stacklevel=3,
+        )
     if without:
         some = "; ".join(f"{case} has {', '.join(names)}" for case, names in list(without.items())[:3])
         warnings.warn(

@@ -115,7 +115,7 @@ def open_dataset(
     layout, found = _read(path, find_layout(path, task, prefer=prefer), task, label_column, allow_outside)
     found = _chosen(found, structures, path) if structures else found
     if found.structures:
-        dicom.demand_structures(found, found.classes, path)
+        dicom.say_structures(found, found.classes, path)
     entries, rule = assign_groups(found, _root(path), group)
     left_out = _left_out(path, entries, named=anonymous is None)
     kind = _modality(found, entries, path, modality)
@@ -187,7 +187,7 @@ def open_like(
     entries, rule = adopted.group_like(found, root, opening.group, recorded or {})
     left_out = _left_out(path, entries, named=key is None)  # before labels that are not needed are dropped
     if labelled and found.structures:
-        dicom.demand_structures(found, opening.stored_classes or opening.classes, path)
+        dicom.say_structures(found, opening.stored_classes or opening.classes, path)
     entries, opening = adopted.adopt(entries, found, opening, path, labelled)
     opening = replace(opening, layout=layout.name, group_rule=rule, anonymous="")
     return _hidden(Dataset(_name(path, found), root, opening, entries, found.folds, left_out), key)
