@@ -58,6 +58,9 @@ class FakeData:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def demand_unchanged(self) -> None:
+        """It has no files."""
+
     def case(self, case_id: str) -> Case:
         self.loads.append(case_id)
         return self.cases[case_id]

@@ -228,6 +228,14 @@ class Dataset:
 
     split = make_split  # as a method: `data.split(labels=2)`
 
+    def demand_unchanged(self) -> None:
+        """Refuse to go on where a file was changed since `hash` was computed, so that it was not what was read."""
+        if dataclasses.replace(self).hash != self.hash:
+            raise SamAdaptError(
+                f"a file of {self.root} was changed while the model learned from it, so that it is not known what it has seen: "
+                "train again, with --overwrite, when the files are finished"
+            )
+
     @cached_property
     def hash(self) -> str:
         """sha256 of what these cases are: names, patients, labels, image files.

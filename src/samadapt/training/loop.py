@@ -77,6 +77,7 @@ def train(
         if not run.open(settings, split, overwrite):
             return out
         run.steps(pairs, unlabelled)
+        pairs.data.demand_unchanged()
         run.finish()
     return out
 
