@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-data coverage lint format types hooks clean distclean
+.PHONY: help venv demo test test-hostile test-slow test-data coverage lint format types hooks clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -38,6 +38,9 @@ test-slow: $(STAMP) ## the tests that take minutes
 
 test-data: $(STAMP) ## the tests on real data, ../shared/data
 	$(PYTEST) -m data
+
+test-hostile: $(STAMP) ## the tables of bad inputs, and faults injected for real (a full disk, killed processes)
+	$(PYTEST) tests/test_hostile.py tests/test_dicom_errors.py tests/test_faults.py
 
 coverage: $(STAMP) ## share of lines that the tests run; fails below the limit in pyproject.toml
 	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow" --cov --cov-report=term

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from samadapt.records import SamAdaptError
+from samadapt.records import SamAdaptError, WriteError
 
 MAKE_ROOM = "make room or choose another folder"
 #: `.PROCESS-HOST.NAME`; earlier versions wrote no host.
@@ -66,11 +66,11 @@ def _writing(path: Path, cure: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SamAdaptError(f"could not write {path}: {error.strerror or error}; {cure}") from error
+        raise WriteError(f"could not write {path}: {error.strerror or error}; {cure}") from error
     except RuntimeError as error:
         if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
             raise  # these two are what torch.save says of a full disk
-        raise SamAdaptError(f"could not write {path}: {error}; {cure}") from error
+        raise WriteError(f"could not write {path}: {error}; {cure}") from error
 
 
 class Drafts(contextlib.AbstractContextManager):

@@ -19,6 +19,7 @@ from samadapt.opening import Opening
 from samadapt.overlap import names_of
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
+from samadapt.records import WriteError
 from samadapt.types import Case, SamAdaptError
 
 Progress = Callable[[str], None]
@@ -203,6 +204,8 @@ def _segment(
         try:
             path = io.label_file(report.out, case, output.format)
             model.predict_to(case, path, maps(case.id), output.format, output.legend, answers=answers)
+        except WriteError:  # it is not the case's fault, and the same command goes on where there is room
+            raise
         except SamAdaptError as error:
             report.failed[case.id] = known[case.id].what_failed(error)
             continue

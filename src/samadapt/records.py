@@ -28,5 +28,9 @@ class SamAdaptError(ValueError):
     """A user's mistake: what was wrong with its value, what is expected, what to do."""
 
 
+class WriteError(SamAdaptError):
+    """A file could not be written: the disk is full, or the place cannot be written to. The next file would fail as well."""
+
+
 class SamAdaptWarning(UserWarning):
     """Something was assumed that the input does not say, or was left out: said once, with what to do if it is wrong."""
