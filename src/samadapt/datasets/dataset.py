@@ -230,7 +230,7 @@ class Dataset:
 
     def demand_unchanged(self) -> None:
         """Refuse to go on where a file was changed since `hash` was computed, so that it was not what was read."""
-        if dataclasses.replace(self).hash != self.hash:
+        if dataclasses.replace(self, name=self.name).hash != self.hash:
             raise SamAdaptError(
                 f"a file of {self.root} was changed while the model learned from it, so that it is not known what it has seen: "
                 "train again, with --overwrite, when the files are finished"
