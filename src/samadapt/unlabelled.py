@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samadapt.datasets import Dataset, Split
-from samadapt.inputs import find_unlabelled
+from samadapt.inputs import Taken, find_unlabelled
 from samadapt.opening import Opening
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
@@ -38,7 +38,7 @@ def unlabelled_cases(source: str, data: Dataset, split: Split) -> Dataset:
                 "unlabelled scan is left; ask for fewer --labels, or give a folder of other scans"
             )
         return data.without_labels(chosen)
-    found = find_unlabelled(Path(source), data.opening, split.patient_of)
+    found = find_unlabelled(Path(source), data.opening, split.patient_of, Taken(allow_outside=data.outside))
     apart = {data.groups[i] for i in (*split.select, *split.val)}
     if shared := sorted(apart & set(found.groups.values())):
         raise SamAdaptError(
@@ -73,6 +73,10 @@ class Blank:
     @property
     def ids(self) -> Sequence[str]:
         return self.cases.ids
+
+    def demand_unchanged(self) -> None:
+        """As of the cases."""
+        self.cases.demand_unchanged()
 
     @property
     def window(self) -> str:

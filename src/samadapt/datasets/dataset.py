@@ -50,6 +50,7 @@ class Dataset:
     entries: tuple[Entry, ...]
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # (train, val) ids of splits_final.json
     left_out: tuple[tuple[Path, str], ...] = ()  # files below the root that are in no case, and why
+    outside: bool = False  # whether the user allowed links and lists to lead out of the folder
 
     def __post_init__(self) -> None:
         if not self.entries:

@@ -137,8 +137,8 @@ def open_dataset(
         structures_chosen=bool(structures),
         modality=kind,
     )
-    key = None if anonymous in (None, NONE) else open_key(anonymous)  # type: ignore[arg-type]
-    return _hidden(Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out), key)
+    data = Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out, allow_outside)
+    return _hidden(data, None if anonymous in (None, NONE) else open_key(anonymous))  # type: ignore[arg-type]
 
 
 def _hidden(data: Dataset, key: NameKey | None) -> Dataset:
@@ -190,7 +190,8 @@ def open_like(
         dicom.say_structures(found, opening.stored_classes or opening.classes, path)
     entries, opening = adopted.adopt(entries, found, opening, path, labelled)
     opening = replace(opening, layout=layout.name, group_rule=rule, anonymous="")
-    return _hidden(Dataset(_name(path, found), root, opening, entries, found.folds, left_out), key)
+    data = Dataset(_name(path, found), root, opening, entries, found.folds, left_out, allow_outside)
+    return _hidden(data, key)
 
 
 def find_layout(
