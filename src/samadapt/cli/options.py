@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from samadapt.datasets import Dataset
     from samadapt.learner import Learner
 
+#: How a data set is opened, as far as it changes what `check` finds.
+CHECKED = (
+    *("slice_axis", "group", "task", "label_column", "channels", "structures", "modality"),
+    "allow_outside",
+)
 Data = Annotated[
     Path,
     typer.Argument(

@@ -13,6 +13,7 @@ import typer
 
 from samadapt import __version__, names
 from samadapt.cli.options import (
+    CHECKED,
     Data,
     Device,
     Out,
@@ -255,19 +256,7 @@ def check(
     data: Data,
     opening: Annotated[
         dict[str, Any],
-        Given(
-            OpenOptions,
-            (
-                "slice_axis",
-                "group",
-                "task",
-                "label_column",
-                "channels",
-                "structures",
-                "modality",
-                "allow_outside",
-            ),
-        ),
+        Given(OpenOptions, CHECKED),
     ],
     encoder: Annotated[
         str | None,
