@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from samadapt.heads.mask_decoder import MLP, RandomFourier, TwoWayTransformer, upscaling
+from samadapt.heads.mask_decoder import MLP, RandomFourier, TwoWayTransformer, product, upscaling
 from samadapt.heads.options import STARTS, Preset, loss_name, one_of, tap_shape
 from samadapt.losses import LOSSES
 from samadapt.types import Head, SamAdaptError, Taps, Task
@@ -59,7 +59,7 @@ class ClassDecoder(nn.Module):
         tokens = torch.cat([self.iou_token.weight[:, None], mask_tokens], dim=1).repeat(image.shape[0], 1, 1)
         tokens, image = self.transformer(image.repeat_interleave(self.sets, dim=0), image_pe, tokens)
         weights = [mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
-        return torch.einsum("bmc,bchw->bmhw", torch.stack(weights, dim=1), self.output_upscaling(image))
+        return product(torch.stack(weights, dim=1), self.output_upscaling(image))
 
 
 @final
