@@ -57,7 +57,7 @@ def raw_folder(data: sa.Dataset, root: Path, ids: list[str]) -> dict[str, str]:
         entry = data.entry(case)
         for channel, image in enumerate(entry.images):
             shutil.copy(image, raw / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
-        shutil.copy(entry.label, raw / "labelsTr" / f"{case}.nii.gz")
+        shutil.copy(entry.labels[0], raw / "labelsTr" / f"{case}.nii.gz")
     about = {
         "channel_names": {"0": "MRI"}, "labels": {name: n for n, name in enumerate(data.classes)},
         "numTraining": len(ids), "file_ending": ".nii.gz",
