@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import samadapt
 from samadapt import names
 from samadapt.backbones import BACKBONES
-from samadapt.cli import app, main, verbs
+from samadapt.cli import app, entry, main
 from samadapt.encoders import ENCODERS
 from samadapt.heads import HEADS
 from samadapt.phantom import make_phantom
@@ -440,7 +440,7 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys):
         def fail(*_, error=error, **__):
             raise error
 
-        monkeypatch.setattr(verbs, "app", fail)
+        monkeypatch.setattr(entry, "app", fail)
         monkeypatch.setattr("sys.argv", ["samadapt", "check", "x"])
         with pytest.raises(SystemExit) as end:
             main()
@@ -448,7 +448,7 @@ def test_what_goes_wrong_is_one_line(monkeypatch, capsys):
         said = capsys.readouterr().err
         assert said.startswith(f"samadapt: {text}") and said.count("\n") == 1
     monkeypatch.setattr("sys.argv", ["samadapt", "check", "x", "--debug"])
-    monkeypatch.setattr(verbs, "app", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(entry, "app", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main()
 

@@ -6,8 +6,9 @@ import csv
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +24,23 @@ from samadapt.datasets import (
     open_like,
 )
 from samadapt.files import file_sha256, write_json
+from samadapt.inputs import NO_SPLIT, Taken, find_inputs
 from samadapt.metrics import (
     Summary,
     bootstrap_classification,
+    mean_dice,
     score_predictions,
     summarise,
     write_scores,
 )
 from samadapt.overlap import names_of, of_own_weights, overlaps
+from samadapt.pictures import Answered, class_text, draw_classified, draw_extremes
 from samadapt.predicted import Predictions, demand_finished, read_predictions
 from samadapt.prediction import score_labels
 from samadapt.types import Case, SamAdaptError, Score
 
 Progress = Callable[[str], None]
+Draw = Callable[[Sequence[Answered], Sequence[str], str, Path], list[Path]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,10 @@ class Evaluation:
     summary: list[Summary]
     patients: Mapping[str, str]  # case -> patient
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    window: str = "percentile"  # of the intensities in pictures
+    answered: Sequence[Answered] = ()  # the cases, as they can be drawn
+    draw: Draw = draw_extremes
 
 
 def evaluate_folder(
@@ -129,7 +138,25 @@ def _classes(predictions: Path, truth: Path, note: Predictions, outside: bool) -
     patients = {i: note.patients[i] for i in ids}
     summary = bootstrap_classification(probabilities, labels, list(patients.values()), list(classes))
     scores = score_predictions(ids, probabilities, labels, list(classes))
-    return Evaluation(scores, summary, patients, _notes(note, ids, names_of(truth, data.name)))
+    answered = [
+        Answered(
+            i,
+            float(np.where(target > 0, values, 1 - values).mean())
+            if target.ndim
+            else float(values[int(target)]),
+            class_text(values, target, classes),
+            partial(_picture, data, i),
+        )
+        for i, values, target in zip(ids, probabilities, labels, strict=True)
+    ]
+    notes = _notes(note, ids, names_of(truth, data.name))
+    return Evaluation(
+        scores, summary, patients, notes, tuple(classes), data.window, answered, draw_classified
+    )
+
+
+def _picture(data: Dataset, case: str) -> tuple[Case, None]:
+    return data.case(case), None
 
 
 # ---------------------------------------------------------------- label maps
@@ -155,6 +182,7 @@ def _label_maps(
                 f"{predictions} does not say what its classes are called; give the data set in place of {truth}"
             )
         cases, classes = _of_label_files(found, truth, note, outside), note.opening.classes
+        data = None
     if note is not None:
         patients, classes = {i: note.patients[i] for i in found}, note.opening.classes
 
@@ -167,7 +195,46 @@ def _label_maps(
             yield case, io.read_label(path, case, values, classes).numpy()
 
     scores = score_labels(loaded(), classes)
-    return Evaluation(scores, summarise(scores, patients), patients, _notes(note, list(found), names))
+    window = note.opening.window if note is not None else data.window if data is not None else "percentile"
+    load = partial(_drawn, data, note, truth, outside)
+    answered = [
+        Answered(case, value, text, partial(load, case, found[case]))
+        for case, (value, text) in mean_dice(scores).items()
+    ]
+    notes = _notes(note, list(found), names)
+    return Evaluation(scores, summarise(scores, patients), patients, notes, tuple(classes), window, answered)
+
+
+def _drawn(
+    data: Dataset | None, note: Predictions | None, truth: Path, outside: bool, case_id: str, path: Path
+) -> tuple[Case, np.ndarray]:
+    """A scored case again, with its image: that of the data set, or of the scans that were predicted."""
+    if data is not None:
+        case = data.case(case_id)
+    else:
+        assert note is not None
+        ((labels, _),) = _of_label_files({case_id: path}, truth, note, outside)
+        assert labels.source is not None
+        case, opening = _scan(note, case_id, outside), note.opening
+        label = io.read_label(labels.source, case, opening.label_values or None, opening.classes)
+        case = dataclasses.replace(case, label=label)
+    classes = note.opening.classes if note is not None else data.classes if data is not None else ()
+    values = {value: value for value in range(len(classes))}
+    return case, io.read_label(path, case, values, classes).numpy()
+
+
+def _scan(note: Predictions, case_id: str, outside: bool) -> Case:
+    """The image of a case, from where it was when it was predicted."""
+    cure = "give the data set in place of the folder of label files, or leave out --pictures"
+    taken = Taken(modality=note.opening.modality, allow_outside=outside)
+    try:
+        inputs, _ = find_inputs(Path(note.inputs), note.opening, NO_SPLIT, None, taken)
+    except SamAdaptError as error:
+        raise SamAdaptError(f"the images of the pictures are no longer there: {error}; {cure}") from error
+    for each in inputs:
+        if each.id == case_id:
+            return each.load()
+    raise SamAdaptError(f"{note.inputs} no longer holds the image of case {case_id!r}; {cure}")
 
 
 def _data_set(truth: Path, note: Predictions | None, outside: bool) -> Dataset:
@@ -256,6 +323,16 @@ def _notes(note: Predictions | None, ids: list[str], names: list[str]) -> tuple[
 # ---------------------------------------------------------------- on disk
 
 
+def draw_evaluation(evaluation: Evaluation, table: Path) -> list[Path]:
+    """Pictures of the worst, the median and the best cases, in a folder beside the table of scores.
+
+    Args:
+        table: as `write_evaluation` wrote it; `scores.csv` has its pictures in `scores.pictures/`.
+    """
+    folder = table.with_suffix(".pictures")
+    return evaluation.draw(evaluation.answered, evaluation.classes, evaluation.window, folder)
+
+
 def write_evaluation(
     evaluation: Evaluation, predictions: Path, truth: Path, out: Path | None = None, overwrite: bool = False
 ) -> Path:
@@ -280,10 +357,15 @@ def write_evaluation(
         "scores_sha256": file_sha256(out),
         "notes": list(evaluation.notes),
         "patients": dict(evaluation.patients),
-        "summary": [_row(row) for row in evaluation.summary],
+        "summary": summary_rows(evaluation.summary),
     }
     write_json(about, content)
     return out
+
+
+def summary_rows(summary: Sequence[Summary]) -> list[dict[str, object]]:
+    """The rows as they stand in `scores.summary.json`."""
+    return [_row(row) for row in summary]
 
 
 def _row(summary: Summary) -> dict[str, object]:

@@ -7,19 +7,25 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from samadapt import io
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, file_sha256, write_csv
+from samadapt.flips import answers_over_flips, demand_flips, probabilities_over_flips
 from samadapt.inputs import Input, Taken, find_inputs, split_of
 from samadapt.names import LABEL_FORMATS
 from samadapt.opening import Opening
 from samadapt.overlap import names_of
+from samadapt.pictures import draw_sheet
+from samadapt.postprocessing import classes_to_clean, read_postprocessing
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.records import WriteError
+from samadapt.runs import read_config
+from samadapt.settings import PredictOptions
 from samadapt.types import Case, SamAdaptError
 
 Progress = Callable[[str], None]
@@ -32,6 +38,7 @@ class PredictReport:
     out: Path
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # case -> what was wrong with it
+    labelled: bool = False  # whether the cases are of a data set, which may have labels to score them by
 
 
 def predict_folder(
@@ -39,16 +46,12 @@ def predict_folder(
     inputs: str | Path,
     out: str | Path,
     *,
-    subset: str | None = None,
-    probabilities: bool = False,
-    attention: bool = False,
     device: str = "auto",
     checkpoint: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    format: str | None = None,
-    codes: str | Path | None = None,
     taken: Taken | None = None,
+    **options: Any,
 ) -> PredictReport:
     """Predict a scan, a folder of scans, or cases of a data set.
 
@@ -57,35 +60,32 @@ def predict_folder(
 
     Args:
         inputs: an image file; a folder of images (`case_0000.nii.gz` gives `case.nii.gz`); or a data set.
-        subset: of a data set: a part of its official split or, where it has none, of the run's ("train", "select",
-            "val"), or "all". None: the cases that the run's split keeps for scoring, else all.
-        probabilities: also write the class probabilities of label maps, `CASE.npy`.
-        attention: of a classifier: also draw where it looked, `attention/<case>.png`.
-        format: of the label maps, a name in `names.LABEL_FORMATS`; None: that of the scans, NIfTI where it cannot be written.
-        codes: a CSV of class, value, meaning (and scheme, category): what the classes are in a DICOM SEG.
         taken: how files are taken beyond what the run says: another modality, coded names, links out of the folder.
+        options: fields of `PredictOptions`: which cases of a data set, and what is written of each.
 
     Raises:
         SamAdaptError: not one case could be predicted; then nothing is left behind.
     """
-    run, out = Path(run), Path(out)
+    run, out, what = Path(run), Path(out), PredictOptions(**options)
     model = load_run(run, device, checkpoint)
-    output = _Output.of(model, run, format, codes, attention)
-    cases, opening = find_inputs(Path(inputs), model.opening, split_of(run), subset, taken or Taken())
+    model, cleaned = _cleaning(model, run, what.keep_largest)
+    output = _Output.of(model, run, what)
+    cases, opening = find_inputs(Path(inputs), model.opening, split_of(run), what.subset, taken or Taken())
     output.demand_allowed(opening)
     encoder, own = _weights_read(model)
     note = Predictions(
-        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), subset, opening,
-        {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=format,
-        names=tuple(names_of(Path(inputs).resolve())), codes=None if codes is None else file_sha256(codes),
+        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), what.subset, opening,
+        {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=what.format,
+        names=tuple(names_of(Path(inputs).resolve())), codes=None if what.codes is None else file_sha256(what.codes),
+        keep_largest=cleaned, flips=what.flips,
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
-    report = PredictReport(out)
+    report = PredictReport(out, labelled=any(case.of_data_set for case in cases))
     try:
         if isinstance(model, Classifier):
-            _classify(model, cases, report, attention, progress)
+            _classify(model, cases, report, output, progress)
         else:
-            _segment(model, cases, report, replace(output, probabilities=probabilities), progress)
+            _segment(model, cases, report, output, progress)
         if report.done:
             replace(note, failed=report.failed, finished=True).write(out)
     finally:
@@ -103,6 +103,18 @@ def _weights_read(model: Segmenter | Classifier) -> tuple[str | None, str | None
         return None, None
     own = spec.checkpoint is not None and not spec.entry.is_published(spec.checkpoint)
     return spec.name, spec.checkpoint if own else None
+
+
+def _cleaning(
+    model: Segmenter | Classifier, run: Path, asked: Sequence[str]
+) -> tuple[Segmenter | Classifier, tuple[str, ...]]:
+    """The model with the clean-up that was asked for, else the training's choice; and the classes that this concerns."""
+    if isinstance(model, Classifier):
+        if asked:
+            raise SamAdaptError(f"{run} is a classifier, which has no label maps; leave out --keep-largest")
+        return model, ()
+    found = classes_to_clean(asked, model.classes) if asked else read_postprocessing(run)
+    return replace(model, keep_largest=found), found
 
 
 def _nothing_predicted(report: PredictReport) -> SamAdaptError:
@@ -132,23 +144,19 @@ def _check_that_it_looks(model: Segmenter | Classifier, run: Path) -> None:
 class _Output:
     """What is written of each case."""
 
-    format: str | None = None
+    what: PredictOptions
     legend: io.Legend | None = None
-    probabilities: bool = False
 
     @staticmethod
-    def of(
-        model: Segmenter | Classifier,
-        run: Path,
-        format: str | None,
-        codes: str | Path | None,
-        attention: bool,
-    ) -> _Output:
+    def of(model: Segmenter | Classifier, run: Path, what: PredictOptions) -> _Output:
         """Checked before anything is read or written."""
-        if attention:
+        if what.attention:
             _check_that_it_looks(model, run)
+        if what.flips:
+            demand_flips(read_config(run)["maps"]["augmentation"], str(run))
+        format, codes = what.format, what.codes
         if format is None and codes is None:
-            return _Output()
+            return _Output(what)
         if not isinstance(model, Segmenter):
             raise SamAdaptError(
                 f"{run} is a classifier, which writes a table; leave out --format and --codes"
@@ -164,11 +172,11 @@ class _Output:
                 raise SamAdaptError(
                     "codes are written into DICOM SEG; leave out --codes, or give --format dicom-seg"
                 )
-            return _Output(format)
+            return _Output(what)
         own = {} if codes is None else io.read_codes(Path(codes))
         io.demand_writer(model.classes, own)
         return _Output(
-            format,
+            what,
             io.Legend(tuple(model.classes), own, version("samadapt"), file_sha256(run / "head.safetensors")),
         )
 
@@ -176,7 +184,7 @@ class _Output:
         """Refuse to code names beside files that have them."""
         if opening.anonymous and self.legend is not None:
             raise SamAdaptError(
-                f"{self.format} has the name and the birth date of the patient, as DICOM demands; with --anonymous, leave out "
+                f"{self.what.format} has the name and the birth date of the patient, as DICOM demands; with --anonymous, leave out "
                 "--format"
             )
 
@@ -191,24 +199,32 @@ def _segment(
     known = {each.id: each for each in cases}
 
     def maps(case: str) -> Path | None:
-        return report.out / f"{case}.npy" if output.probabilities else None
+        return report.out / f"{case}.npy" if output.what.probabilities else None
+
+    def sheet(case: str) -> Path | None:
+        return report.out / "pictures" / f"{case}.png" if output.what.pictures else None
 
     def is_missing(each: Input) -> bool:  # an interrupted prediction left the others: files are written whole
-        wanted = maps(each.id)
-        there = io.find_label(report.out, each.id) and (wanted is None or wanted.is_file())
+        wanted = [path for path in (maps(each.id), sheet(each.id)) if path is not None]
+        there = io.find_label(report.out, each.id) and all(path.is_file() for path in wanted)
         report.done += bool(there)
         return not there
 
     waiting = _loaded([each for each in cases if is_missing(each)], report)
-    for case, answers in model.all_answers(waiting):
+    flipped = ((case, answers_over_flips(model, case)) for case in waiting)
+    for case, answers in flipped if output.what.flips else model.all_answers(waiting):
         try:
-            path = io.label_file(report.out, case, output.format)
-            model.predict_to(case, path, maps(case.id), output.format, output.legend, answers=answers)
+            path = io.label_file(report.out, case, output.what.format)
+            label = model.predict_to(
+                case, path, maps(case.id), output.what.format, output.legend, answers=answers
+            )
         except WriteError:  # it is not the case's fault, and the same command goes on where there is room
             raise
         except SamAdaptError as error:
             report.failed[case.id] = known[case.id].what_failed(error)
             continue
+        if (picture := sheet(case.id)) is not None:
+            draw_sheet(case, model.opening.window, picture, "prediction", label, model.classes)
         report.done += 1
         if progress:
             progress(case.id)
@@ -227,19 +243,25 @@ def _classify(
     model: Classifier,
     cases: Sequence[Input],
     report: PredictReport,
-    attention: bool,
+    output: _Output,
     progress: Progress | None,
 ) -> None:
     known = {each.id: each for each in cases}
     rows = []
     for case, logits in model.all_logits((case, None) for case in _loaded(cases, report)):
         try:
-            slices = model.probabilities(logits)
+            slices = (
+                probabilities_over_flips(model, case) if output.what.flips else model.probabilities(logits)
+            )
         except SamAdaptError as error:
             report.failed[case.id] = known[case.id].what_failed(error)
             continue
-        rows.append({"case": case.id, "split": known[case.id].planned.part, **_answer(model, slices)})
-        if attention:
+        answer = _answer(model, slices)
+        rows.append({"case": case.id, "split": known[case.id].planned.part, **answer})
+        if output.what.pictures:
+            said = f"{answer['prediction'] or 'none'} ({', '.join(f'{n} {v:.2f}' for n, v in zip(model.classes, slices.mean(0).tolist(), strict=True))})"
+            draw_sheet(case, model.opening.window, report.out / "pictures" / f"{case.id}.png", said)
+        if output.what.attention:
             (report.out / "attention").mkdir(exist_ok=True)
             _draw_attention(model, case, slices, report.out / "attention" / f"{case.id}.png")
         if progress:

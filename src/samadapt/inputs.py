@@ -28,6 +28,9 @@ from samadapt.predicted import Planned
 from samadapt.runs import demand_split, read_config
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
+#: Where nothing was trained on, or nobody asks which cases were.
+NO_SPLIT = Split((), (), (), (), (), labels=None, seed=0, rule="")
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -48,6 +51,7 @@ class Input:
     files: tuple[Path, ...]  # of its image
     opening: Opening
     any_modality: bool = False
+    of_data_set: bool = False  # which may have labels, beside a scan or a folder of scans
 
     def load(self) -> Case:
         """The case, if it is of the modality that the model was trained on."""
@@ -75,7 +79,7 @@ def split_of(run: Path) -> Split:
     if path.is_file():
         return Split.read(path)
     demand_split(run, read_config(run))
-    return Split((), (), (), (), (), labels=None, seed=0, rule="")
+    return NO_SPLIT
 
 
 def find_inputs(
@@ -224,6 +228,7 @@ def _of_data_set(data: Dataset, split: Split, subset: str | None, taken: Taken) 
             data.entry(i).images,
             data.opening,
             taken.modality is not None or data.entry(i).row is not None,
+            True,
         )
         for i in chosen
     ]

@@ -137,6 +137,20 @@ def default_note(encoder: str, *heads: str) -> str:
     return f"{start} and the weights of {wanted} are not on this machine; to use it, {missing.how()}"
 
 
+def _stores(learner: Learner, config: TrainConfig, head: Head) -> bool:
+    return bool(learner.views) and TUNINGS[config.tune].frozen and not head.pixels_only
+
+
+def stored_maps(
+    learner: Learner, data: Dataset, config: TrainConfig, store: FeatureStore | None
+) -> MapSpec | None:
+    """The maps that a training reads from a store; None where the encoder runs in every step, or is not needed."""
+    head = learner.build(max(2, len(data.classes)), config.seed, started=False).head
+    if store is None or not _stores(learner, config, head):
+        return None
+    return learner.maps(head.reads, data.window, config.seed)
+
+
 def encode(
     learner: Learner,
     data: Dataset,
@@ -200,7 +214,7 @@ def fit(
         more.start(head)
     device = pick_device(config.device)
     training, selection = data[split.train], data[split.select] if split.select else None
-    stored = store if learner.views and TUNINGS[config.tune].frozen and not head.pixels_only else None
+    stored = store if _stores(learner, config, head) else None
     maps = learner.maps(head.reads, data.window, config.seed)
     if stored is not None:
         _encode(stored, training, maps, device, more)

@@ -43,6 +43,8 @@ class Predictions:
     names: tuple[str, ...] = ()  # of the data set or folder that was predicted
     label_format: str | None = None  # of the label maps, as asked for; None: by the scans
     codes: str | None = None  # sha256 of the user's table of codes; None: none was given
+    keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component alone was kept
+    flips: bool = False  # whether answers are means over flipped slices
 
     @property
     def patients(self) -> dict[str, str]:
@@ -51,9 +53,8 @@ class Predictions:
 
     def same_task(self, other: Predictions) -> bool:
         """Whether both are of one command, so that one can go on where the other stopped."""
-        return (self.model, self.inputs, self.subset, self.cases, self.label_format, self.codes) == (
-            other.model, other.inputs, other.subset, other.cases, other.label_format, other.codes,
-        )  # fmt: skip
+        names = ("model", "inputs", "subset", "cases", "label_format", "codes", "keep_largest", "flips")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def write(self, folder: Path) -> None:
         """Write the note into the folder."""
@@ -84,7 +85,8 @@ def read_predictions(folder: Path) -> Predictions | None:
         del content["format"]
         content["opening"] = Opening.from_json(content["opening"], path)
         content["cases"] = {case: Planned(**planned) for case, planned in content["cases"].items()}
-        content["names"] = tuple(content.get("names", ()))
+        for name in ("names", "keep_largest"):
+            content[name] = tuple(content.get(name, ()))
         return Predictions(**content)
     except (KeyError, TypeError, AttributeError) as error:
         raise SamAdaptError(f"{path} lacks something ({error}); it was edited: predict again") from error

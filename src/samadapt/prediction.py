@@ -20,6 +20,7 @@ from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.metrics import score_case
 from samadapt.opening import Opening
+from samadapt.postprocessing import keep_largest
 from samadapt.runs import load_state, pick_device, read_config
 from samadapt.transforms import identity_of, to_original
 from samadapt.tuning import TUNINGS
@@ -169,6 +170,8 @@ class Predictor:
 class Segmenter(Predictor):
     """A label map for a case."""
 
+    keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component is kept
+
     def answers(self, case: Case, maps: Maps | None = None) -> Iterator[Tensor]:
         """Per slice, in order: logits (K, H, W) on the file's own pixels; one slice of them exists at a time."""
         return (to_original(*answer) for answer in self.logits(case, maps))
@@ -189,7 +192,10 @@ class Segmenter(Predictor):
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
         for index, logits in enumerate(answers):
             label[index] = logits.argmax(0).numpy()
-        return label
+        return self._cleaned(label)
+
+    def _cleaned(self, label: np.ndarray) -> np.ndarray:
+        return keep_largest(label, [self.classes.index(name) for name in self.keep_largest])
 
     def predict_to(
         self,
@@ -200,8 +206,8 @@ class Segmenter(Predictor):
         legend: io.Legend | None = None,
         *,
         answers: Iterable[Tensor] | None = None,
-    ) -> None:
-        """Write the label map (and the probabilities, .npy) with the source's geometry and header.
+    ) -> np.ndarray:
+        """Write the label map (and the probabilities, .npy) with the source's geometry and header; the label map.
 
         Args:
             asked, legend: as for `io.write_label`.
@@ -209,8 +215,9 @@ class Segmenter(Predictor):
         """
         found = self.answers(case) if answers is None else answers
         if probabilities is None:
-            io.write_label(path, self._label(case, found), case, asked, legend)
-            return
+            label = self._label(case, found)
+            io.write_label(path, label, case, asked, legend)
+            return label
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
 
         def slices() -> Iterator[Tensor]:
@@ -219,7 +226,9 @@ class Segmenter(Predictor):
                 yield logits.softmax(0)
 
         io.write_probabilities(probabilities, slices(), len(self.classes), case)
+        label = self._cleaned(label)
         io.write_label(path, label, case, asked, legend)
+        return label
 
 
 @dataclass(frozen=True)

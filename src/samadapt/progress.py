@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import final
 
 _ON_A_TERMINAL, _ELSEWHERE = 0.2, 30.0  # seconds between two lines
+_WORTH_SAYING = 10.0  # seconds that a work takes at least
 
 
 @final
@@ -45,6 +46,19 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+
+    def measured(self, text: Callable[[str], str], done: float) -> None:
+        """Once, when the first part of the work is done: what `text` makes of the time that all of it takes.
+
+        Nothing is said of work of a few seconds.
+
+        Args:
+            done: as for a call.
+        """
+        whole = (time.monotonic() - self._start) / done
+        if not self._quiet and whole >= _WORTH_SAYING:
+            self.close()
+            print(text(clock(whole)), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Remove the line that is being rewritten."""

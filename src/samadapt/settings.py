@@ -5,6 +5,7 @@ Which numbers they lead to stands where they are used; the names that a name is 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -117,7 +118,12 @@ class SplitOptions(Checked):
     val_labels: int | Literal["official"] | None = option(
         None, "Further labelled patients to choose the best step with (more labels!), or: official."
     )
-    fold: int = option(0, "Fold of splits_final.json.", least=0)
+    fold: int | Literal["all"] = option(
+        0,
+        "Fold that is held out for testing: of splits_final.json, else one of five by patient. `train --fold all` trains, "
+        "predicts and scores every fold.",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,38 @@ class UnlabelledOptions(Checked):
 
 
 @dataclass(frozen=True)
+class PredictOptions(Checked):
+    """Which cases of a data set are predicted, and what is written of each.
+
+    Without `subset` these are the cases that the run's split keeps for scoring, else all. A subset is a part of the data
+    set's official split or, where it has none, of the run's.
+    """
+
+    subset: str | None = option(None, "Part of a data set: train, val, test or all.", names=names.SUBSETS)
+    probabilities: bool = option(False, "Also write class probabilities (.npy).", flag="--probabilities")
+    attention: bool = option(False, "Also draw where a classifier looked (.png).", flag="--attention")
+    pictures: bool = option(
+        False, "Also draw a contact sheet of each case (pictures/CASE.png).", flag="--pictures"
+    )
+    format: str | None = option(
+        None,
+        "Write label maps in this format; else that of the scans, NIfTI for DICOM.",
+        names=names.LABEL_FORMATS,
+    )
+    codes: str | None = option(None, "CSV of class, value, meaning: codes of the classes in a DICOM SEG.")
+    keep_largest: tuple[str, ...] = option(
+        (),
+        "Keep only the largest connected component of these classes: all, none, or names such as LV,RV. Else what "
+        "`train --keep-largest` chose.",
+    )
+    flips: bool = option(
+        False,
+        "Average the answers over flipped slices; for runs that were trained with --augment mirror.",
+        flag="--flips",
+    )
+
+
+@dataclass(frozen=True)
 class StudySettings(Checked):
     """What a study compares: methods at several numbers of labels, with several seeds."""
 
@@ -270,7 +308,8 @@ class NnUNetConfig(Checked):
 TABLES: dict[str, Declarations] = {
     "": {
         **declared(StudySettings),
-        **{name: declared(SplitOptions)[name] for name in ("select", "fold")},
+        "select": declared(SplitOptions)["select"],
+        "fold": dataclasses.replace(declared(SplitOptions)["fold"], kind=int),  # one of a study's settings
     },
     "encoder": declared(LearnerSettings),
     "train": without(declared(TrainConfig), "seed", "devices"),

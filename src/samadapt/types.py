@@ -43,6 +43,10 @@ class Case:
     source: Path | None = None  # the (first) image file; its header is copied to predictions
     format: str | None = None  # of the source, its name in `io.FORMATS`; None: the case is no file
 
+    def slice_in_file(self, index: int) -> int:
+        """The number of slice `index` along the file's own axis, from 0: what a viewer of the file shows."""
+        return self.image.shape[1] - 1 - index if self.flips[0] else index
+
 
 @dataclass(frozen=True)
 class Frame:

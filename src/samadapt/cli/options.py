@@ -9,6 +9,7 @@ import typer
 
 from samadapt import names
 from samadapt.cli.parameters import Of
+from samadapt.cli.results import command
 from samadapt.options import Option
 from samadapt.settings import LearnerSettings, OpenOptions, TrainConfig
 
@@ -81,6 +82,14 @@ def live_note(chosen: Learner) -> str | None:
         f"{STORED_VIEWS} views of each slice are stored; `samadapt train` reads them with --views {STORED_VIEWS}, and otherwise "
         f"runs {chosen.encoder} on a new view in every step"
     )
+
+
+def after_prediction(out: Path, inputs: Path, labelled: bool, pictures: bool) -> str:
+    """What to do with predictions: score them where there may be labels, else look at them."""
+    if labelled:
+        return command("evaluate", out, inputs, "--pictures")
+    looked = f"look at {out / 'pictures'}, or load" if pictures else "load"
+    return f"{looked} a prediction over its scan in 3D Slicer or ITK-SNAP; {command('evaluate', out, 'LABELS')} where you have labels"
 
 
 def check_device(device: str) -> None:

@@ -54,7 +54,7 @@ class _Part:
     make: Callable[[Mapping[str, Any]], Any]  # from the values of all parameters
 
 
-def from_options(function: Callable[..., None]) -> Callable[..., None]:
+def from_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as typer takes it: a parameter for each option."""
     hints = get_type_hints(function, include_extras=True)
     parts = {
@@ -63,8 +63,8 @@ def from_options(function: Callable[..., None]) -> Callable[..., None]:
     }
 
     @functools.wraps(function)
-    def run(**typed: Any) -> None:
-        function(**{name: part.make(typed) for name, part in parts.items()})
+    def run(**typed: Any) -> Any:
+        return function(**{name: part.make(typed) for name, part in parts.items()})
 
     parameters = [parameter for part in parts.values() for parameter in part.parameters]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

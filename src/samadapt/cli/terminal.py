@@ -53,11 +53,9 @@ def split_summary(data: Dataset, split: Split, learner: Learner) -> str:
     patients = sorted({data.groups[i] for i in split.train})
     chosen = ", ".join(patients[:6]) + (", ..." if len(patients) > 6 else "")
     of = f" of {len(patients)} patients" if unit_of(data) == "patient" else ""
-    seen = [f"note: {overlap.text}" for overlap in learner.overlaps(data) if overlap.warns]
     return (
-        f"{data.name} ({data.layout}): {len(data)} cases; {data.group_rule}\n"
-        f"{data.opening.slices}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}\n"
-        + "\n".join([f"encoder {learner.encoder}, head {learner.head}", *seen])
+        f"{data_summary(data)}\n{split.rule}\ntraining on {len(split.train)} cases{of}: {chosen}\n"
+        + "\n".join([f"encoder {learner.encoder}, head {learner.head}", *seen_before(data, learner)])
     )
 
 
@@ -72,6 +70,29 @@ def unlabelled_note(run: Path) -> str | None:
         if told
         else None
     )
+
+
+def data_summary(data: Dataset) -> str:
+    """The layout, the cases and patients, and how volumes are cut."""
+    return (
+        f"{data.name} ({data.layout}): {len(data)} cases, {len(data.labelled_ids)} of them labelled; {data.group_rule}\n"
+        f"{data.opening.slices}"
+    )
+
+
+def seen_before(data: Dataset, learner: Learner) -> list[str]:
+    """What the encoder's training has seen of the data, if anything."""
+    return [f"note: {overlap.text}" for overlap in learner.overlaps(data) if overlap.warns]
+
+
+def store_note(size: int, folder: Path) -> str:
+    """How much of the disk feature maps take, of which some may be there already.
+
+    Args:
+        size: in bytes.
+    """
+    amount = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    return f"feature maps take {amount} of disk in {folder}; those that are there already are used again"
 
 
 def say_warnings_once() -> None:

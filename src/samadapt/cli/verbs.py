@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from samadapt import __version__, names
+from samadapt import names
+from samadapt.cli.app import app
 from samadapt.cli.options import (
     CHECKED,
     Data,
@@ -20,64 +19,31 @@ from samadapt.cli.options import (
     Overwrite,
     Quiet,
     Store,
+    after_prediction,
     check_device,
     choice_note,
     live_note,
     make_learner,
     open_data,
 )
-from samadapt.cli.parameters import Given, Of, from_options
-from samadapt.cli.terminal import (
-    case_line,
-    never_fail_to_print,
-    one_voice,
-    say,
-    say_warnings_once,
-    speaks,
-    split_summary,
-    unlabelled_note,
-)
+from samadapt.cli.parameters import Given, Of
+from samadapt.cli.results import Result, command, verb
+from samadapt.cli.terminal import case_line, data_summary, say
 from samadapt.options import Option
 from samadapt.progress import Progress
-from samadapt.records import SamAdaptError
 from samadapt.settings import (
     LearnerSettings,
     NnUNetConfig,
     OpenOptions,
+    PredictOptions,
     SplitOptions,
     StudySettings,
     TrainConfig,
     UnlabelledOptions,
 )
 
-app = typer.Typer(
-    help="Adapt Segment Anything to medical images: frozen encoder, light prompt-free heads, few labels.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 
-
-def _version(asked: bool) -> None:
-    if asked:
-        print(f"samadapt {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _before(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and stop.")
-    ] = False,
-) -> None:
-    # Threads that wait sleep instead of spinning; read when torch is loaded. Two spinning threads beside another
-    # program made the demo more than five times slower on two cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-@app.command()
-@from_options
+@verb(app)
 def encode(
     data: Data,
     *,
@@ -86,7 +52,7 @@ def encode(
     opening: OpenOptions,
     device: Device,
     quiet: Quiet = False,
-) -> None:
+) -> Result:
     """Run the frozen encoder once and store the maps that a head reads."""
     chosen = make_learner(settings)
     check_device(device)
@@ -102,11 +68,16 @@ def encode(
     report = learner.encode(
         chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet=quiet)
     )
-    say(report.summary(store), quiet)
+    typed = ["--encoder", chosen.encoder, "--head", chosen.head, "--store", store]
+    typed += [] if chosen.views else ["--views", learner.STORED_VIEWS]
+    return Result(
+        {"store": store, "encoder": chosen.encoder, **vars(report)},
+        "" if quiet else report.summary(store),
+        command("train", data, *typed, "--out", f"runs/{chosen.head}"),
+    )
 
 
-@app.command()
-@from_options
+@verb(app)
 def train(
     data: Data,
     out: Out,
@@ -122,93 +93,75 @@ def train(
     opening: OpenOptions,
     store: Store = Path("features"),
     live: Annotated[bool, Option("Run the encoder in every step and store nothing.", flag="--live")] = False,
+    keep_largest: Annotated[
+        bool,
+        Option(
+            "Choose on the selection cases (--select) of which classes predictions keep the largest connected component.",
+            flag="--keep-largest",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
-) -> None:
+) -> Result:
     """Train a head on few labelled patients. Rerunning the same command resumes."""
     given = {"backbone": backbone} if backbone else {}
     chosen = make_learner(dataclasses.replace(settings, options={**settings.options, **given}))
     check_device(config.device)
-    from samadapt.features import FeatureStore, encode_line
-    from samadapt.learner import FitOptions, fit
+    from samadapt.cli.training import TrainingOptions, train_folds, train_once
+    from samadapt.features import FeatureStore
     from samadapt.runs import precision_note
 
     opened = open_data(data, opening, settings.head)
-    split = opened.split(budget.labels, config.seed, budget.select, budget.val_labels, budget.fold)
-    notes = (
-        split_summary(opened, split, chosen),
-        choice_note(settings.encoder, chosen),
-        precision_note(config),
-    )
-    for text in notes:
-        say(text, quiet)
+    say(choice_note(settings.encoder, chosen), quiet)
+    say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
-    run = fit(
-        chosen,
-        opened,
-        split,
-        config,
-        out,
-        maps,
-        FitOptions(overwrite, functools.partial(encode_line, quiet=quiet), unlabelled=scans),
-    )
-    if text := unlabelled_note(run):
-        say(text, quiet)
-    print(f"trained: {run}")
-    say(f"next: samadapt predict {run} FOLDER_OF_SCANS --out predictions/{run.name}", quiet)
+    more = TrainingOptions(overwrite, keep_largest, quiet, scans)
+    if budget.fold == "all":
+        return train_folds(chosen, opened, budget, config, (data, out), maps, more)
+    return train_once(chosen, opened, budget, config, (data, out), maps, more)
 
 
-@app.command()
-@from_options
+@verb(app)
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder of `samadapt train`.")],
     inputs: Annotated[Path, typer.Argument(help="A scan, a folder of scans, or a data set.")],
     out: Out,
     *,
-    subset: Annotated[
-        str | None, Option("Part of a data set: train, val, test or all.", names=names.SUBSETS)
-    ] = None,
-    probabilities: Annotated[
-        bool, Option("Also write class probabilities (.npy).", flag="--probabilities")
-    ] = False,
-    attention: Annotated[
-        bool, Option("Also draw where a classifier looked (.png).", flag="--attention")
-    ] = False,
-    format: Annotated[
-        str | None,
-        Option(
-            "Write label maps in this format; else that of the scans, NIfTI for DICOM.",
-            names=names.LABEL_FORMATS,
-        ),
-    ] = None,
-    codes: Annotated[
-        Path | None, Option("CSV of class, value, meaning: codes of the classes in a DICOM SEG.")
-    ] = None,
+    what: PredictOptions,
     checkpoint: Annotated[str | None, Of(LearnerSettings)],
     taken: Annotated[dict[str, Any], Given(OpenOptions, ("modality", "anonymous", "allow_outside"))],
     device: Device,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
-) -> None:
+) -> Result:
     """Segment (or classify) scans; label maps come in the source's own geometry."""
     check_device(device)
     from samadapt.folders import predict_folder
     from samadapt.inputs import Taken
 
+    progress = case_line("predicted", quiet)
     report = predict_folder(
-        run, inputs, out, subset=subset, probabilities=probabilities, attention=attention, device=device,
-        checkpoint=checkpoint, overwrite=overwrite, progress=case_line("predicted", quiet), format=format, codes=codes,
+        run,
+        inputs,
+        out,
+        **vars(what),
+        device=device,
+        checkpoint=checkpoint,
+        overwrite=overwrite,
+        progress=progress,
         taken=Taken(**taken),
-    )  # fmt: skip
-    print(f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}")
+    )
     for case, message in report.failed.items():
         print(f"samadapt: {case} was not predicted: {message}", file=sys.stderr)
-    if report.failed:
-        raise typer.Exit(1)
+    return Result(
+        {**vars(report), "pictures": out / "pictures" if what.pictures else None},
+        f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}",
+        after_prediction(out, inputs, report.labelled, what.pictures),
+        bool(report.failed),
+    )
 
 
-@app.command()
-@from_options
+@verb(app)
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of `samadapt predict`.")],
     truth: Annotated[Path, typer.Argument(help="The data set, or a folder of label files.")],
@@ -221,37 +174,47 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is not these predictions' table.")
     ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Also draw the worst, the median and the best case.")
+    ] = False,
     quiet: Quiet = False,
-) -> None:
+) -> Result:
     """Score predictions in mm, with a 95 % interval over patients."""
-    from samadapt.evaluation import evaluate_folder, write_evaluation
+    from samadapt.evaluation import draw_evaluation, evaluate_folder, write_evaluation
+    from samadapt.info import record_evaluation
     from samadapt.metrics import format_table
 
     evaluation = evaluate_folder(predictions, truth, case_line("scored", quiet), **taken)
     table = write_evaluation(evaluation, predictions, truth, out, overwrite)
-    print(format_table(evaluation.summary))
-    for text in evaluation.notes:
-        print(f"note: {text}")
-    say(f"scores: {table}", quiet)
+    drawn = draw_evaluation(evaluation, table) if pictures else []
+    recorded = record_evaluation(predictions, table)
+    notes = [f"note: {text}" for text in evaluation.notes]
+    places = [f"scores: {table}", *(f"picture: {path}" for path in drawn)]
+    return Result(
+        {"scores": table, "summary": evaluation.summary, "notes": evaluation.notes, "pictures": drawn},
+        "\n".join([format_table(evaluation.summary), *notes, *([] if quiet else places)]),
+        command("info", recorded)
+        if recorded and pictures
+        else command("evaluate", predictions, truth, "--pictures"),
+    )
 
 
-@app.command()
-@from_options
+@verb(app)
 def demo(
     *,
     out: Out = Path("demo"),
     steps: Annotated[int, Of(TrainConfig)] = 200,
     seed: Annotated[int, Of(TrainConfig)],
     overwrite: Overwrite = False,
-) -> None:
+) -> Result:
     """Phantom data, two labelled patients, a head and a U-Net, scores and pictures: no network needed."""
     from samadapt.demo import run_demo
 
     run_demo(out, steps=steps, seed=seed, overwrite=overwrite)
+    return Result({"out": out}, next=command("check", "YOUR_DATA"))
 
 
-@app.command()
-@from_options
+@verb(app)
 def check(
     data: Data,
     opening: Annotated[
@@ -265,11 +228,9 @@ def check(
     html: Annotated[
         Path | None, Option("Also write a page with pictures of the suspects to this file.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON document.")] = False,
     quiet: Quiet = False,
-) -> None:
+) -> Result:
     """Check pairing, labels, geometry, duplicates, outliers and leakage before training."""
-    import json as documents
     import shutil
 
     from samadapt import check as doctor
@@ -282,17 +243,17 @@ def check(
     progress.close()
     if html is not None:
         doctor.write_page(findings, opened, html)
-    if json:
-        print(documents.dumps(doctor.to_json(findings, opened), indent=1))
-    else:
-        print(doctor.summary(findings, total, shutil.get_terminal_size((120, 24)).columns))
-        say(f"page: {html}" if html else None, quiet)
-    if any(finding.severity == "error" for finding in findings):
-        raise typer.Exit(1)
+    page = [f"page: {html}"] if html and not quiet else []
+    wrong = any(finding.severity == "error" for finding in findings)
+    return Result(
+        doctor.to_json(findings, opened),
+        "\n".join([doctor.summary(findings, total, shutil.get_terminal_size((120, 24)).columns), *page]),
+        "" if wrong else command("train", data, "--out", "runs/first"),
+        failed=wrong,
+    )
 
 
-@app.command()
-@from_options
+@verb(app)
 def experiment(
     data: Data,
     out: Out,
@@ -308,18 +269,19 @@ def experiment(
     jobs: Annotated[int, Option("Cells to run side by side.", least=1)] = 1,
     store: Store = Path("features"),
     quiet: Quiet = False,
-) -> None:
+) -> Result:
     """Compare methods at several numbers of labelled patients, with several seeds. Rerunning the same command resumes."""
     check_device(common.get("device", TrainConfig.device))
     from samadapt import experiment as studies
     from samadapt.features import FeatureStore
     from samadapt.files import demand_writable
-    from samadapt.report import results_table
+    from samadapt.report import results_rows, results_table
 
     for folder, option in ((out, "--out"), (store, "--store")):
         demand_writable(folder, option)
     settings = studies.read_settings(grid) if grid else {}
     opened = open_data(data, opening)
+    say(data_summary(opened), quiet)
     typed = {"encoder": shared, "train": common, "nnunet": nnunet}
     settings |= study | ({"learners": [*heads, *baselines]} if heads or baselines else {})
     settings |= {table: settings.get(table, {}) | given for table, given in typed.items()}
@@ -331,68 +293,12 @@ def experiment(
         say(studies.encoder_note(settings, chosen), quiet)
     progress = None if quiet else print
     outcome = studies.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
-    if outcome.found or outcome.done:
-        print(results_table(out))
     for cell, message in outcome.failed.items() if quiet else ():  # else it was said when it happened
         print(f"samadapt: {cell}: {message}", file=sys.stderr)
-    if outcome.failed:
-        raise typer.Exit(1)
-
-
-@app.command()
-def report(
-    study: Annotated[Path, typer.Argument(help="The --out of `samadapt experiment`.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the report; the study's by default.")
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="A method to compare all others with too.")] = None,
-) -> None:
-    """One HTML page, a tidy table and the curves of a study, from its scores alone."""
-    from samadapt.report import write_report
-
-    print(f"report: {write_report(study, out, against)}")
-
-
-@app.command("list")
-def list_names(
-    what: Annotated[str, typer.Argument(help="What to list: encoders, heads, metrics or settings.")],
-) -> None:
-    """List what there is to choose from: encoders, heads, metrics, and the settings of a study's file."""
-    from samadapt.cli.lists import describe
-
-    print(describe(what))
-
-
-def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2; `--debug` shows the traceback."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    never_fail_to_print()
-    say_warnings_once()
-    one_voice()
-    try:
-        app(args=[a for a in arguments if a != "--debug"], prog_name="samadapt")
-    except KeyboardInterrupt:
-        print(
-            "samadapt: interrupted; what was finished is kept, and the same command goes on", file=sys.stderr
-        )
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        text, code = _said(error)
-        # A mistake of the user's is found by all processes.
-        if speaks() or not isinstance(error, SamAdaptError):
-            print(f"samadapt: {text}", file=sys.stderr)
-        sys.exit(code)
-
-
-def _said(error: Exception) -> tuple[str, int]:
-    """An exception in one line, and the exit code."""
-    if isinstance(error, SamAdaptError):
-        return str(error), 2
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror or error}; check the path and its permissions, or choose another", 2
-    first = (str(error).splitlines() or [""])[0]
-    return f"internal error: {type(error).__name__}: {first}; run again with --debug and report it", 1
+    any_scores = bool(outcome.found or outcome.done)
+    return Result(
+        {**vars(outcome), "results": results_rows(out) if any_scores else []},
+        results_table(out) if any_scores else "",
+        command("report", out) if any_scores else "",
+        bool(outcome.failed),
+    )

@@ -6,4 +6,4 @@ from samadapt.datasets.dataset import Dataset, Entry, case_in_place_of
 from samadapt.datasets.inside import demand_inside
 from samadapt.datasets.layouts import LAYOUTS, find_layout, open_dataset, open_like
 from samadapt.datasets.masks import find_masks, split_masks
-from samadapt.datasets.split import Split, unit_of
+from samadapt.datasets.split import Split, count_folds, unit_of

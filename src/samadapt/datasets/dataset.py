@@ -177,6 +177,15 @@ class Dataset:
         label = self._label(entry, case)
         return case if label is None else dataclasses.replace(case, label=label)
 
+    def depth(self, case_id: str) -> int:
+        """How many slices a case has, from the header of its file."""
+        entry = self.entry(case_id)
+        if entry.row is not None:
+            return 1
+        geometry = io.read_geometry(entry.images[0])
+        (axis, *_), _ = self.opening.plane.place(geometry, entry.images[0])
+        return geometry.shape[axis]
+
     def label(self, case_id: str) -> Tensor | None:
         """The label alone: () int64 or (K,) float32 without reading the image; (D, H, W) uint8 with it."""
         entry = self.entry(case_id)

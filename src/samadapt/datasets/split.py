@@ -191,10 +191,27 @@ def _parts(data: Dataset, fold: int, val_fraction: float) -> tuple[dict[str, lis
 def _random_parts(
     data: Dataset, fold: int, val_fraction: float, unlabelled_test: list[str]
 ) -> tuple[dict[str, list[str]], str]:
+    apart = {data.groups[i] for i in unlabelled_test}
+    blocks = _blocks(data, val_fraction, apart)
+    if not 0 <= fold < len(blocks):
+        raise SamAdaptError(
+            f"fold is {fold}; with val_fraction {val_fraction} there are folds 0..{len(blocks) - 1}"
+        )
+    scored = set(blocks[fold])
+    rest = [i for i in data.ids if data.groups[i] not in scored | apart]
+    val = [i for i in data.ids if data.groups[i] in scored]
+    source = f"{len(scored)} patient{'s'[: len(scored) != 1]} held out for testing (fold {fold}, the same for every seed)"
+    return {"pool": rest, "val": val, "official": []}, source
+
+
+def _blocks(data: Dataset, val_fraction: float, apart: set[str]) -> list[list[str]]:
+    """Of each random fold the patients that it holds out.
+
+    Args:
+        apart: patients of an official test part without labels, who stay out: they are not ours to learn from.
+    """
     if not 0 < val_fraction < 1:
         raise SamAdaptError(f"val_fraction is {val_fraction}; expected a share between 0 and 1, e.g. 0.2")
-    # The patients of an official test part without labels stay out: they are not ours to learn from.
-    apart = {data.groups[i] for i in unlabelled_test}
     groups = _order(data, [i for i in data.labelled_ids if data.groups[i] not in apart], seed=0, salt="val")
     if len(groups) < 2:
         raise SamAdaptError(
@@ -203,15 +220,25 @@ def _random_parts(
         )
     folds = max(2, round(1 / val_fraction))
     size = max(1, round(len(groups) * val_fraction))
-    if not 0 <= fold < folds or fold * size >= len(groups):
+    blocks = [groups[fold * size : (fold + 1) * size] for fold in range(folds)]
+    return [block for block in blocks if block]
+
+
+def count_folds(data: Dataset, val_fraction: float = 0.2) -> int:
+    """How many folds a data set has.
+
+    Raises:
+        SamAdaptError: it has an official part to score on, and so no folds.
+    """
+    if data.folds:
+        return len(data.folds)
+    official = sorted({data.parts[i] or "" for i in data.labelled_ids} & {"test", "val"})
+    if official:
         raise SamAdaptError(
-            f"fold is {fold}; with val_fraction {val_fraction} there are folds 0..{folds - 1}"
+            f"data set {data.name!r} has an official {official[0]} part to score on, and so no folds; leave out --fold all"
         )
-    scored = set(groups[fold * size : (fold + 1) * size])
-    rest = [i for i in data.ids if data.groups[i] not in scored | apart]
-    val = [i for i in data.ids if data.groups[i] in scored]
-    source = f"{len(scored)} patient{'s'[: len(scored) != 1]} held out for testing (fold {fold}, the same for every seed)"
-    return {"pool": rest, "val": val, "official": []}, source
+    apart = {data.groups[i] for i in data.ids if data.parts[i] == "test"}
+    return len(_blocks(data, val_fraction, apart))
 
 
 def _demand_whole_patients(data: Dataset, parts: Mapping[str, Sequence[str]], source: str) -> None:

@@ -112,6 +112,7 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
     training = {i for cell in cells for i in (*cell.split.train, *cell.split.select)}
     pool = {i for cell in cells for i in cell.split.pool}
     wanted = _merged(study, cells, say)
+    say(_disk(study, cells[0].split.val, trained, wanted))
     for views in sorted({encode.maps.views for encode in wanted if not encode.scored} - {1}):
         _tell_few(study, cells, views, say)
     for encode in wanted:
@@ -136,6 +137,17 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
         before = json.loads(path.read_text()) if path.is_file() else {"slices": 0, "bytes": 0, "seconds": 0.0}
         write_json(path, {key: round(value + getattr(report, key), 2) for key, value in before.items()})
         say(f"encoded {report.slices} slices, {report.bytes / 2**20:.0f} MiB, in {clock(report.seconds)}")
+
+
+def _disk(study: Study, scored: tuple[str, ...], trained: tuple[str, ...], wanted: list[Encode]) -> str:
+    """How much of the disk the maps take."""
+    depths = {kind: sum(map(study.data.depth, of)) for kind, of in ((True, scored), (False, trained))}
+    size = sum(encode.maps.bytes_per_slice * depths[encode.scored] for encode in wanted)
+    return (
+        f"feature maps take {size / 2**20:.0f} MiB of disk in {study.store.root}; those that are there already are used again"
+        if size
+        else "no feature maps are stored"
+    )
 
 
 def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from samadapt.encoders import EncoderSpec
-from samadapt.transforms import build_augmentation
+from samadapt.transforms import build_augmentation, pooled_size
 from samadapt.types import SamAdaptError, encoder_taps
 from samadapt.views import View
 
@@ -61,6 +61,16 @@ class MapSpec:
     def unaugmented(self) -> MapSpec:
         """View 0 alone, as for cases that are scored."""
         return dataclasses.replace(self, views=1, augmentation="none")
+
+    @property
+    def bytes_per_slice(self) -> int:
+        """What all views of one slice take in a store."""
+        cells = 0
+        for tap, window in self.taps.items():
+            channels, *size = self.encoder.taps[tap]
+            rows, columns = pooled_size((size[0], size[1]), window)
+            cells += channels * rows * columns
+        return 2 * self.views * cells  # float16
 
     @property
     def key(self) -> str:

@@ -29,6 +29,7 @@ from samadapt.metrics.summaries import (
     clip_interval,
     format_table,
     mean_contributions,
+    mean_dice,
     score_matrix,
     summarise,
 )

@@ -184,6 +184,21 @@ def mean_contributions(values: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------- for the terminal
 
 
+def mean_dice(scores: Iterable[Score]) -> dict[str, tuple[float, str]]:
+    """Case -> (mean Dice of its classes, the same in words); nan where no class of it has a value."""
+    found: dict[str, dict[str, float]] = {}
+    for score in scores:
+        if score.metric == "dsc":
+            found.setdefault(score.case, {})[score.target] = score.value
+    means = {}
+    for case, dice in found.items():
+        known = [value for value in dice.values() if not math.isnan(value)]
+        mean = sum(known) / len(known) if known else math.nan
+        each = ", ".join(f"{name} {value:.2f}" for name, value in dice.items() if not math.isnan(value))
+        means[case] = mean, f"mean Dice {mean:.2f} ({each})" if len(known) > 1 else f"Dice {mean:.2f}"
+    return means
+
+
 def format_table(summaries: Sequence[Summary], confidence: float = 0.95) -> str:
     """Aligned text, one row per target and metric, what is left out beside each mean."""
     head = ["target", "metric", "mean", f"{confidence:.0%} interval", "n", "patients", "undefined", "missed"]

@@ -24,6 +24,7 @@ class Metric:
     low: float = 0.0
     high: float = math.inf
     digits: int = 3
+    task: str = "segmentation"
 
 
 _NSD = f"normalised surface Dice, share of both surfaces within {NSD_TOLERANCE:g} {{}} of the other"
@@ -32,6 +33,7 @@ _ASSD = "average distance between the surfaces, both directions pooled"
 _VOLUME = "predicted minus true volume"
 _AUC = "area under the ROC curve; over classes the unweighted mean of one-vs-rest"
 _ECE = "expected calibration error of the answer's probability, 15 bins"
+_CLASSES = "classification"
 _BRIER = "squared error of the probabilities (multi-class: summed over classes)"
 
 #: Distances need a spacing. Pictures without one get the `_px` names, so the two are never averaged.
@@ -45,15 +47,24 @@ METRICS: dict[str, Metric] = {
     "hd95_px": Metric("Hausdorff distance, 95th percentile (px)", _HD95, digits=2),
     "assd_px": Metric("Average surface distance (px)", _ASSD, digits=2),
     "volume_difference_px": Metric("Predicted minus true volume (px)", _VOLUME, low=-math.inf, digits=0),
-    "auc": Metric("AUC", _AUC, high=1.0),
-    "acc": Metric("Accuracy", "accuracy: highest probability, or above 0.5 (binary, multi-label)", high=1.0),
-    "balanced_accuracy": Metric("Balanced accuracy", "mean sensitivity of the classes", high=1.0),
-    "f1": Metric("F1 score", "F1 score; over classes the unweighted mean", high=1.0),
-    "auprc": Metric("Average precision", "average precision; over classes the unweighted mean", high=1.0),
-    "ece": Metric("Calibration error", _ECE, high=1.0),
-    "brier": Metric("Brier score", _BRIER, high=2.0),
-    "sensitivity": Metric("Sensitivity", "share of the class that was found", high=1.0),
-    "specificity": Metric("Specificity", "share of the rest that was left alone", high=1.0),
+    "auc": Metric("AUC", _AUC, high=1.0, task=_CLASSES),
+    "acc": Metric(
+        "Accuracy",
+        "accuracy: highest probability, or above 0.5 (binary, multi-label)",
+        high=1.0,
+        task=_CLASSES,
+    ),
+    "balanced_accuracy": Metric(
+        "Balanced accuracy", "mean sensitivity of the classes", high=1.0, task=_CLASSES
+    ),
+    "f1": Metric("F1 score", "F1 score; over classes the unweighted mean", high=1.0, task=_CLASSES),
+    "auprc": Metric(
+        "Average precision", "average precision; over classes the unweighted mean", high=1.0, task=_CLASSES
+    ),
+    "ece": Metric("Calibration error", _ECE, high=1.0, task=_CLASSES),
+    "brier": Metric("Brier score", _BRIER, high=2.0, task=_CLASSES),
+    "sensitivity": Metric("Sensitivity", "share of the class that was found", high=1.0, task=_CLASSES),
+    "specificity": Metric("Specificity", "share of the rest that was left alone", high=1.0, task=_CLASSES),
 }
 
 _COLUMNS = ["case", "target", "metric", "value"]

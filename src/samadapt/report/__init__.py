@@ -2,4 +2,4 @@
 
 from samadapt.report.page import write_report
 from samadapt.report.reading import StudyResults, read_study
-from samadapt.report.terminal import results_table
+from samadapt.report.terminal import results_rows, results_table

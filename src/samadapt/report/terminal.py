@@ -33,6 +33,27 @@ def results_table(folder: str | Path) -> str:
     return "\n".join([*lines, *(f"* {overlap.text}" for overlap in study.overlaps)])
 
 
+def results_rows(folder: str | Path) -> list[dict[str, object]]:
+    """The same numbers as data: one row per method, number of labels and seed, and whether its encoder has seen the data."""
+    study = read_study(folder)
+    unlearned = [None] if any(not of.learns for of in study.learners.values()) else []
+    return [
+        {
+            "method": name,
+            "labels": None if level is None else labels_text(level.labels),
+            "seed": seed,
+            "metric": study.leading_metric,
+            "value": float(values.mean()),
+            "overlap": bool(study.note.get("overlaps", {}).get(name)),
+        }
+        for name, of in study.learners.items()
+        for level in (*unlearned, *study.levels)
+        if of.learns == (level is not None)
+        for seed in sorted(study.seeds(name, level))
+        if (values := contributions(study, Side(name, level), study.leading_metric, seeds=[seed])) is not None
+    ]
+
+
 def _field(study: StudyResults, name: str, level: Level | None) -> str:
     """Of one method at one number of labels; None is the column of the methods that learn nothing."""
     if study.learners[name].learns == (level is None):

@@ -33,6 +33,7 @@ from samadapt.tuning import TUNINGS, Tuning, trained_tensors
 from samadapt.types import Head, SamAdaptError
 
 _LOG_EVERY = 10  # steps
+_MEASURED = 10  # steps by which the time of a training is told
 _CURE = "make room, then rerun the same command: it resumes from the last checkpoint"
 
 
@@ -309,6 +310,13 @@ class _Run:
                 lambda loss=loss, done=done: f"{what}: step {done} of {config.steps}, loss {loss:.3f}",  # type: ignore[misc]
                 (loop.step - begun) / (before + config.steps - begun),
             )
+            if loop.step - begun == _MEASURED:
+                progress.measured(
+                    lambda time: (
+                        f"training: about {time} for the {config.steps - begun} steps, measured on the first {_MEASURED}"
+                    ),
+                    _MEASURED / (config.steps - begun),
+                )
         progress.close()
 
     def _update(self, inputs: Sequence[Any], rate: float) -> Tensor:
