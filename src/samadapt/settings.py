@@ -253,6 +253,12 @@ class StudySettings(Checked):
         (1, 2, 5), "Numbers of labelled patients: 1,2,5,all, or shares."
     )
     seeds: int | tuple[int, ...] = option(3, "How many seeds, or a list of seeds.", least=1)
+    quick: bool = option(
+        False,
+        "A first look in about five minutes: one draw of few labels and few steps. Marked as quick in the tables and the "
+        "report.",
+        flag="--quick",
+    )
     stacked: bool = option(False, "Whether the Dice is of all scans of a patient as one.")
     threads: int | None = option(
         None, "Threads of a cell, which change the last digits of its numbers; else cores / jobs.", least=1

@@ -261,7 +261,7 @@ def experiment(
     grid: Annotated[str | None, Option("A TOML file or a preset that holds the study.")] = None,
     heads: Annotated[tuple[str, ...], Option("Heads on the encoder: linear,cnn,autosam.")] = (),
     baselines: Annotated[tuple[str, ...], Option("Methods beside them: unet,simclr,zero_shot.")] = (),
-    study: Annotated[dict[str, Any], Given(StudySettings, ("labels", "seeds"))],
+    study: Annotated[dict[str, Any], Given(StudySettings, ("labels", "seeds", "quick"))],
     shared: Annotated[dict[str, Any], Given(LearnerSettings, ("encoder", "checkpoint", "side"))],
     common: Annotated[dict[str, Any], Given(TrainConfig, ("steps", "device"))],
     nnunet: Annotated[dict[str, Any], Given(NnUNetConfig, ("budget", "bin"))],
@@ -281,6 +281,8 @@ def experiment(
         demand_writable(folder, option)
     settings = studies.read_settings(grid) if grid else {}
     opened = open_data(data, opening)
+    if study.get("quick") and not grid:
+        settings = studies.quick_settings(opened.task)
     say(data_summary(opened), quiet)
     typed = {"encoder": shared, "train": common, "nnunet": nnunet}
     settings |= study | ({"learners": [*heads, *baselines]} if heads or baselines else {})

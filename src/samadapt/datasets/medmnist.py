@@ -11,6 +11,41 @@ from samadapt.datasets.dataset import Entry, Part
 from samadapt.datasets.parsed import ParsedLayout
 from samadapt.types import SamAdaptError
 
+_ORGANS = (
+    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left",
+    "lung-right", "pancreas", "spleen",
+)  # fmt: skip
+#: Data set -> its classes in the order of their numbers, as the `medmnist` package (version 2.1, `info.py`) calls them. The
+#: grades of RetinaMNIST have numbers for names.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "pathmnist": (
+        "adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa",
+        "cancer-associated stroma", "colorectal adenocarcinoma epithelium",
+    ),
+    "chestmnist": (
+        "atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
+        "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia",
+    ),
+    "dermamnist": (
+        "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma", "benign keratosis-like lesions",
+        "dermatofibroma", "melanoma", "melanocytic nevi", "vascular lesions",
+    ),
+    "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+    "pneumoniamnist": ("normal", "pneumonia"),
+    "breastmnist": ("malignant", "normal, benign"),
+    "bloodmnist": (
+        "basophil", "eosinophil", "erythroblast",
+        "immature granulocytes (myelocytes, metamyelocytes and promyelocytes)", "lymphocyte", "monocyte",
+        "neutrophil", "platelet",
+    ),
+    "tissuemnist": (
+        "Collecting Duct, Connecting Tubule", "Distal Convoluted Tubule", "Glomerular endothelial cells",
+        "Interstitial endothelial cells", "Leukocytes", "Podocytes", "Proximal Tubule Segments",
+        "Thick Ascending Limb",
+    ),
+    **dict.fromkeys(("organamnist", "organcmnist", "organsmnist"), _ORGANS),
+}  # fmt: skip
+
 _PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
@@ -54,12 +89,18 @@ def read_npz(path: Path, label_column: str | None) -> ParsedLayout:
     ]
     return ParsedLayout(
         entries=entries,
-        classes=tuple(map(str, range(count))),
+        classes=_names(path, count),
         channel_names=("red", "green", "blue") if colours.pop() else ("image",),
         multilabel=multilabel,
         window="none",
         depth="uint8",
     )
+
+
+def _names(path: Path, count: int) -> tuple[str, ...]:
+    """The names of the classes, where the file is called as one of MedMNIST's (also `NAME_64.npz`) and has as many."""
+    known = CLASSES.get(io.case_name(path).lower().partition("_")[0], ())
+    return known if len(known) == count else tuple(map(str, range(count)))
 
 
 def _check_images(arrays: io.NpzArrays, part: Part) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from samadapt.encoders import first_with_weights
 from samadapt.experiment.grid import Grid
 from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.experiment.registry import BaselineOptions, build_methods, reading_heads
@@ -27,6 +28,8 @@ from samadapt.settings import (
 from samadapt.types import PIXELS, SamAdaptError
 from samadapt.unlabelled import POOL
 
+#: That run in milliseconds, the better first; the others would take more than the five minutes on a CPU.
+_QUICK_ENCODERS = ("imagenet_lite0", "sam_nano")
 _PRESETS = Path(__file__).parent / "presets"
 _TABLES: dict[str, Declarations] = {**TABLES, "unet": options_of(HEADS["unet"])}
 _TOP = _TABLES.pop("")
@@ -63,6 +66,13 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
+def quick_settings(task: str) -> dict[str, Any]:
+    """The study of `--quick` for a task."""
+    settings = read_settings(f"quick_{task}")
+    settings["encoder"]["encoder"] = first_with_weights(_QUICK_ENCODERS)
+    return settings
+
+
 def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfig]:
     """The grid and the common training configuration; unknown keys and wrong values are errors.
 
@@ -94,7 +104,7 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
         tuple(None if n == "all" else n for n in study.labels),
         tuple(range(study.seeds)) if isinstance(study.seeds, int) else study.seeds,
         encoder=base.encoder,
-        **{name: top[name] for name in ("select", "fold", "stacked", "threads") if name in top},
+        **{name: top[name] for name in ("select", "fold", "quick", "stacked", "threads") if name in top},
     )
     return grid, TrainConfig(**tables["train"])
 

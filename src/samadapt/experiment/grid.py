@@ -40,6 +40,7 @@ class Grid:
     fold: int = 0
     stacked: bool = False  # Dice of all scans of a patient as one, as AutoSAM's authors; not in mm
     encoder: str = ""  # that the learners read who name none of their own
+    quick: bool = False  # a first look, and marked as one
     threads: int | None = None  # of a cell; changes the last digits, so a study keeps it. None: cores / jobs
 
     def __post_init__(self) -> None:
@@ -176,6 +177,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
             name: {"spec": method.spec, "role": method.role, "learns": method.learns}
             for name, method in grid.methods.items()
         },
+        "quick": grid.quick,
         "encoder": grid.encoder,
         "encoders": _fingerprints(grid.methods),
         "environment": environment(),
@@ -219,6 +221,7 @@ def _demand_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     pairs += [(f"data {key}", before["data"].get(key), value) for key, value in told.items()]
     pairs += [(key, before["protocol"].get(key), value) for key, value in now["protocol"].items()]
     pairs += [("threads", before.get("threads"), now["threads"])]
+    pairs += [("length (--quick)", before.get("quick", False), now["quick"])]
     shared = set(before["learners"]) & set(now["learners"])
     for name in sorted(shared):
         old, new = before["learners"][name], now["learners"][name]

@@ -116,7 +116,8 @@ def _context(
     )
     one_seed = max((len(study.seeds(n, x)) for n, x in means), default=0) < 2
     return {
-        "title": f"Few-label study of {study.note['data']['name']}",
+        "title": f"Few-label study of {study.note['data']['name']}" + (" (quick)" if study.quick else ""),
+        "quick": study.quick,
         "verdict": verdict,
         "shown": shown,
         "unit": study.unit,

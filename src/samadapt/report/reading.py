@@ -117,6 +117,16 @@ class StudyResults:
         return "auc" if self.classification else "dsc"
 
     @property
+    def quick(self) -> str:
+        """What to say of a study that was a first look; nothing of others."""
+        if not self.note.get("quick"):
+            return ""
+        return (
+            "quick: a first look with few labels, one draw and few steps. It shows whether the data are read well and "
+            "anything is learned, and not which method is better"
+        )
+
+    @property
     def unit(self) -> str:
         """The unit of labelling and resampling: "patient", or "case" where nothing says which cases are of one patient."""
         known = self.note["protocol"].get("stacked") or self.cases != self.groups

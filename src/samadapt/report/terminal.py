@@ -30,7 +30,8 @@ def results_table(folder: str | Path) -> str:
     lines = [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]
     ]
-    return "\n".join([*lines, *(f"* {overlap.text}" for overlap in study.overlaps)])
+    quick = [study.quick] if study.quick else []
+    return "\n".join([*lines, *(f"* {overlap.text}" for overlap in study.overlaps), *quick])
 
 
 def results_rows(folder: str | Path) -> list[dict[str, object]]:
@@ -44,6 +45,7 @@ def results_rows(folder: str | Path) -> list[dict[str, object]]:
             "seed": seed,
             "metric": study.leading_metric,
             "value": float(values.mean()),
+            "quick": bool(study.quick),
             "overlap": bool(study.note.get("overlaps", {}).get(name)),
         }
         for name, of in study.learners.items()
