@@ -49,7 +49,7 @@ class Course:
         """Says that the loss had hardly fallen and was still falling when the training ended; None where it was not so.
 
         The end of the curve alone does not tell: the learning rate falls to nothing there, and values of single batches
-        scatter. The limits are measured: decision 021.
+        scatter. The limits are measured: decision 022.
         """
         loss = self.loss
         if not loss:

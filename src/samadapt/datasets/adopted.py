@@ -70,8 +70,8 @@ def _classes(
     expected = opening.stored_classes or opening.classes
     if found.classes == expected or not found.classes_declared:
         return tuple(entries)
-    if expected == tuple(map(str, range(len(found.classes)))):
-        return entries  # numbered: a run from before its data set's classes were known by name
+    if found.classes_once_numbered and expected == tuple(map(str, range(len(found.classes)))):
+        return tuple(entries)  # the run is from before they had names
     unknown = [name for name in found.classes if name not in expected]
     if opening.task == "classification" and not opening.multilabel and not found.multilabel and not unknown:
         # A part of the classes, perhaps in another order.

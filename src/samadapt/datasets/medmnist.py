@@ -90,6 +90,7 @@ def read_npz(path: Path, label_column: str | None) -> ParsedLayout:
     return ParsedLayout(
         entries=entries,
         classes=_names(path, count),
+        classes_once_numbered=True,
         channel_names=("red", "green", "blue") if colours.pop() else ("image",),
         multilabel=multilabel,
         window="none",

@@ -32,6 +32,7 @@ class ParsedLayout:
 
     entries: Sequence[Entry]
     classes: tuple[str, ...]
+    classes_once_numbered: bool = False  # earlier versions called them 0, 1, ...
     classes_declared: bool = True  # by the data set; False where they were made from the values in the masks
     name: str | None = None
     channel_names: tuple[str, ...] = ("image",)
