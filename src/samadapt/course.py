@@ -60,8 +60,8 @@ class Course:
         if parts[-1] <= _HIGH * parts[0] or (len(loss) >= _PARTS and (rests or not falls)):
             return None
         return (
-            f"too few steps: the loss had only come from {parts[0]:.3g} to {parts[-1]:.3g} when the training ended after "
-            f"{self.steps[-1]} steps; train longer (--steps {max(300, 4 * self.steps[-1])})"
+            f"too few steps: the loss was {parts[0]:.3g} at the beginning of the {self.steps[-1]} steps and {parts[-1]:.3g} at "
+            f"their end; train longer (--steps {max(300, 4 * self.steps[-1])})"
         )
 
 
