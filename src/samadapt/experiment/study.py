@@ -109,15 +109,12 @@ def _silent(text: str) -> None:
 def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None:
     """All maps that the cells will read: each encoder runs once over each image and view."""
     report = EncodeReport()
-    training = {i for cell in cells for i in (*cell.split.train, *cell.split.select)}
-    pool = {i for cell in cells for i in cell.split.pool}
     wanted = _merged(study, cells, say)
-    say(_disk(study, cells[0].split.val, trained, wanted))
+    say(_disk(study, cells, wanted))
     for views in sorted({encode.maps.views for encode in wanted if not encode.scored} - {1}):
         _tell_few(study, cells, views, say)
     for encode in wanted:
-        trained = tuple(i for i in study.data.ids if i in training or (encode.pool and i in pool))
-        cases = study.data[cells[0].split.val if encode.scored else trained]
+        cases = study.data[_read_by(study, cells, encode)]
         try:
             one = study.store.encode(
                 cases,
@@ -139,10 +136,21 @@ def _encode(study: Study, cells: list[Cell], device: str, say: Progress) -> None
         say(f"encoded {report.slices} slices, {report.bytes / 2**20:.0f} MiB, in {clock(report.seconds)}")
 
 
-def _disk(study: Study, scored: tuple[str, ...], trained: tuple[str, ...], wanted: list[Encode]) -> str:
+def _read_by(study: Study, cells: list[Cell], encode: Encode) -> tuple[str, ...]:
+    """The cases whose maps these are."""
+    if encode.scored:
+        return cells[0].split.val
+    wanted = {i for cell in cells for i in (*cell.split.train, *cell.split.select)}
+    wanted |= {i for cell in cells for i in cell.split.pool} if encode.pool else set()
+    return tuple(i for i in study.data.ids if i in wanted)
+
+
+def _disk(study: Study, cells: list[Cell], wanted: list[Encode]) -> str:
     """How much of the disk the maps take."""
-    depths = {kind: sum(map(study.data.depth, of)) for kind, of in ((True, scored), (False, trained))}
-    size = sum(encode.maps.bytes_per_slice * depths[encode.scored] for encode in wanted)
+    size = sum(
+        encode.maps.bytes_per_slice * sum(map(study.data.depth, _read_by(study, cells, encode)))
+        for encode in wanted
+    )
     return (
         f"feature maps take {size / 2**20:.0f} MiB of disk in {study.store.root}; those that are there already are used again"
         if size
