@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from samadapt.files import replacing
 
 _INCHES = 2.8  # width of a slice on a sheet
+_LETTERS = 44  # of a title above it, in a line
 # Okabe and Ito's palette: told apart with every common colour vision.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
@@ -144,7 +145,8 @@ def _draw_panel(axis: Axes, panel: Panel, n_classes: int) -> None:
     axis.imshow(
         image, cmap=None if colour else "gray", vmin=0, vmax=None if colour else 255, aspect=panel.aspect
     )
-    axis.set_title(panel.title, fontsize=8.5)
+    lines = [textwrap.fill(line, _LETTERS) for line in panel.title.splitlines()]
+    axis.set_title("\n".join(lines), fontsize=8.5)
     if panel.label is not None:
         draw_outlines(axis, panel.label, n_classes)
 

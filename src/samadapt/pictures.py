@@ -244,7 +244,7 @@ def _look_at_classes(model: Classifier, cases: Sequence[Case], title: str) -> Fi
 
 
 def class_text(values: np.ndarray, truth: object, classes: Sequence[str]) -> str:
-    """ "benign, answer malignant (0.93)".
+    """ "reference benign, answer malignant (0.93)".
 
     Args:
         values: (K,) probabilities.
@@ -254,6 +254,6 @@ def class_text(values: np.ndarray, truth: object, classes: Sequence[str]) -> str
     if target.ndim:
         names = [n for n, x in zip(classes, target, strict=True) if x >= 0.5] or ["none"]
         answers = [f"{n} ({v:.2f})" for n, v in zip(classes, values, strict=True) if v >= 0.5] or ["none"]
-        return f"{', '.join(names)}, answer {', '.join(answers)}"
+        return f"reference {', '.join(names)}, answer {', '.join(answers)}"
     best = int(np.argmax(values))
-    return f"{classes[int(target)]}, answer {classes[best]} ({values[best]:.2f})"
+    return f"reference {classes[int(target)]}, answer {classes[best]} ({values[best]:.2f})"

@@ -100,7 +100,7 @@ def read_npz(path: Path, label_column: str | None) -> ParsedLayout:
 
 def _names(path: Path, count: int) -> tuple[str, ...]:
     """The names of the classes, where the file is called as one of MedMNIST's (also `NAME_64.npz`) and has as many."""
-    known = CLASSES.get(io.case_name(path).lower().partition("_")[0], ())
+    known = CLASSES.get(path.stem.lower().partition("_")[0], ())
     return known if len(known) == count else tuple(map(str, range(count)))
 
 
