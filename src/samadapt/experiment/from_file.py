@@ -68,7 +68,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 def quick_settings(task: str) -> dict[str, Any]:
     """The study of `--quick` for a task."""
-    settings = read_settings(f"quick_{task}")
+    settings = read_settings(_PRESETS / "quick" / f"{task}.toml")
     settings["encoder"]["encoder"] = first_with_weights(_QUICK_ENCODERS)
     return settings
 
