@@ -41,6 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "phantom": {"files", "io"},
     "postprocessing": {"files"},
     "course": set(),
+    "scoring": {"metrics"},
     "flips": {"prediction", "transforms"},
     "pictures": {"course", "figures", "prediction", "transforms"},
     "finishing": {"course", "datasets", "pictures", "postprocessing", "prediction"},
@@ -105,7 +106,6 @@ ROOMS: dict[str, set[str]] = {
         "io",
         "opening",
         "transforms",
-        "metrics",
         "encoders",
         "heads",
         "postprocessing",
@@ -157,7 +157,7 @@ ROOMS: dict[str, set[str]] = {
         "overlap",
         "pictures",
         "predicted",
-        "prediction",
+        "scoring",
         "runs",
     },
     "experiment": {
@@ -181,6 +181,7 @@ ROOMS: dict[str, set[str]] = {
         "transforms",
         "tuning",
         "figures",
+        "scoring",
     },
     "demo": {
         "encoders",

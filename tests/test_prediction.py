@@ -10,7 +10,8 @@ from samadapt import prediction
 from samadapt.features import FeatureStore, MapSpec, Pairs
 from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
-from samadapt.prediction import Classifier, Segmenter, build_predictor, load_run, score_labels
+from samadapt.prediction import Classifier, Segmenter, build_predictor, load_run
+from samadapt.scoring import score_labels
 from samadapt.training import TrainConfig, train
 from samadapt.types import Head, SamAdaptError
 

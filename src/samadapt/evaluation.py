@@ -36,7 +36,7 @@ from samadapt.metrics import (
 from samadapt.overlap import names_of, of_own_weights, overlaps
 from samadapt.pictures import Answered, class_text, draw_classified, draw_extremes
 from samadapt.predicted import Predictions, demand_finished, read_predictions
-from samadapt.prediction import score_labels
+from samadapt.scoring import score_labels
 from samadapt.types import Case, SamAdaptError, Score
 
 Progress = Callable[[str], None]

@@ -18,13 +18,12 @@ from samadapt.ahead import ahead
 from samadapt.encoders import ENCODERS, EncoderSpec, version_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
-from samadapt.metrics import score_case
 from samadapt.opening import Opening
 from samadapt.postprocessing import keep_largest
 from samadapt.runs import load_state, pick_device, read_config
 from samadapt.transforms import identity_of, to_original
 from samadapt.tuning import TUNINGS
-from samadapt.types import IDENTITY, PIXELS, Case, Frame, Head, SamAdaptError, Score
+from samadapt.types import IDENTITY, PIXELS, Case, Frame, Head, SamAdaptError
 from samadapt.views import CaseView, View
 
 Maps = Mapping[str, np.ndarray]  # tap -> (V, D, C, h, w), as a FeatureStore reads them
@@ -375,31 +374,3 @@ def _demand_same_network(name: str, fingerprint: str, run: Path) -> None:
 def build_predictor(model: AdaptedModel, opening: Opening) -> Segmenter | Classifier:
     """From parts already built."""
     return _PREDICTORS[model.head.task](model.eval(), opening)
-
-
-# ---------------------------------------------------------------- scores
-
-
-def score_labels(predictions: Iterable[tuple[Case, np.ndarray]], classes: Sequence[str]) -> list[Score]:
-    """Every metric of every case, in the file's own geometry.
-
-    Args:
-        predictions: a labelled case and its predicted label map (D, H, W).
-        classes: names by label value; value 0 is the background and is not scored.
-    """
-    scores: list[Score] = []
-    for case, label in predictions:
-        scores += score_case(case.id, label, truth_of(case, label), case.spacing_mm, classes)
-    return scores
-
-
-def truth_of(case: Case, answer: np.ndarray) -> np.ndarray:
-    """(D, H, W): the label of a case, once it is certain that an answer can be compared with it."""
-    if case.label is None:
-        raise SamAdaptError(f"case {case.id!r} has no label: it cannot be scored")
-    if answer.shape != tuple(case.label.shape):
-        raise SamAdaptError(
-            f"the answer for {case.id!r} has shape {answer.shape}, its label {tuple(case.label.shape)}; "
-            "predict this very file, not a resampled copy"
-        )
-    return case.label.numpy()

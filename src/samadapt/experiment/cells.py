@@ -27,7 +27,7 @@ from samadapt.experiment.previews import PreviewWriter, keep_saliency
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
 from samadapt.metrics import check_cell_scores, score_case, score_predictions, write_cell_scores
-from samadapt.prediction import score_labels, truth_of
+from samadapt.scoring import score_labels, truth_of
 from samadapt.transforms import seeded
 from samadapt.types import Case, SamAdaptError, Score
 
