@@ -13,7 +13,7 @@ import torch
 
 from samadapt.adapted import AdaptedModel
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights
+from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_cheap
 from samadapt.features import EncodeReport, FeatureStore, MapSpec, Pairs
 from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head, starts_from_decoder
@@ -110,8 +110,7 @@ def default_views(encoder: str, augment: str) -> int:
 
     Few pictures with few stored views are learned by heart (decision 016).
     """
-    cheap = encoder in ENCODERS and ENCODERS[encoder].cheap
-    return 0 if cheap and augment != "none" else STORED_VIEWS
+    return 0 if is_cheap(encoder) and augment != "none" else STORED_VIEWS
 
 
 def default_encoder(*heads: str, here: bool = True) -> str:

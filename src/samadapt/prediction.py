@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samadapt import io
 from samadapt.adapted import AdaptedModel
 from samadapt.ahead import ahead
-from samadapt.encoders import ENCODERS, EncoderSpec, version_in
+from samadapt.encoders import ENCODERS, EncoderSpec, versions_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
@@ -23,7 +23,7 @@ from samadapt.postprocessing import keep_largest
 from samadapt.runs import load_state, pick_device, read_config
 from samadapt.transforms import identity_of, to_original
 from samadapt.tuning import TUNINGS
-from samadapt.types import IDENTITY, PIXELS, Case, Frame, Head, SamAdaptError
+from samadapt.types import IDENTITY, PIXELS, Case, Frame, Head, SamAdaptError, encoder_names
 from samadapt.views import CaseView, View
 
 Maps = Mapping[str, np.ndarray]  # tap -> (V, D, C, h, w), as a FeatureStore reads them
@@ -362,13 +362,14 @@ def _described(run: Path) -> Iterator[None]:
 
 
 def _demand_same_network(name: str, fingerprint: str, run: Path) -> None:
-    """Before its weights are looked for: whether an encoder still computes what it did."""
-    entry = ENCODERS.get(name)
-    if entry is not None and (then := version_in(fingerprint)) != entry.version:
-        raise SamAdaptError(
-            f"{run} was trained on encoder {name!r} of another version of samadapt, which gave other maps from the same "
-            f"weights ({then} there, {entry.version} now); train again"
-        )
+    """Before its weights are looked for: whether an encoder, or each of several, still computes what it did."""
+    for one, then in zip(encoder_names(name), versions_in(fingerprint), strict=True):
+        entry = ENCODERS.get(one)
+        if entry is not None and then != entry.version:
+            raise SamAdaptError(
+                f"{run} was trained on encoder {one!r} of another version of samadapt, which gave other maps from the same "
+                f"weights ({then} there, {entry.version} now); train again"
+            )
 
 
 def build_predictor(model: AdaptedModel, opening: Opening) -> Segmenter | Classifier:

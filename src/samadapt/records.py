@@ -13,6 +13,14 @@ IGNORED = 255
 Role = Literal["contender", "baseline", "control", "oracle"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
+#: Between the names of encoders that are read together.
+TOGETHER = "+"
+
+
+def encoder_names(encoder: str) -> tuple[str, ...]:
+    """ "lite_medsam+imagenet_lite0" -> the names of both; of one encoder, its own."""
+    return tuple(encoder.split(TOGETHER))
+
 
 @dataclass(frozen=True)
 class Score:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from samadapt import names
 from samadapt.options import Checked, Declarations, declared, option, without
-from samadapt.records import SamAdaptError
+from samadapt.records import TOGETHER, SamAdaptError
 
 #: Epochs -> nnU-Net's trainer class of that length: the length of a training is the choice of a class there.
 TRAINERS = {
@@ -72,8 +72,10 @@ class LearnerSettings(Checked):
     head: str = option("fused", "Head to train; see `samadapt list heads`.", names=names.HEADS)
     encoder: str = option(
         "",
-        "Encoder to read; see `samadapt list encoders`. Else the one that suits the head and has its weights here.",
+        "Encoder to read; see `samadapt list encoders`. Else the one that suits the head and has its weights here. Several "
+        "joined by + are read together by the head fused: lite_medsam+imagenet_lite0.",
         names=names.ENCODERS,
+        joined_by=TOGETHER,
     )
     checkpoint: str | None = option(
         None, 'The encoder\'s weights: a .pth file, a Hugging Face folder, or "random".'

@@ -16,7 +16,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from samadapt.records import IGNORED, SamAdaptError, SamAdaptWarning, Score  # noqa: F401  # for every module
+from samadapt.records import (  # noqa: F401  # for every module
+    IGNORED,
+    TOGETHER,
+    SamAdaptError,
+    SamAdaptWarning,
+    Score,
+    encoder_names,
+)
 
 Task = Literal["segmentation", "classification"]
 
@@ -67,6 +74,22 @@ def encoder_taps(reads: Mapping[str, int]) -> dict[str, int]:
 
 #: Of an encoder's maps: name -> (C, h, w).
 Taps = Mapping[str, tuple[int, int, int]]
+
+
+def tap_of(encoder: str, tap: str) -> str:
+    """What a map is called where several encoders are read: "lite_medsam:neck"; of a single one (""), as it is."""
+    return f"{encoder}:{tap}" if encoder else tap
+
+
+def by_encoder(taps: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The inverse of `tap_of`: encoder ("" where there is one only) -> {its own tap: what was given for it}."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in encoder_taps(taps).items():
+        encoder, _, tap = name.rpartition(":")
+        found.setdefault(encoder, {})[tap] = value
+    return found
+
+
 #: Means and deviations of the three channels: picture * deviations + means is in 0..255.
 Units = tuple[tuple[float, float, float], tuple[float, float, float]]
 ZERO_TO_ONE: Units = ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))

@@ -13,7 +13,7 @@ from samadapt.check.findings import Finding
 from samadapt.datasets import Dataset, Split
 from samadapt.datasets.patient_names import alike
 from samadapt.overlap import overlaps_of, training_of
-from samadapt.types import IGNORED, Case, SamAdaptError
+from samadapt.types import IGNORED, Case, SamAdaptError, encoder_names
 
 _CROWDED = 10  # more cases of one patient than this are looked at
 _FEWEST_BEGINNINGS = 3  # beginnings of names that differ so little are no patients
@@ -74,7 +74,8 @@ def check_whole(data: Dataset, seen: Seen, encoder: str | None) -> Iterator[Find
     yield from _left_out(data)
     yield from _splits(data)
     if encoder is not None:
-        yield from _overlap(data, encoder)
+        for one in encoder_names(encoder):
+            yield from _overlap(data, one)
 
 
 def _classes(data: Dataset, seen: Seen) -> Iterator[Finding]:

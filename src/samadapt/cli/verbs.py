@@ -31,6 +31,7 @@ from samadapt.cli.results import Result, command, verb
 from samadapt.cli.terminal import case_line, data_summary, say
 from samadapt.options import Option
 from samadapt.progress import Progress
+from samadapt.records import TOGETHER
 from samadapt.settings import (
     LearnerSettings,
     NnUNetConfig,
@@ -223,7 +224,11 @@ def check(
     ],
     encoder: Annotated[
         str | None,
-        Option("Also say what the training of this encoder has seen of the data.", names=names.ENCODERS),
+        Option(
+            "Also say what the training of this encoder has seen of the data.",
+            names=names.ENCODERS,
+            joined_by=TOGETHER,
+        ),
     ] = None,
     html: Annotated[
         Path | None, Option("Also write a page with pictures of the suspects to this file.")

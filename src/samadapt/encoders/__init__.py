@@ -1,5 +1,12 @@
 """Image encoders: a table of them, and how one is named (`EncoderSpec`) and loaded (`Extractor`)."""
 
 from samadapt.encoders.entry import EncoderEntry
-from samadapt.encoders.spec import EncoderSpec, Extractor, first_with_weights, load_encoder, version_in
+from samadapt.encoders.spec import (
+    EncoderSpec,
+    Extractor,
+    first_with_weights,
+    is_cheap,
+    load_encoder,
+    versions_in,
+)
 from samadapt.encoders.table import ENCODERS

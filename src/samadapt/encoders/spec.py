@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.encoders.table import ENCODERS
+from samadapt.encoders.together import Together, common_side, find_entries
 from samadapt.transforms import pool_taps
-from samadapt.types import PIXELS, SamAdaptError, Taps, encoder_taps
+from samadapt.types import PIXELS, TOGETHER, SamAdaptError, Taps, encoder_names, encoder_taps, tap_of
 from samadapt.views import View
 from samadapt.views.prepare import find_prepare
 from samadapt.weights import RANDOM, State, identity, locate
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
+_BETWEEN = f" {TOGETHER} "  # the fingerprints of encoders that are read together
 
 
 @final
@@ -29,7 +31,8 @@ class EncoderSpec:
     """Everything that decides an encoder's maps, and no weights: cheap, hashable, JSON-able.
 
     Args:
-        name: a key of `ENCODERS`.
+        name: a key of `ENCODERS`, or several joined by "+": each sees one square as its own weights want it prepared, and
+            their maps are called "lite_medsam:neck", "imagenet_lite0:stride4", ...
         checkpoint: a file, a folder of transformers, `OWNER/NAME@REVISION` of the hub, or the word "random" for untrained
             weights; None for the encoder's own.
         side: S in pixels; None is the encoder's own.
@@ -50,53 +53,83 @@ class EncoderSpec:
     dtype: str = FLOAT32
 
     def __post_init__(self) -> None:
-        if self.name not in ENCODERS:
-            raise SamAdaptError(f"unknown encoder {self.name!r}; known: {', '.join(sorted(ENCODERS))}")
-        if self.entry.one_preparation and self.prepare not in (None, self.entry.prepare):
-            raise SamAdaptError(
-                f"encoder {self.name!r} has one way to prepare images; leave out prepare {self.prepare!r}"
-            )
-        if self.checkpoint is not None and self.entry.published is None:
-            raise SamAdaptError(
-                f"encoder {self.name!r} has no weights; leave out the checkpoint {str(self.checkpoint)!r}"
-            )
-        if self.dtype not in (FLOAT32, BFLOAT16):
-            raise SamAdaptError(f"dtype is {self.dtype!r}; expected {FLOAT32} or {BFLOAT16}")
-        published = self.entry.published
+        entries = find_entries(self.name)
+        published, prepare = entries[0].published, TOGETHER.join(entry.prepare for entry in entries)
+        self._check(len(entries) == 1, prepare)
         own = self.checkpoint is None or (
             published is not None and str(self.checkpoint) == published.identity
         )
         fixed = {
             "checkpoint": None if own else str(self.checkpoint),
-            "side": self.entry.fitted_side(self.side),
-            "prepare": self.prepare or self.entry.prepare,
+            "side": common_side(entries, self.side),
+            "prepare": self.prepare or prepare,
             "seed": self.seed if self.checkpoint == RANDOM else 0,
-            "dtype": FLOAT32
-            if self.entry.published is None
-            else self.dtype,  # one without weights computes nothing
+            "dtype": FLOAT32 if published is None else self.dtype,  # one without weights computes nothing
         }
         for name, value in fixed.items():
             object.__setattr__(self, name, value)
         find_prepare(self.prepare)
 
+    def _check(self, single: bool, prepare: str) -> None:
+        """Refuse what does not go together.
+
+        Args:
+            prepare: the encoder's own, or those of several.
+        """
+        one_preparation = not single or self.entry.one_preparation
+        if one_preparation and self.prepare not in (None, prepare):
+            raise SamAdaptError(
+                f"encoder {self.name!r} has one way to prepare images; leave out prepare {self.prepare!r}"
+            )
+        if not single and self.checkpoint not in (None, RANDOM):
+            raise SamAdaptError(
+                f"encoder {self.name!r} is several encoders, which read their own weights, and checkpoint "
+                f"{str(self.checkpoint)!r} is for one; leave it out, or name one encoder"
+            )
+        if single and self.checkpoint is not None and self.entry.published is None:
+            raise SamAdaptError(
+                f"encoder {self.name!r} has no weights; leave out the checkpoint {str(self.checkpoint)!r}"
+            )
+        if self.dtype not in (FLOAT32, BFLOAT16):
+            raise SamAdaptError(f"dtype is {self.dtype!r}; expected {FLOAT32} or {BFLOAT16}")
+
     @property
     def entry(self) -> EncoderEntry:
-        """Its line of the table."""
+        """Its line of the table, where it is one encoder."""
         return ENCODERS[self.name]
 
     @property
+    def parts(self) -> dict[str, EncoderSpec]:
+        """The encoders that are read, each as it is by itself, by the name that their maps bear (`types.tap_of`)."""
+        names = encoder_names(self.name)
+        if len(names) == 1:
+            return {"": self}
+        rest = {"checkpoint": self.checkpoint, "side": self.side, "seed": self.seed, "dtype": self.dtype}
+        return {name: EncoderSpec(name, **rest) for name in names}  # type: ignore[arg-type]
+
+    @property
     def taps(self) -> Taps:
-        """Name -> (C, h, w); always has "pixels": (3, S, S)."""
-        return {PIXELS: (3, self.side, self.side), **self.entry.taps(self.side)}
+        """Name -> (C, h, w); always has "pixels": (3, S, S), or 3 channels for each of several encoders."""
+        parts = self.parts
+        maps = {
+            tap_of(name, tap): shape for name, part in parts.items()
+            for tap, shape in part.entry.taps(self.side).items()
+        }  # fmt: skip
+        return {PIXELS: (3 * len(parts), self.side, self.side), **maps}
 
     @property
     def pretrained(self) -> bool:
         """Whether its weights come from a training; False where they are drawn, or where it has none."""
-        return self.checkpoint != RANDOM and self.entry.published is not None
+        published = all(entry.published is not None for entry in find_entries(self.name))
+        return self.checkpoint != RANDOM and published
 
     @property
     def fingerprint(self) -> str:
         """Of everything that changes the numbers. No network is built for it; a file is read once, for its hash."""
+        return _BETWEEN.join(part._fingerprint for part in self.parts.values())
+
+    @property
+    def _fingerprint(self) -> str:
         which = identity(self.checkpoint, self.entry.published, self._whose, self.seed)
         # With the name: two of a family may be drawn from one seed.
         return (
@@ -112,8 +145,12 @@ class EncoderSpec:
         return View(window, self.prepare, self.side, augmentation)
 
     def decoder_state(self) -> State:
-        """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`; empty without one."""
-        return dict(_decoder_state(self, self.fingerprint)) if self.pretrained else {}
+        """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`; empty without one.
+
+        Several encoders have none: each decoder was trained on the maps of one.
+        """
+        own = self.pretrained and len(self.parts) == 1
+        return dict(_decoder_state(self, self.fingerprint)) if own else {}
 
     def load(
         self, reads: Mapping[str, int] | None = None, device: str | torch.device = "cpu", drawn: bool = False
@@ -124,6 +161,12 @@ class EncoderSpec:
             reads: tap -> pooling window, as a head declares it; None for all taps as they are.
             drawn: with untrained weights in any case, since others will be put in.
         """
+        networks = {name: part._network(drawn) for name, part in self.parts.items()}
+        network = networks[""] if "" in networks else Together(networks)
+        return Extractor(self, network, reads).requires_grad_(False).eval().to(device)
+
+    def _network(self, drawn: bool) -> nn.Module:
+        """Of one encoder, with its weights."""
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on undisturbed
             torch.manual_seed(self.seed)
             if self.pretrained and not drawn:
@@ -133,7 +176,7 @@ class EncoderSpec:
                 network = self.entry.network(self.side)
         if self.dtype == BFLOAT16:
             _round_weights(network)
-        return Extractor(self, network, reads).requires_grad_(False).eval().to(device)
+        return network
 
     def _state(self) -> State:
         return self.entry.read(locate(self.checkpoint, self.entry.published, self._whose))
@@ -150,9 +193,9 @@ def _round_weights(network: nn.Module) -> None:
             module.to(torch.bfloat16)
 
 
-def version_in(fingerprint: str) -> str:
-    """Of the network, in a fingerprint, which need not be of today."""
-    return fingerprint.split(" ")[1]
+def versions_in(fingerprint: str) -> list[str]:
+    """Of the networks, in a fingerprint, which need not be of today."""
+    return [one.split(" ")[1] for one in fingerprint.split(_BETWEEN)]
 
 
 @functools.lru_cache(maxsize=2)
@@ -168,6 +211,8 @@ def _decoder_state(spec: EncoderSpec, fingerprint: str) -> State:
 @final
 class Extractor(nn.Module):
     """An encoder's network and what is read of it: (B, 3, S, S) -> {tap: (B, C, h, w)}, pooled as the reader declared.
+
+    Several encoders take 3 channels each.
 
     Args:
         spec: whose network it is.
@@ -209,6 +254,11 @@ def first_with_weights(names: Iterable[str]) -> str:
     Those whose weights come with samadapt, or from the hub, count as being there.
     """
     return next(name for name in names if ENCODERS[name].missing_file is None)
+
+
+def is_cheap(name: str) -> bool:
+    """Whether all encoders of this name take less time for a picture than a head's training step."""
+    return all(one in ENCODERS and ENCODERS[one].cheap for one in encoder_names(name))
 
 
 def load_encoder(

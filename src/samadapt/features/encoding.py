@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, final
@@ -40,6 +40,21 @@ class EncodeReport:
     bytes: int = 0
     slices: int = 0
     seconds: float = 0.0
+
+    @staticmethod
+    def together(reports: Sequence[EncodeReport], written: int) -> EncodeReport:
+        """Of several encoders that ran over the same cases, one after the other.
+
+        Args:
+            written: of how many cases any of them wrote maps.
+        """
+        return EncodeReport(
+            max((one.cases for one in reports), default=0),
+            written,
+            sum(one.bytes for one in reports),
+            sum(one.slices for one in reports),
+            sum(one.seconds for one in reports),
+        )
 
     def summary(self, store: Path) -> str:
         """In words."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from samadapt.encoders import EncoderSpec
 from samadapt.transforms import build_augmentation, pooled_size
-from samadapt.types import SamAdaptError, encoder_taps
+from samadapt.types import SamAdaptError, by_encoder, encoder_taps
 from samadapt.views import View
 
 _FORMAT = 3  # change it when the meaning of the stored numbers changes
@@ -53,6 +53,17 @@ class MapSpec:
         return encoder_taps(self.reads)
 
     @property
+    def parts(self) -> dict[str, MapSpec]:
+        """What is read of each encoder, as a reader of this encoder alone would name it; see `EncoderSpec.parts`."""
+        encoders = self.encoder.parts
+        if len(encoders) == 1:
+            return {"": self}
+        return {
+            name: dataclasses.replace(self, encoder=encoders[name], reads=reads)
+            for name, reads in by_encoder(self.reads).items()
+        }
+
+    @property
     def view(self) -> View:
         """How its slices are seen."""
         return self.encoder.view(self.window, self.augmentation)
@@ -74,7 +85,7 @@ class MapSpec:
 
     @property
     def key(self) -> str:
-        """Names the folder of a store: whatever differs in the numbers differs in here."""
+        """Names the folder of a store: whatever differs in the numbers differs in here. Of one encoder: see `parts`."""
         augmentation = repr(build_augmentation(self.augmentation if self.views > 1 else "none"))
         text = json.dumps([_FORMAT, self.encoder.fingerprint, self.window, augmentation])
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from samadapt.features.maps import MapSpec
 from samadapt.features.notes import folder_of, map_file, missing_maps
 from samadapt.files import Drafts, demand_writable
 from samadapt.transforms import image_hash
-from samadapt.types import Case, Frame, SamAdaptError
+from samadapt.types import Case, Frame, SamAdaptError, tap_of
 
 _CURE = "make room or choose another --store, then rerun: finished cases are kept"
 
@@ -44,22 +44,30 @@ class FeatureStore:
     ) -> EncodeReport:
         """Write the maps that are missing. Running it twice writes nothing the second time, and loads no network.
 
+        Of several encoders one runs after the other, and each has its own folder, as if it were read alone.
+
         Args:
             batch_size: slices that the network sees at once, of several cases where they have few; None: 4 of a side
                 of 256, more of smaller ones.
             progress: called after each batch with the running report.
         """
-        run = Encoding(maps, device, batch_size, progress)
-        with Drafts(_CURE) as drafts:
-            run.encode(self._incomplete(cases, maps, run.report, drafts), drafts)
-        run.tell()
-        return run.report
+        parts = maps.parts.values()
+        if len(parts) > 1 and isinstance(cases, Iterator):
+            cases = list(cases)  # it can be gone through only once
+        runs = [Encoding(part, device, batch_size, progress) for part in parts]
+        begun: list[set[Path]] = [set() for _ in runs]
+        for run, folders in zip(runs, begun, strict=True):
+            with Drafts(_CURE) as drafts:
+                run.encode(self._incomplete(cases, run, folders, drafts), drafts)
+            run.tell()
+        written = len({folder.name for folders in begun for folder in folders})
+        return EncodeReport.together([run.report for run in runs], written)
 
     def _incomplete(
-        self, cases: Iterable[Case], maps: MapSpec, report: EncodeReport, drafts: Drafts
+        self, cases: Iterable[Case], run: Encoding, begun: set[Path], drafts: Drafts
     ) -> Iterator[CaseDraft]:
-        """A draft for each case of which maps are missing."""
-        begun: set[Path] = set()
+        """A draft for each case of which maps are missing; their folders are noted in `begun`."""
+        maps, report = run.maps, run.report
         for case in cases:
             digest = image_hash(case)
             folder = folder_of(self.root / maps.key, case, digest)
@@ -74,8 +82,15 @@ class FeatureStore:
             yield CaseDraft(case, digest, folder, dataclasses.replace(maps, reads=missing), drafts)
 
     def read(self, case: Case, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
-        """{tap: (V, D, C, h, w) float16, memory-mapped}, and the frame of view 0."""
-        digest = image_hash(case)
+        """{tap: (V, D, C, h, w) float16, memory-mapped}, and the frame of view 0, which is the same for all encoders."""
+        digest, found = image_hash(case), {}
+        for name, part in maps.parts.items():
+            own, frame = self._read(case, digest, part)
+            found |= {tap_of(name, tap): values for tap, values in own.items()}
+        return found, frame
+
+    def _read(self, case: Case, digest: str, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
+        """As `read`, of one encoder."""
         folder = folder_of(self.root / maps.key, case, digest)
         if missing_maps(folder, digest, maps):
             names = sorted(map_file(folder, tap, window).stem for tap, window in maps.taps.items())

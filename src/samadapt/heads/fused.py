@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from samadapt.heads.options import loss_name, tap_shape
 from samadapt.losses import LOSSES, to_grid
 from samadapt.transforms import pooled_size
-from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Taps, Task
+from samadapt.types import LABEL_GRID, PIXELS, Head, SamAdaptError, Taps, Task, by_encoder, tap_of
 
 
 class FeatureJitter(nn.Module):
@@ -207,11 +207,19 @@ def choose_reads(taps: Taps, most: int = 4) -> dict[str, int]:
     Of a run of maps of one shape (a ViT's blocks) four evenly spaced ones, the last one in, averaged over 2 x 2: for a
     SAM ViT the outputs of its global-attention blocks. A map of less than four pixels to a cell is averaged to that:
     the stem reads what is finer. A single map right before the neck and of its grid is left out: the neck is two
-    convolutions of it.
+    convolutions of it. Of several encoders, each one's maps are chosen so.
     """
     side = taps[PIXELS][-1] if PIXELS in taps else LABEL_GRID
     reads = {PIXELS: 1} if PIXELS in taps else {}
-    runs = [list(run) for _, run in groupby((t for t in taps if t != PIXELS), key=lambda tap: taps[tap])]
+    for encoder, own in by_encoder(taps).items():
+        reads |= {tap_of(encoder, tap): window for tap, window in _choose(own, side, most).items()}
+    return reads
+
+
+def _choose(taps: Taps, side: int, most: int) -> dict[str, int]:
+    """Of the maps of one encoder, on a square of this side."""
+    reads: dict[str, int] = {}
+    runs = [list(run) for _, run in groupby(taps, key=lambda tap: taps[tap])]
     for i, names in enumerate(runs):
         after = runs[i + 1] if i + 1 < len(runs) else []
         if len(names) > most:

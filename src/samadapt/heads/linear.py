@@ -29,7 +29,7 @@ class Probe(Head):
 
     def __init__(self, taps: Taps, n_classes: int, tap: str | None = None, loss: str = "dice_ce") -> None:
         super().__init__()
-        tap = tap or last_tap(taps)
+        tap = tap or last_tap(self.name, taps)
         channels = tap_shape(self.name, taps, tap)[0]
         self.describe(n_classes, tap=tap, loss=loss_name(self.name, "fixed", loss))
         self.tap, self.reads, self.loss_fn = tap, {tap: 1}, LOSSES[loss]

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from samadapt.losses import LOSSES
 from samadapt.options import Declarations, declared_by
-from samadapt.types import PIXELS, Head, SamAdaptError, Taps
+from samadapt.types import PIXELS, Head, SamAdaptError, Taps, by_encoder
 
 #: `faithful` repeats the authors' code with its oddities; `fixed` is what we recommend (METHODS A.8).
 Preset = Literal["fixed", "faithful"]
@@ -25,6 +25,12 @@ def options_of(head: type[Head]) -> Declarations:
 
 def tap_shape(head: str, taps: Taps, tap: str) -> tuple[int, int, int]:
     """(C, h, w) of a tap that the head cannot do without."""
+    several = [encoder for encoder in by_encoder(taps) if encoder]
+    if tap not in taps and several:
+        raise SamAdaptError(
+            f"head {head!r} reads [{tap!r}] of one encoder, and several are read together, which give {sorted(taps)}; name one "
+            "encoder, or use a head that reads several (fused)"
+        )
     if tap not in taps:
         raise SamAdaptError(
             f"head {head!r} reads [{tap!r}], which the encoder does not give; it gives {sorted(taps)}"
@@ -32,8 +38,24 @@ def tap_shape(head: str, taps: Taps, tap: str) -> tuple[int, int, int]:
     return taps[tap]
 
 
-def last_tap(taps: Taps) -> str:
+def pictures_of_three(head: str, taps: Taps) -> tuple[int, int, int]:
+    """(3, S, S) of the pixels, for a head whose network takes pictures of three channels."""
+    channels, height, width = tap_shape(head, taps, PIXELS)
+    if channels != 3:
+        raise SamAdaptError(
+            f"head {head!r} reads pictures of 3 channels, and encoders that are read together have {channels}, three for each "
+            "of them; name one encoder"
+        )
+    return channels, height, width
+
+
+def last_tap(head: str, taps: Taps) -> str:
     """The neck, or the last map of an encoder that has none."""
+    if len(by_encoder(taps)) > 1:
+        raise SamAdaptError(
+            f"head {head!r} reads one map, and several encoders give {sorted(taps)}; choose one of them (--set tap=...), or "
+            "name one encoder"
+        )
     maps = [tap for tap in taps if tap != PIXELS]
     return "neck" if "neck" in maps or not maps else maps[-1]
 

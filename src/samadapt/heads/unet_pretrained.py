@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from samadapt.backbones import RANDOM, build_backbone, published_weights
 from samadapt.backbones.efficientnet_lite import fuse_norms
-from samadapt.heads.options import loss_name, one_of, tap_shape
+from samadapt.heads.options import loss_name, one_of, pictures_of_three
 from samadapt.losses import LOSSES, to_grid
 from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
 
@@ -70,7 +70,7 @@ class UNetPretrained(Head):
     ) -> None:
         super().__init__()
         one_of(self.name, "backbone", backbone, NETWORKS)
-        _, *grid = tap_shape(self.name, taps, PIXELS)
+        _, *grid = pictures_of_three(self.name, taps)
         if min(grid) < 32:
             raise SamAdaptError(
                 f"head {self.name!r} halves its input five times; {grid} pixels are too few, give 32"

@@ -38,6 +38,7 @@ class Option:
         least, above, most, below: limits of a number.
         choices: the only values, beside the default; of a list, of each item.
         names: the names of a table that Python code may extend; demanded only of what a user typed.
+        joined_by: what stands between names where a value may be several of them.
         flag: on the command line, where it is not the field's name.
     """
 
@@ -48,6 +49,7 @@ class Option:
     below: float = math.inf
     choices: Collection[Any] = ()
     names: Collection[str] = ()
+    joined_by: str | None = None
     flag: str | None = None
 
     def allows(self, number: float) -> bool:
@@ -106,13 +108,19 @@ class Declared:
             return value
         known = self.option.choices or (self.option.names if typed else ())
         for item in value if isinstance(value, list | tuple) else [value]:
-            if known and item not in known:
+            unknown = [one for one in self._joined(item) if known and one not in known]
+            if unknown:
                 raise SamAdaptError(
-                    f"{spelling} is {item!r}; known: {', '.join(sorted(map(str, known)))}{near(item, known)}"
+                    f"{spelling} is {item!r}; known: {', '.join(sorted(map(str, known)))}{near(unknown[0], known)}"
                 )
         if isinstance(value, int | float) and not self.option.allows(value):
             raise self._refused(value, spelling)
         return value
+
+    def _joined(self, item: Any) -> list[Any]:
+        """The names that a value consists of; itself where it is one."""
+        several = isinstance(item, str) and self.option.joined_by
+        return item.split(self.option.joined_by) if several else [item]
 
     def read(self, text: str, spelling: str) -> Any:
         """The value that was typed as this text."""

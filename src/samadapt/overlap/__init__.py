@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from samadapt.records import SamAdaptError
+from samadapt.records import SamAdaptError, encoder_names
 
 #: "seen": in the list of its training files; "not seen": not in it, or made later.
 Certainty = Literal["seen", "probably seen", "possibly seen", "not seen"]
@@ -260,12 +260,19 @@ def overlaps(encoder: str, names: Iterable[str], cases: Sequence[str]) -> list[O
     That something was not seen is said only where the names of the cases agree: a name alone may be a namesake's.
 
     Args:
+        encoder: its name; of several ("a+b"), what each of them saw.
         names: of the data set, its folder, its description.
         cases: names of the cases that matter, for example those that are scored.
     """
+    keys = recognise(names, cases)
+    return [overlap for one in encoder_names(encoder) for overlap in _overlaps(one, keys, cases)]
+
+
+def _overlaps(encoder: str, keys: Iterable[str], cases: Sequence[str]) -> list[Overlap]:
+    """Of one encoder, with the public data sets of these keys."""
     known_of = TRAININGS[encoder].saw if encoder in TRAININGS else {}  # one's own encoder has no row
     found = []
-    for key in recognise(names, cases):
+    for key in keys:
         saw, data = known_of.get(key), PUBLIC_DATA[key]
         if saw is None or (saw.certainty == "not seen" and data.case and not _named_so(data, cases)):
             continue

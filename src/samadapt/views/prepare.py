@@ -1,17 +1,19 @@
 """From a slice in 0..255 to an encoder's square: one function for each way that weights were trained.
 
-All take (C, H, W) with C 1 or 3 and the side S, and return ((3, S, S) float32, Frame).
+All take (C, H, W) with C 1 or 3 and the side S, and return ((3, S, S) float32, Frame). Encoders that are read together
+get three channels each of one square.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from samadapt.transforms import fit_longest, resize, resize_and_pad, stretch
-from samadapt.types import ZERO_TO_ONE, Frame, SamAdaptError, Units
+from samadapt.types import TOGETHER, ZERO_TO_ONE, Frame, SamAdaptError, Units
 
 Prepare = Callable[[Tensor, int], tuple[Tensor, Frame]]
 
@@ -123,12 +125,31 @@ UNITS: dict[str, Units] = {
 
 
 def units_of(name: str) -> Units:
-    """In which units a preparation leaves the picture."""
-    return UNITS.get(name, ZERO_TO_ONE)
+    """In which units a preparation leaves the picture; of several, the first three channels."""
+    return UNITS.get(name.split(TOGETHER)[0], ZERO_TO_ONE)
 
 
 def find_prepare(name: str) -> Prepare:
-    """By name."""
-    if name not in PREPARES:
-        raise SamAdaptError(f"unknown prepare {name!r}; known: {', '.join(sorted(PREPARES))}")
-    return PREPARES[name]
+    """By name; of several joined by "+", all of them, one after the other along the channels."""
+    unknown = [one for one in name.split(TOGETHER) if one not in PREPARES]
+    if unknown:
+        raise SamAdaptError(f"unknown prepare {unknown[0]!r}; known: {', '.join(sorted(PREPARES))}")
+    parts = tuple(PREPARES[one] for one in name.split(TOGETHER))
+    return parts[0] if len(parts) == 1 else _joined(parts, name)
+
+
+@functools.cache
+def _joined(parts: tuple[Prepare, ...], name: str) -> Prepare:
+    """(C, H, W) -> (3 * parts, S, S); they must put a slice at the same place of the square."""
+
+    def prepare(image: Tensor, side: int) -> tuple[Tensor, Frame]:
+        squares, frames = zip(*(part(image, side) for part in parts), strict=True)
+        if len(set(frames)) > 1:
+            raise SamAdaptError(
+                f"the preparations {name!r} put a picture at different places of the square (one keeps its aspect ratio, another "
+                "one stretches it), so their encoders cannot be read together; name encoders that agree, or one of them"
+            )
+        return torch.cat(squares), frames[0]
+
+    prepare(torch.zeros(1, 4, 2), 8)  # before any picture is read
+    return prepare

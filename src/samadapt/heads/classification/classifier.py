@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weights
 from samadapt.heads.classification.attention import GRAD_CAM, SaliencyHead, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
-from samadapt.heads.options import one_of, tap_shape
+from samadapt.heads.options import one_of, pictures_of_three
 from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
 
 Seen = dict[str, tuple[Tensor, Tensor]]  # stage -> its map before and after the block
@@ -128,7 +128,7 @@ class BackboneClassifier(Head, SaliencyHead):
 
     def start(self, trunk: BackboneOptions, taps: Taps, n_classes: int) -> Backbone:
         """Build everything but the blocks, which come after: with one seed all heads start from one network."""
-        tap_shape(self.name, taps, PIXELS)
+        pictures_of_three(self.name, taps)
         self.reads = {PIXELS: 1}
         self.describe(n_classes, **trunk.spec())
         self.starts_pretrained = trunk.pretrained

@@ -33,7 +33,7 @@ class LinearProbe(Head):
         self, taps: Taps, n_classes: int, tap: str | None = None, class_weights: Sequence[float] | None = None
     ) -> None:
         super().__init__()
-        tap = tap or last_tap(taps)
+        tap = tap or last_tap(self.name, taps)
         channels = tap_shape(self.name, taps, tap)[0]
         self.describe(
             n_classes, tap=tap, class_weights=list(class_weights) if class_weights is not None else None
@@ -73,7 +73,7 @@ class AttentiveProbe(Head, SaliencyHead):
         class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        tap = tap or last_tap(taps)
+        tap = tap or last_tap(self.name, taps)
         channels = tap_shape(self.name, taps, tap)[0]
         if heads < 1 or channels % heads or window < 1:
             raise SamAdaptError(
