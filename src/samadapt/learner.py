@@ -77,7 +77,8 @@ class Learner(LearnerSettings):
 
     def _start(self, spec: EncoderSpec) -> Mapping[str, torch.Tensor]:
         """The weights of the encoder's own decoder, where the head would start from them."""
-        if not starts_from_decoder(self.head) or self.options.get("start") == RANDOM or not spec.pretrained:
+        asked = starts_from_decoder(self.head) and self.options.get("start") != RANDOM
+        if not asked or not spec.pretrained or len(spec.parts) > 1:  # such a head refuses several encoders
             return {}
         found = spec.decoder_state()
         if not found:

@@ -333,10 +333,10 @@ def load_run(
         if not maps_stored or not tuning.frozen:
             model.load(drawn=tuning.whole)
     except SamAdaptError as error:
-        raise SamAdaptError(
-            f"{error} (the run {run} reads encoder {named.get('name')!r}: give --checkpoint and where its weights are on "
-            "this machine)"
-        ) from error
+        cure = "give --checkpoint and where its weights are on this machine"
+        if len(encoder_names(named["name"])) > 1:
+            cure = "the weights of all of them must be on this machine, those that it was trained with"
+        raise SamAdaptError(f"{error} (the run {run} reads encoder {named['name']!r}: {cure})") from error
     if model.extractor is not None:
         tuning.restore(model.extractor, run)
         model.encoder_trained = sum(

@@ -83,7 +83,7 @@ class FeatureStore:
 
     def read(self, case: Case, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
         """{tap: (V, D, C, h, w) float16, memory-mapped}, and the frame of view 0, which is the same for all encoders."""
-        digest, found = image_hash(case), {}
+        digest, found = image_hash(case), dict[str, np.ndarray]()
         for name, part in maps.parts.items():
             own, frame = self._read(case, digest, part)
             found |= {tap_of(name, tap): values for tap, values in own.items()}
