@@ -11,6 +11,7 @@ from samadapt import names
 from samadapt.cli.parameters import Of
 from samadapt.cli.results import command
 from samadapt.options import Option
+from samadapt.records import TOGETHER
 from samadapt.settings import LearnerSettings, OpenOptions, TrainConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.")
 Store = Annotated[Path, Option("Folder of feature maps.")]
 Device = Annotated[str, Of(TrainConfig)]
 Overwrite = Annotated[bool, Option("Replace what is in the output folder.", flag="--overwrite")]
+SeenBy = Annotated[
+    str | None,
+    Option(
+        "Also say what the training of this encoder has seen of the data.",
+        names=names.ENCODERS,
+        joined_by=TOGETHER,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 
 

@@ -18,6 +18,7 @@ from samadapt.cli.options import (
     Out,
     Overwrite,
     Quiet,
+    SeenBy,
     Store,
     after_prediction,
     check_device,
@@ -31,7 +32,6 @@ from samadapt.cli.results import Result, command, verb
 from samadapt.cli.terminal import case_line, data_summary, say
 from samadapt.options import Option
 from samadapt.progress import Progress
-from samadapt.records import TOGETHER
 from samadapt.settings import (
     LearnerSettings,
     NnUNetConfig,
@@ -222,14 +222,7 @@ def check(
         dict[str, Any],
         Given(OpenOptions, CHECKED),
     ],
-    encoder: Annotated[
-        str | None,
-        Option(
-            "Also say what the training of this encoder has seen of the data.",
-            names=names.ENCODERS,
-            joined_by=TOGETHER,
-        ),
-    ] = None,
+    encoder: SeenBy = None,
     html: Annotated[
         Path | None, Option("Also write a page with pictures of the suspects to this file.")
     ] = None,
