@@ -14,7 +14,7 @@ from samadapt.types import PIXELS, Head
 
 @final
 class AdaptedModel(nn.Module):
-    """(B, 3, S, S) -> logits, (B, K, any, any) or (B, K).
+    """(B, 3, S, S) -> logits, (B, K, any, any) or (B, K); three channels for each of several encoders.
 
     The encoder's network is loaded when it is first needed: where all maps come from a store, it never is.
 

@@ -21,7 +21,7 @@ class View:
 
     Args:
         window: of the intensities, as `transforms.Window` reads it; fitted to each case as a whole.
-        prepare: a name in `prepare.PREPARES`.
+        prepare: a name in `prepare.PREPARES`, or several joined by "+", for encoders that are read together.
         side: S, of the encoder's square.
         augmentation: a name in `transforms.AUGMENTATIONS`; drawn where a key is given.
     """
@@ -41,7 +41,10 @@ class View:
         return CaseView(self, case)
 
     def preprocess(self, slice_: Tensor) -> tuple[Tensor, Frame]:
-        """A slice (C, H, W) in 0..255, C 1 or 3 -> ((3, S, S) float32, where the slice lies in it)."""
+        """A slice (C, H, W) in 0..255, C 1 or 3 -> ((3, S, S) float32, where the slice lies in it).
+
+        With several preparations it has three channels for each.
+        """
         return find_prepare(self.prepare)(slice_, self.side)
 
     @property
