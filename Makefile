@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-hostile test-slow test-data coverage lint format types hooks clean distclean
+.PHONY: help venv demo test test-hostile test-slow test-data fuzz coverage lint format types hooks clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -41,6 +41,9 @@ test-data: $(STAMP) ## the tests on real data, ../shared/data
 
 test-hostile: $(STAMP) ## the tables of bad inputs, and faults injected for real (a full disk, killed processes)
 	$(PYTEST) tests/test_hostile.py tests/test_dicom_errors.py tests/test_faults.py
+
+fuzz: $(STAMP) ## damaged files of every format, 30 seconds each; ARGS="--seconds 300 --formats .dcm" goes to it
+	$(TEST_ENV) $(BIN)/python tests/fuzzing.py $(ARGS)
 
 coverage: $(STAMP) ## share of lines that the tests run; fails below the limit in pyproject.toml
 	$(PYTEST) -n $(JOBS) --dist worksteal -m "not slow" --cov --cov-report=term

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.io.dicom.headers import kind_of, read_dataset, silent
+from samadapt.io.dicom.headers import kind_of, read_dataset, silent, telling_damage
 from samadapt.io.dicom.labels import Piece, paint
 from samadapt.io.geometry import LPS_TO_RAS, Geometry
 from samadapt.types import SamAdaptError, SamAdaptWarning
@@ -29,6 +29,7 @@ def structure_names(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name, contours in _structures(path) if contours))
 
 
+@telling_damage
 def read_structures(
     path: Path, geometry: Geometry, classes: Mapping[str, int], first_wins: bool
 ) -> np.ndarray:

@@ -7,19 +7,21 @@ a name of a folder that repeats them is not taken as the name of a case.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from samadapt.types import SamAdaptError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Kind = Literal["slice", "volume", "picture", "seg", "rtstruct", "other", "broken"]
 
 SUFFIXES = (".dcm", ".ima", ".dicom")
@@ -151,7 +153,7 @@ def library() -> Any:
     return pydicom
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def is_installed() -> bool:
     """Whether DICOM files can be read."""
     return importlib.util.find_spec("pydicom") is not None
@@ -189,7 +191,7 @@ def _kept(path: Path) -> Header | None:
     return _read(path, stamp.st_mtime_ns, stamp.st_size) if stat.S_ISREG(stamp.st_mode) else None
 
 
-@lru_cache(maxsize=1 << 18)  # about a kilobyte each; a file that was changed since is a miss
+@functools.lru_cache(maxsize=1 << 18)  # about a kilobyte each; a file that was changed since is a miss
 def _read(path: Path, mtime_ns: int, size: int) -> Header | None:
     return _header(path) if is_dicom(path) else None
 
@@ -240,6 +242,27 @@ def silent() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def telling_damage(read: Callable[P, T]) -> Callable[P, T]:
+    """For a function whose first argument is a file: what pydicom meets in a broken value becomes a message of ours.
+
+    Elements are only looked into when they are asked for, so that any of them can fail anywhere.
+    """
+
+    @functools.wraps(read)
+    def told(*given: P.args, **options: P.kwargs) -> T:
+        try:
+            return read(*given, **options)
+        except (SamAdaptError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise SamAdaptError(
+                f"{given[0]} cannot be read as DICOM: a value in its header is damaged ({type(error).__name__}); copy or "
+                "export it again"
+            ) from error
+
+    return told
 
 
 def read_dataset(path: Path, pixels: bool = False, tags: Sequence[str] | None = None) -> Any:

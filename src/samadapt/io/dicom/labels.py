@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.io.dicom.headers import Header, in_groups, kind_of, read_dataset, read_header, silent
+from samadapt.io.dicom.headers import (
+    Header,
+    in_groups,
+    kind_of,
+    read_dataset,
+    read_header,
+    silent,
+    telling_damage,
+)
 from samadapt.io.dicom.pixels import decoded, demand_whole
 from samadapt.io.dicom.series import demand_size
 from samadapt.io.geometry import LPS_TO_RAS, Geometry
@@ -87,6 +95,7 @@ def seg_names(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_segments(path, data).values()))
 
 
+@telling_damage
 def read_seg(path: Path, geometry: Geometry, classes: Mapping[str, int], first_wins: bool) -> np.ndarray:
     """(i, j, k) uint8 on the voxels of a scan; its frames must lie on the grid of the scan.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.io.dicom.headers import Header, library, read_dataset, read_header, silent
+from samadapt.io.dicom.headers import Header, library, read_dataset, read_header, silent, telling_damage
 from samadapt.io.dicom.series import Series, demand_size, read_series
 from samadapt.io.geometry import Geometry
 from samadapt.types import SamAdaptError
@@ -38,11 +38,13 @@ _NEEDED = [
 _HELP = "convert it, for instance with gdcmconv --raw, or install a decoder (pip install pylibjpeg pylibjpeg-openjpeg)"
 
 
+@telling_damage
 def read_geometry(path: Path) -> Geometry:
     """Where the voxels of the scan lie that a file belongs to, from its headers."""
     return read_series(path).geometry
 
 
+@telling_damage
 def read(path: Path) -> tuple[np.ndarray, Geometry]:
     """(1, i, j, k) float32 after rescale: i along a row, j along a column, k along the normal of the slices."""
     series = read_series(path)
@@ -60,11 +62,13 @@ def read(path: Path) -> tuple[np.ndarray, Geometry]:
     return image.transpose(2, 1, 0)[None], series.geometry
 
 
+@telling_damage
 def read_picture_geometry(path: Path) -> Geometry:
     """The geometry of a picture, from its header."""
     return _picture_geometry(_picture(path))
 
 
+@telling_damage
 def read_picture(path: Path) -> tuple[np.ndarray, Geometry]:
     """(C, rows, columns, 1) float32; MONOCHROME1, in which 0 is white, is inverted, so that bright is bright as elsewhere."""
     header = _picture(path)
@@ -199,6 +203,8 @@ def decoded(data: Any, header: Header) -> Iterator[np.ndarray]:
         raise _damaged(header.path, "it has no pixels")
     data.file_meta.TransferSyntaxUID = data.file_meta.get("TransferSyntaxUID") or "1.2.840.10008.1.2"
     syntax = dicom.uid.UID(header.syntax)
+    if not syntax.is_transfer_syntax:
+        raise _damaged(header.path, f"its transfer syntax {header.syntax!r} is none that DICOM knows")
     if syntax.is_compressed and not _can_decode(dicom, syntax):
         if header.syntax in _BY_GDCM and header.shape[2] == 1:
             yield _by_gdcm(data, header)
