@@ -21,8 +21,10 @@ from PIL import Image
 
 import bad_inputs as b
 from bad_inputs import CLASSIFY, PREDICT, TRAIN, UNET, Bad
+from fakes import two_class_archive
 from samadapt import files
 from samadapt.cli import main
+from samadapt.types import SamAdaptError
 
 NIFTI: dict[str, Bad] = {
     "a terabyte of voxels": Bad(lambda p: b.header(p / "a.nii", b.dims(10000, 10000, 10000)), PREDICT, r"claims 10000 x 10000 x 10000 = 1e\+12 voxels; at most"),
@@ -382,6 +384,33 @@ def test_links_of_datalad_and_dvc_are_files_of_the_data_set(tmp_path, store):
     path.rename(place)
     path.symlink_to(os.path.relpath(place, path.parent))
     assert len(open_dataset(folder)) == len(list((folder / "imagesTr").iterdir()))
+
+
+def test_links_of_the_hugging_face_hub_are_files_of_the_data_set(tmp_path):
+    """A download of it is NAME/snapshots/REVISION, whose files are links to NAME/blobs; no other folder is its store."""
+    from samadapt.datasets import open_dataset
+    from samadapt.phantom import make_phantom
+
+    folder = make_phantom(tmp_path / "datasets--a--b" / "snapshots" / "4f", patients=3, size=48, slices=3)
+    path = min((folder / "imagesTr").iterdir())
+    blob = tmp_path / "datasets--a--b" / "blobs" / "77"
+    blob.parent.mkdir()
+    path.rename(blob)
+    path.symlink_to(os.path.relpath(blob, path.parent))
+    assert len(open_dataset(folder)) == len(list((folder / "imagesTr").iterdir()))
+    blob.parent.rename(tmp_path / "blobs")
+    path.unlink()
+    path.symlink_to(tmp_path / "blobs" / "77")
+    with pytest.raises(SamAdaptError, match="outside of the data folder"):
+        open_dataset(folder)
+
+
+def test_a_file_that_is_named_may_be_a_link(tmp_path):
+    from samadapt.datasets import open_dataset
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "two.npz").symlink_to(two_class_archive(tmp_path / "two.npz"))
+    assert len(open_dataset(tmp_path / "here" / "two.npz"))
 
 
 # ---------------------------------------------------------------- nothing is unpickled

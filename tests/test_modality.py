@@ -15,6 +15,7 @@ from samadapt.opening import Opening, plain_modality
 from samadapt.phantom import make_phantom
 from samadapt.transforms import Window
 from samadapt.types import SamAdaptError, SamAdaptWarning
+from samadapt.unlabelled import unlabelled_cases
 from test_privacy import SMALL, type_
 
 
@@ -89,6 +90,24 @@ def test_a_model_of_mr_refuses_ct_unless_it_is_told(tmp_path):
         "MR",
     )
     assert "predicted: 1 case" in said
+
+
+def test_unlabelled_scans_are_of_the_modality_of_the_labels(tmp_path):
+    """Unless the user said what all of them are."""
+    scans(tmp_path / "d", "CT")
+    dicoms.series(tmp_path / "d" / "pet", change=dicoms.set_all(Modality="PT"), uid="9", patient="P9")
+    dicoms.series(tmp_path / "d" / "ct", change=dicoms.set_all(Modality="CT"), uid="8", patient="P8")
+    data = open_dataset(tmp_path / "d")
+    split = data.split(2)
+    assert {"P8", "P9"} <= {data.groups[i] for i in split.pool}
+    found = unlabelled_cases("pool", data, split)
+    assert set(found.groups.values()) == {"P8"}
+    told = open_dataset(tmp_path / "d", modality="MR")
+    assert set(unlabelled_cases("pool", told, told.split(2)).groups.values()) == {"P8", "P9"}
+    dicoms.series(tmp_path / "more" / "later", change=dicoms.set_all(Modality="PT"), uid="7", patient="P7")
+    with pytest.raises(SamAdaptError, match="is PT; expected CT"):
+        unlabelled_cases(str(tmp_path / "more"), data, split)
+    assert len(unlabelled_cases(str(tmp_path / "more"), told, told.split(2))) == 1
 
 
 def test_names_of_channels_are_checked_too(tmp_path):

@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 import dicoms
 from samadapt import io
 from samadapt.cli import app
-from samadapt.datasets import open_dataset
+from samadapt.datasets import Dataset, Entry, open_dataset
+from samadapt.datasets.anonymous import open_key
+from samadapt.opening import Opening
 from samadapt.phantom import make_phantom
 from samadapt.types import SamAdaptError, SamAdaptWarning
 
@@ -174,3 +176,32 @@ def test_a_key_that_is_another_file_is_not_touched(tmp_path):
     assert (tmp_path / "labels.csv").read_text() == "case,patient\na,b\n"
     with pytest.raises(SamAdaptError, match="is a folder"):
         open_dataset(data, anonymous=tmp_path)
+
+
+def test_a_scan_that_is_called_after_its_patient_is_not_recorded(planted):
+    """Where a patient's folder alone is predicted, and where the files of all patients have one name."""
+    data, key, run = planted / "data", planted / "names.csv", planted / "run"
+    type_("train", data, "--steps", "2", "--out", run, "--live", *SMALL, "--anonymous", key)
+    type_("predict", run, data / "Zebedee_0", "--out", planted / "out", "--device", "cpu")
+    demand_no_names(planted / "out", planted / "none")
+    opened = Opening("segmentation", ("background", "a"), anonymous=f"0 {key}")
+    entries = (
+        Entry("case_1", (Path("/d/Ann/ct.nii"),)),
+        Entry("case_2", (Path("/d/Zebedee/ct.nii"),)),
+        Entry("case_3", (Path("/d/Zebedee.nii"),)),
+        Entry("case_4", (Path("/d/Quentin Zebedee.nii"),)),
+    )
+    all_of = Dataset("d", Path("/d"), opened, entries)
+    assert all_of.without_paths("/d/Zebedee/ct.nii is empty") == "case_2 is empty"
+    assert all_of.without_paths("d/Quentin Zebedee.nii is empty") == "d/case_4 is empty"
+
+
+def test_two_commands_that_use_one_key_keep_the_names_of_both(tmp_path):
+    first, second = open_key(tmp_path / "key.csv"), open_key(tmp_path / "key.csv")
+    first.hide([Entry("Zebedee", ())])
+    second.hide([Entry("Quentin", ())])
+    assert {"Zebedee", "Quentin"} <= set(open_key(tmp_path / "key.csv").names.values())
+    (tmp_path / "key.csv").unlink()
+    open_key(tmp_path / "key.csv")
+    with pytest.raises(SamAdaptError, match="was replaced while it was used"):
+        first.hide([Entry("Anna", ())])

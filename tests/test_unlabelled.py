@@ -14,6 +14,7 @@ from fakes import TinyHead, tiny_model, two_class_archive
 from samadapt.datasets import Dataset, Split, open_dataset
 from samadapt.experiment import make_study, run_experiment
 from samadapt.features import FeatureStore
+from samadapt.heads.classification.classifier import classification_loss
 from samadapt.learner import FitOptions, Learner, fit
 from samadapt.losses import LOSSES, to_grid
 from samadapt.phantom import make_phantom
@@ -193,6 +194,33 @@ def test_uncertain_pictures_are_left_out():
     assert torch.equal(several, answer.sigmoid())
 
 
+def test_a_batch_without_a_certain_picture_teaches_nothing():
+    """In the first steps of few labels no picture is certain; that is no reason to stop."""
+    logits = torch.randn(4, 3, requires_grad=True)
+    taught = teacher._classes(torch.zeros(4, 3), torch.zeros(4), 0.8)
+    for weights in (None, torch.tensor([1.0, 2.0, 3.0])):
+        loss = classification_loss(logits, taught, weights)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss == 0 and not gradient.any()
+    one = torch.tensor([-100, 1, -100, -100])
+    assert torch.equal(classification_loss(logits, one), classification_loss(logits[1:2], one[1:2]))
+
+
+def test_a_scan_that_changes_while_it_is_learned_from_is_refused(data, tmp_path, monkeypatch):
+    split = data.split(1)
+    other = next(i for i in split.pool if data.groups[i] not in split.patients)
+    finish = loop._Run.steps
+
+    def changing(self, *given):
+        finish(self, *given)
+        (file,) = data.entry(other).images
+        file.write_bytes(file.read_bytes() + b"\0")
+
+    monkeypatch.setattr(loop._Run, "steps", changing)
+    with pytest.raises(SamAdaptError, match="was changed while the model learned from it"):
+        fit(UNET, data, split, CONFIG, tmp_path / "run", None, POOL)
+
+
 def test_rectangles_are_exchanged_alike_in_maps_and_targets():
     number = torch.arange(3.0)[:, None, None, None]
     maps = {"coarse": number.expand(3, 2, 8, 8), "fine": number.expand(3, 1, 64, 64)}
@@ -277,6 +305,20 @@ def test_patients_are_known_in_other_scans_of_theirs(data, tmp_path):
     with pytest.raises(SamAdaptError, match="no scan that the training does not know"):
         unlabelled_cases(str(folder), data, split)
     put(split.val[0], f"{data.groups[split.val[0]]}_later")
+    with pytest.raises(SamAdaptError, match="held out for scoring"):
+        unlabelled_cases(str(folder), data, split)
+
+
+def test_patients_of_a_table_are_known_in_scans_that_it_names(data, tmp_path):
+    held_out = data.split(1).val[0]
+    rows = ["case,patient", *(f"{case},{patient}" for case, patient in data.groups.items())]
+    (tmp_path / "patients.csv").write_text("\n".join([*rows, f"later,{data.groups[held_out]}"]))
+    data = open_dataset(data.root, group=tmp_path / "patients.csv")
+    split, folder = data.split(1), tmp_path / "scans"
+    assert held_out in split.val
+    folder.mkdir()
+    (file,) = data.entry(held_out).images
+    shutil.copy(file, folder / file.name.replace(held_out, "later"))
     with pytest.raises(SamAdaptError, match="held out for scoring"):
         unlabelled_cases(str(folder), data, split)
 

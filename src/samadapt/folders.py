@@ -15,7 +15,7 @@ from samadapt import io
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, file_sha256, write_csv
 from samadapt.flips import answers_over_flips, demand_flips, probabilities_over_flips
-from samadapt.inputs import Input, Taken, find_inputs, split_of
+from samadapt.inputs import Input, Taken, find_inputs, recorded_path, split_of
 from samadapt.names import LABEL_FORMATS
 from samadapt.opening import Opening
 from samadapt.overlap import names_of
@@ -73,11 +73,11 @@ def predict_folder(
     cases, opening = find_inputs(Path(inputs), model.opening, split_of(run), what.subset, taken or Taken())
     output.demand_allowed(opening)
     encoder, own = _weights_read(model)
+    where, names = _where(Path(inputs), opening)
     note = Predictions(
-        str(run), file_sha256(run / "head.safetensors"), str(Path(inputs).resolve()), what.subset, opening,
-        {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=what.format,
-        names=tuple(names_of(Path(inputs).resolve())), codes=None if what.codes is None else file_sha256(what.codes),
-        keep_largest=cleaned, flips=what.flips,
+        str(run), file_sha256(run / "head.safetensors"), where, what.subset, opening,
+        {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=what.format, names=names,
+        codes=None if what.codes is None else file_sha256(what.codes), keep_largest=cleaned, flips=what.flips,
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out, labelled=any(case.of_data_set for case in cases))
@@ -94,6 +94,12 @@ def predict_folder(
     if not report.done:
         raise _nothing_predicted(report)
     return report
+
+
+def _where(inputs: Path, opening: Opening) -> tuple[str, tuple[str, ...]]:
+    """Where the inputs are, and what they are called, as far as it may be written down."""
+    where = recorded_path(inputs, opening)
+    return where, tuple(names_of(inputs.resolve())) if where == str(inputs.resolve()) else ()
 
 
 def _weights_read(model: Segmenter | Classifier) -> tuple[str | None, str | None]:

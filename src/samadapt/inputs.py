@@ -14,7 +14,7 @@ from samadapt.datasets import (
     Entry,
     NameKey,
     Split,
-    case_in_place_of,
+    cases_in_place_of,
     demand_inside,
     find_key,
     find_layout,
@@ -65,7 +65,7 @@ class Input:
         """In words that can be recorded: the folders of DICOM files may be called after the patient, the case is not."""
         message, file = str(error), self.files[0]
         if self.opening.anonymous:
-            return case_in_place_of(message, self.files, self.id, self.opening)
+            return cases_in_place_of(message, [(path, self.id) for path in self.files], self.opening)
         if io.is_found_by_content(file):
             if len(io.files_of(file)) == 1:
                 message = message.replace(str(file), self.id)
@@ -109,6 +109,19 @@ def find_inputs(
     key = find_key(taken.anonymous, opening)
     used = replace(opening, anonymous="" if key is None else key.recorded)
     return _of_scans(given, used, split, key, taken), used
+
+
+def recorded_path(given: Path, opening: Opening) -> str:
+    """Where the inputs are, as it may be written down: a code for scans that may be called after a patient.
+
+    Args:
+        opening: as `find_inputs` gives it.
+    """
+    path = str(given.resolve())
+    key = find_key(None, opening)
+    if key is None or find_layout(given, opening.task, opening.layout) is not None:
+        return path
+    return key.code("inputs", path)
 
 
 def find_unlabelled(

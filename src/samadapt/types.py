@@ -29,6 +29,8 @@ Task = Literal["segmentation", "classification"]
 
 #: Side of the square label grid on which every segmentation head is trained.
 LABEL_GRID = 256
+#: Class of an image whose class is not known well enough to be learned.
+UNCERTAIN = -100
 #: The tap that every encoder gives: its input, as prepared.
 PIXELS = "pixels"
 #: What a head may read beside maps: (1,), a whole number that all views of one image share.

@@ -31,14 +31,16 @@ def unlabelled_cases(source: str, data: Dataset, split: Split) -> Dataset:
     """
     labelled = {data.groups[i] for i in (*split.train, *split.select)}
     if source == POOL:
-        chosen = tuple(i for i in split.pool if data.groups[i] not in labelled)
+        chosen = tuple(i for i in split.pool if data.groups[i] not in labelled and data.is_alike(i))
         if not chosen:
             raise SamAdaptError(
                 f"--unlabelled pool: all {len(labelled)} patients of {data.name!r} that are not held out are labelled, so no "
                 "unlabelled scan is left; ask for fewer --labels, or give a folder of other scans"
             )
         return data.without_labels(chosen)
-    found = find_unlabelled(Path(source), data.opening, split.patient_of, Taken(allow_outside=data.outside))
+    told = data.opening.modality if data.modality_told else None
+    taken = Taken(modality=told, allow_outside=data.outside)
+    found = find_unlabelled(Path(source), data.opening, split.patient_of, taken)
     apart = {data.groups[i] for i in (*split.select, *split.val)}
     if shared := sorted(apart & set(found.groups.values())):
         raise SamAdaptError(

@@ -2,7 +2,7 @@
 
 from samadapt.datasets.adopted import patients_of
 from samadapt.datasets.anonymous import NameKey, find_key
-from samadapt.datasets.dataset import Dataset, Entry, case_in_place_of
+from samadapt.datasets.dataset import Dataset, Entry, cases_in_place_of
 from samadapt.datasets.inside import demand_inside
 from samadapt.datasets.layouts import LAYOUTS, find_layout, open_dataset, open_like
 from samadapt.datasets.masks import find_masks, split_masks

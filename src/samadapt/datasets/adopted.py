@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from samadapt.datasets.csvs import is_csv
 from samadapt.datasets.dataset import Entry
-from samadapt.datasets.groups import assign_groups
+from samadapt.datasets.groups import assign_groups, from_csv
 from samadapt.datasets.parsed import ParsedLayout
 from samadapt.opening import Opening
 from samadapt.types import SamAdaptError, SamAdaptWarning
@@ -114,9 +115,11 @@ def patients_of(
     entries: Sequence[Entry], root: Path, opening: Opening, recorded: Mapping[str, str]
 ) -> dict[str, str]:
     """Case -> patient for scans that are not a data set, by the same rule as `group_like`."""
-    # Tables and columns know other cases.
-    pattern = opening.group if opening.group and "(" in opening.group else None
+    # Columns know other cases; a table may know some of these.
+    group = opening.group or ""
+    pattern = group if "(" in group and not is_csv(group) else None
     grouped, _ = group_like(ParsedLayout(entries, ()), root, pattern, recorded)
-    return {
-        e.id: recorded.get(e.id, e.group or e.id) if pattern is None else e.group or e.id for e in grouped
-    }
+    if pattern is not None:
+        return {e.id: e.group or e.id for e in grouped}
+    told = from_csv(Path(group), entries) if is_csv(group) and Path(group).is_file() else {}
+    return {e.id: told.get(e.id) or recorded.get(e.id, e.group or e.id) for e in grouped}

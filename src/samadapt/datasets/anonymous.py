@@ -60,8 +60,15 @@ class NameKey:
             ("patient", new.group or ""): old.group or old.id
             for new, old in zip(hidden, entries, strict=True)
         }
-        if any(key not in self.names for key in told):
-            replace(self, names={**self.names, **told}).write()
+        now = (
+            open_key(self.path) if self.path.is_file() else self
+        )  # another command may have added names since
+        if now.secret != self.secret:
+            raise SamAdaptError(
+                f"--anonymous {self.path} was replaced while it was used; run the command again"
+            )
+        if any(key not in now.names for key in told):
+            replace(self, names={**now.names, **told}).write()
         return hidden
 
     def hide_folds(

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from samadapt import io
 from samadapt.datasets.split import make_split
-from samadapt.opening import Opening
+from samadapt.opening import Opening, plain_modality
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning, Task
 
 Part = Literal["train", "val", "test"]
@@ -51,6 +51,9 @@ class Dataset:
     folds: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()  # (train, val) ids of splits_final.json
     left_out: tuple[tuple[Path, str], ...] = ()  # files below the root that are in no case, and why
     outside: bool = False  # whether the user allowed links and lists to lead out of the folder
+    modality_told: bool = (
+        False  # whether the user said what all scans are to be taken as, whatever their headers say
+    )
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -160,6 +163,14 @@ class Dataset:
             raise SamAdaptError(f"no cases of data set {self.name!r} were chosen; give at least one name")
         return dataclasses.replace(self, entries=tuple(self.entry(i) for i in key))
 
+    def is_alike(self, case_id: str) -> bool:
+        """Whether a case is of the modality of the labelled ones, as the PET beside a labelled CT is not."""
+        entry = self.entry(case_id)
+        if self.modality_told or entry.row is not None:
+            return True
+        found = plain_modality(io.modality_of(entry.images[0]))
+        return not found or not self.opening.modality or found == self.opening.modality
+
     def without_labels(self, ids: tuple[str, ...]) -> Dataset:
         """These cases without their labels, which are then not even read."""
         bare = (dataclasses.replace(self.entry(i), labels=(), file_classes=(), target=None) for i in ids)
@@ -229,10 +240,9 @@ class Dataset:
 
     def without_paths(self, message: str) -> str:
         """A message that can be recorded: cases in place of their files and folders, which may be called after patients."""
-        for entry in self.entries:
-            message = case_in_place_of(message, entry.images, entry.id, self.opening)
-            message = case_in_place_of(message, entry.labels, f"{entry.id} (label)", self.opening)
-        return message
+        files = [(path, entry.id) for entry in self.entries for path in entry.images]
+        files += [(path, f"{entry.id} (label)") for entry in self.entries for path in entry.labels]
+        return cases_in_place_of(message, files, self.opening)
 
     # ------------------------------------------------ splits and identity
 
@@ -264,16 +274,23 @@ class Dataset:
         return digest.hexdigest()
 
 
-def case_in_place_of(message: str, files: Sequence[Path], case: str, opening: Opening) -> str:
+def cases_in_place_of(message: str, files: Iterable[tuple[Path, str]], opening: Opening) -> str:
     """The message with a case's name where it has the path of a file of it, or the folder of a DICOM series.
 
     Where names are coded, file names alone are replaced too.
+
+    Args:
+        files: each with the name of its case.
     """
-    for path in files:
+    # Whole paths first, for the files of all cases may have one name; longer ones first, for they may end in a shorter one.
+    ordered = sorted(files, key=lambda item: -len(str(item[0])))
+    for path, case in ordered:
         message = message.replace(str(path), case)
+    for path, case in ordered:
         if str(path.parent) in message and io.is_found_by_content(path):
             message = message.replace(str(path.parent), case)
-        if opening.anonymous:
+    if opening.anonymous:
+        for path, case in sorted(ordered, key=lambda item: -len(item[0].name)):
             message = message.replace(path.name, case)
     return message
 

@@ -78,7 +78,7 @@ def _as_given(
     if group in columns:
         found, rule = dict(columns[group]), f"column {group!r}"
     elif is_csv(group):
-        found, rule = _from_csv(Path(group), entries), f"the table {Path(group).name}"
+        found, rule = from_csv(Path(group), entries), f"the table {Path(group).name}"
     elif "(" in group:
         found, rule = _from_pattern(entries, root, group), f"the pattern {group!r}"
     else:
@@ -110,7 +110,7 @@ def _from_pattern(entries: Sequence[Entry], root: Path, pattern: str) -> dict[st
     return found
 
 
-def _from_csv(path: Path, entries: Sequence[Entry]) -> dict[str, str]:
+def from_csv(path: Path, entries: Sequence[Entry]) -> dict[str, str]:
     """Case -> patient from a table, which may name the file instead of the case, in any form of Unicode."""
     (_, head), *rows = read_rows(path) or [(1, [])]
     if len(head) < 2 or any(len(row) < 2 for _, row in rows):

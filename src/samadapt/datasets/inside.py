@@ -16,8 +16,8 @@ _STORES = (Path(".git/annex/objects"), Path(".git/modules"), Path(".dvc/cache"))
 def demand_inside(files: Iterable[Path], root: Path, allowed: bool = False) -> None:
     """Refuse files that lie outside of the data folder, through `..`, an absolute path or a symbolic link.
 
-    The folder itself may be a link, and links into the store of git-annex (datalad) or DVC of the same data set are its own
-    files.
+    The folder itself may be a link, and links into the store of git-annex (datalad), DVC or the Hugging Face hub of the same
+    data set are its own files.
 
     Args:
         allowed: whether the user trusts the data set; nothing is then refused.
@@ -46,4 +46,7 @@ def _resolved(folder: Path) -> Path:
 def _belongs(folder: Path, root: Path) -> bool:
     if folder.is_relative_to(root):
         return True
-    return any(folder.is_relative_to(place / store) for place in (root, *root.parents) for store in _STORES)
+    if any(folder.is_relative_to(place / store) for place in (root, *root.parents) for store in _STORES):
+        return True
+    # Of a download of the Hugging Face hub, NAME/snapshots/REVISION links to NAME/blobs.
+    return any(p.name == "snapshots" and folder.is_relative_to(p.parent / "blobs") for p in root.parents)

@@ -99,8 +99,7 @@ def open_dataset(
     Args:
         task: where it has both masks and a table of labels (ISIC); segmentation by default.
         slice_axis: the axis, of files stored as most are, that becomes D; None: that of most files' thickest slices.
-        group: assigns cases to patients: a regular expression with one group, a .csv of case and patient, or a
-            column of the data set's table.
+        group: assigns cases to patients: a regular expression with one group, a .csv of case and patient, or a column of its table.
         channels: names or numbers of the channels to use, one or three; None: all.
         label_column: of the table; several, comma-separated, are one number for each class.
         classes: other names for the classes, in their order.
@@ -137,7 +136,8 @@ def open_dataset(
         structures_chosen=bool(structures),
         modality=kind,
     )
-    data = Dataset(_name(path, found), _root(path), opening, entries, found.folds, left_out, allow_outside)
+    about = _name(path, found), _root(path)
+    data = Dataset(*about, opening, entries, found.folds, left_out, allow_outside, modality is not None)
     return _hidden(data, None if anonymous in (None, NONE) else open_key(anonymous))  # type: ignore[arg-type]
 
 
@@ -215,7 +215,10 @@ def _read(
 ) -> tuple[Layout, ParsedLayout]:
     if layout is not None:
         found = layout.read(path, label_column)
-        demand_inside(_files(found.entries), _root(path), allow_outside)
+        listed = [
+            file for file in _files(found.entries) if file != path
+        ]  # the user named it, wherever it leads
+        demand_inside(listed, _root(path), allow_outside)
         _demand_names(found, path)
         _demand_text(found.entries, _root(path))
         return layout, found

@@ -78,7 +78,8 @@ def train(
         if not run.open(settings, split, overwrite):
             return out
         run.steps(pairs, unlabelled)
-        pairs.data.demand_unchanged()
+        for seen in (pairs, *([unlabelled.pairs] if unlabelled else ())):
+            seen.data.demand_unchanged()
         run.finish()
     return out
 

@@ -23,9 +23,9 @@ from samadapt.settings import UnlabelledOptions
 from samadapt.training.averager import Averager
 from samadapt.training.stream import Batch
 from samadapt.transforms import seeded
+from samadapt.types import UNCERTAIN
 
 _FEWEST = 4  # cells of the coarsest map along a side, below which no rectangle of it is exchanged
-_UNCERTAIN = -100  # what `torch.nn.functional.cross_entropy` leaves out
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _classes(answer: Tensor, blank: Tensor, confidence: float) -> Tensor:
     if blank.dim() == 2:
         return answer.sigmoid()
     sure, label = answer.softmax(1).max(1)
-    return torch.where(sure >= confidence, label, _UNCERTAIN)
+    return torch.where(sure >= confidence, label, UNCERTAIN)
 
 
 _TARGETS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {

@@ -14,7 +14,7 @@ from samadapt.backbones import RANDOM, Backbone, build_backbone, published_weigh
 from samadapt.heads.classification.attention import GRAD_CAM, SaliencyHead, grad_cam, outside_inference
 from samadapt.heads.classification.gates import Block
 from samadapt.heads.options import one_of, pictures_of_three
-from samadapt.types import PIXELS, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
+from samadapt.types import PIXELS, UNCERTAIN, ZERO_TO_ONE, Head, SamAdaptError, Taps, Task, Units
 
 Seen = dict[str, tuple[Tensor, Tensor]]  # stage -> its map before and after the block
 
@@ -24,12 +24,14 @@ def classification_loss(logits: Tensor, target: Tensor, weights: Tensor | None =
 
     Args:
         logits: (B, K).
-        target: (B,) class numbers, or (B, K) of 0 and 1.
+        target: (B,) class numbers, UNCERTAIN for images that do not count, or (B, K) of 0 and 1.
         weights: (K,), larger for classes that shall count more; for several labels, of their positives.
     """
     if target.dim() == 2:
         return F.binary_cross_entropy_with_logits(logits.float(), target.float(), pos_weight=weights)
-    return F.cross_entropy(logits.float(), target.long(), weight=weights)
+    if bool((target == UNCERTAIN).all()):
+        return logits.float().sum() * 0  # a mean over no image would be nan
+    return F.cross_entropy(logits.float(), target.long(), weight=weights, ignore_index=UNCERTAIN)
 
 
 @final
