@@ -57,7 +57,7 @@ def read_bids(path: Path, label_column: str | None) -> ParsedLayout:
     ]
     classes, values, declared = _classes(path, [file for (file,) in labels.values()])
     return ParsedLayout(
-        entries, classes, declared, channel_names=tuple(modalities), label_values=values,
+        entries, classes, classes_declared=declared, channel_names=tuple(modalities), label_values=values,
         group_rule="the BIDS name sub-...",
     )  # fmt: skip
 

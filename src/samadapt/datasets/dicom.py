@@ -57,12 +57,19 @@ def read_dicom(path: Path, label_column: str | None) -> ParsedLayout:
     channels = channel_names(entries[0].images[0])
     if maps:
         classes, values = classes_from_values([file for files in maps.values() for file in files], path)
-        return ParsedLayout(entries, classes, False, channel_names=channels, label_values=values)
+        return ParsedLayout(
+            entries, classes, classes_declared=False, channel_names=channels, label_values=values
+        )
     inside = _names(named)
     classes = ("background", *_in_order(inside))
     values = {number: number for number in range(len(classes))}
     return ParsedLayout(
-        entries, classes, False, channel_names=channels, label_values=values, structures=inside
+        entries,
+        classes,
+        classes_declared=False,
+        channel_names=channels,
+        label_values=values,
+        structures=inside,
     )
 
 

@@ -49,7 +49,7 @@ def _found(entries: Sequence[Entry], path: Path, group_rule: str = "as the data 
     return ParsedLayout(
         entries,
         classes,
-        False,
+        classes_declared=False,
         channel_names=names,
         label_values=values,
         group_rule=group_rule,

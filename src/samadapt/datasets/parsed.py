@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class ParsedLayout:
 
     entries: Sequence[Entry]
     classes: tuple[str, ...]
-    classes_once_numbered: bool = False  # earlier versions called them 0, 1, ...
+    _: KW_ONLY  # a new field must not move the meaning of another
     classes_declared: bool = True  # by the data set; False where they were made from the values in the masks
     name: str | None = None
     channel_names: tuple[str, ...] = ("image",)
@@ -47,6 +47,7 @@ class ParsedLayout:
     #: Of the table: column -> {case: value}.
     columns: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     group_rule: str = "as the data set says"  # where the entries have groups
+    classes_once_numbered: bool = False  # earlier versions called them 0, 1, ...
 
 
 def read_json(path: Path) -> Any:
