@@ -130,7 +130,7 @@ ROOMS: dict[str, set[str]] = {
         "weights",
         "unlabelled",
     },
-    "unlabelled": {"datasets", "inputs", "opening"},
+    "unlabelled": {"datasets", "files", "inputs", "opening"},
     "folders": {
         "encoders",
         "files",

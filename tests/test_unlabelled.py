@@ -323,6 +323,16 @@ def test_patients_of_a_table_are_known_in_scans_that_it_names(data, tmp_path):
         unlabelled_cases(str(folder), data, split)
 
 
+def test_copies_of_held_out_scans_are_known_by_their_bytes(data, tmp_path):
+    split, folder = data.split(1), tmp_path / "scans"
+    folder.mkdir()
+    (file,) = data.entry(split.val[0]).images
+    shutil.copy(file, folder / file.name.replace(split.val[0], "scan_from_the_archive"))
+    patient = data.groups[split.val[0]]
+    with pytest.raises(SamAdaptError, match=f"the scan scan_from_the_archive is a copy of one of {patient}"):
+        unlabelled_cases(str(folder), data, split)
+
+
 def test_a_pool_that_is_all_labelled_is_refused(data):
     with pytest.raises(SamAdaptError, match="no unlabelled scan is left"):
         unlabelled_cases("pool", data, data.split())

@@ -87,7 +87,8 @@ def predict_folder(
         else:
             _segment(model, cases, report, output, progress)
         if report.done:
-            replace(note, failed=report.failed, finished=True).write(out)
+            whole = report.done + len(report.failed) == len(cases)
+            replace(note, failed=report.failed, finished=whole).write(out)
     finally:
         if fresh and not report.done:
             shutil.rmtree(out)

@@ -216,13 +216,14 @@ def fit(
     training, selection = data[split.train], data[split.select] if split.select else None
     stored = store if _stores(learner, config, head) else None
     maps = learner.maps(head.reads, data.window, config.seed)
+    source = more.unlabelled.unlabelled
+    cases = None if source is None else unlabelled_cases(source, data, split)  # refused before hours of encoding
     if stored is not None:
         _encode(stored, training, maps, device, more)
         if selection is not None:
             _encode(stored, selection, maps.unaugmented, device, more)
     unlabelled = None
-    if more.unlabelled.unlabelled is not None:
-        cases = unlabelled_cases(more.unlabelled.unlabelled, data, split)
+    if cases is not None:
         if stored is not None:
             _encode(stored, cases, maps, device, more)
         split = dataclasses.replace(split, unlabelled=cases.ids)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from samadapt.datasets import Dataset, Split
+from samadapt.files import file_sha256
 from samadapt.inputs import Taken, find_unlabelled
 from samadapt.opening import Opening
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
@@ -41,12 +42,14 @@ def unlabelled_cases(source: str, data: Dataset, split: Split) -> Dataset:
     told = data.opening.modality if data.modality_told else None
     taken = Taken(modality=told, allow_outside=data.outside)
     found = find_unlabelled(Path(source), data.opening, split.patient_of, taken)
-    apart = {data.groups[i] for i in (*split.select, *split.val)}
-    if shared := sorted(apart & set(found.groups.values())):
+    held_out = {*split.select, *(i for i in data.ids if i not in split.pool)}
+    apart = {data.groups[i] for i in held_out}
+    copies = _copies(found, data[[i for i in data.ids if i in held_out]])
+    if shared := sorted(apart & set(found.groups.values()) | set(copies.values())):
         raise SamAdaptError(
             f"--unlabelled {source} has scans of {len(shared)} patients that are held out for scoring or choose a step "
-            f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}), and a model that has seen them cannot be "
-            "scored on them; leave them out of that folder, or rename the scans if they are of other patients"
+            f"({', '.join(shared[:3])}{', ...' if len(shared) > 3 else ''}{_in_words(copies)}), and a model that has seen them "
+            "cannot be scored on them; leave them out of that folder, or rename the scans if they are of other patients"
         )
     chosen = tuple(i for i in found.ids if found.groups[i] not in labelled and i not in data.ids)
     if not chosen:
@@ -59,6 +62,27 @@ def unlabelled_cases(source: str, data: Dataset, split: Split) -> Dataset:
             stacklevel=2,
         )
     return found[chosen]
+
+
+def _copies(found: Dataset, held_out: Dataset) -> dict[str, str]:
+    """Case of the folder -> patient held out, where an image file of the two has the same bytes under whatever name."""
+    sizes: dict[int, list[tuple[Path, str]]] = {}
+    for case in held_out.ids:
+        if held_out.entry(case).row is None:
+            for file in held_out.entry(case).images:
+                sizes.setdefault(file.stat().st_size, []).append((file, held_out.groups[case]))
+    copies = {}
+    for case in found.ids:
+        if found.entry(case).row is None:
+            for file in found.entry(case).images:
+                alike = sizes.get(file.stat().st_size, [])
+                digest = file_sha256(file) if alike else ""
+                copies |= {case: patient for other, patient in alike if file_sha256(other) == digest}
+    return copies
+
+
+def _in_words(copies: Mapping[str, str]) -> str:
+    return "".join(f"; the scan {case} is a copy of one of {patient}" for case, patient in list(copies.items())[:3])
 
 
 @final

@@ -18,6 +18,7 @@ SLACK = 1 << 20  # bytes that may follow the voxels
 _FLOAT32 = 4
 _GZIP = 31  # of zlib: a gzip stream with its checksum
 _RATIO = 200  # an array of images is not compressed to less than this part of it
+_PIECE = 1 << 20  # bytes
 _SMALL = 1 << 28  # bytes that are unpacked whatever they were compressed from
 
 
@@ -65,20 +66,25 @@ def gunzip(path: Path, most: int) -> bytes:
     Raises:
         EOFError, zlib.error: it is cut off or damaged.
     """
-    packed, parts, left = path.read_bytes(), list[bytes](), most
-    while packed:
+    packed, parts, left, at = path.read_bytes(), list[bytes](), most, 0
+    while at < len(packed):
         stream = zlib.decompressobj(_GZIP)
-        part = stream.decompress(packed, left + 1)
-        if len(part) > left:
-            raise SamAdaptError(
-                f"{path} unpacks to more than the {most} bytes that its header explains; it is damaged, or made to fill the "
-                "memory: export it again"
-            )
+        while not stream.eof and at < len(packed):  # in pieces: what a member leaves over is copied
+            piece = packed[at : at + _PIECE]
+            at += len(piece)
+            part = stream.decompress(piece, left + 1)
+            if len(part) > left:
+                raise SamAdaptError(
+                    f"{path} unpacks to more than the {most} bytes that its header explains; it is damaged, or made to fill the "
+                    "memory: export it again"
+                )
+            parts.append(part)
+            left -= len(part)
         if not stream.eof:
             raise EOFError("the compressed data end before their mark")
-        parts.append(part)
-        left -= len(part)
-        packed = stream.unused_data.lstrip(b"\0")  # gzip files may be joined, and padded
+        at -= len(stream.unused_data)
+        while packed[at : at + 1] == b"\0":  # gzip files may be joined, and padded
+            at += 1
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

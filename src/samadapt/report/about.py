@@ -139,7 +139,7 @@ def prediction_link(study: StudyResults, cell: CellResults, case: str, out: Path
     """The label map of a case, where the run kept one; else ""."""
     for folder in _prediction_folders(study.folder / cell.digest):
         for file in sorted(folder.iterdir()):
-            if file.name.split(".")[0] == case:
+            if file.name.startswith(f"{case}."):  # a name may have dots itself
                 return _link(file, out)
     return ""
 
