@@ -13,6 +13,7 @@ from PIL import Image
 
 from samadapt.check import Finding, check, summary, to_json, write_page
 from samadapt.datasets import Dataset, open_dataset
+from samadapt.types import SamAdaptError
 
 
 def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> None:
@@ -268,3 +269,13 @@ def test_leak_in_a_published_data_set(shared_data: Path) -> None:
     """One image of BreastMNIST is in train and in test."""
     errors = found(shared_data / "medmnist/breastmnist.npz", "error")
     assert len(errors) == 1 and errors[0].startswith("test_00076: the same image as 'train_00115'")
+
+
+def test_a_page_replaces_nothing_but_a_page(scans: Path, tmp_path: Path) -> None:
+    data, scan = open_dataset(scans), tmp_path / "scan.nii.gz"
+    scan.write_bytes(b"not a page")
+    with pytest.raises(SamAdaptError, match=r"scan\.nii\.gz is there and is no page of samadapt check"):
+        write_page([], data, scan)
+    assert scan.read_bytes() == b"not a page"
+    for _ in range(2):
+        write_page([], data, tmp_path / "page.html")

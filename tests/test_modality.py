@@ -145,6 +145,23 @@ def test_names_of_modalities():
     assert [plain_modality(n) for n in ("ct", " MRI", "FLAIR", "PET", "CR", "image", "")] == [
         "CT", "MR", "MR", "PT", "DX", "", "",
     ]  # fmt: skip
+    longer = (
+        "cineMRI",
+        "T2-weighted MRI",
+        "CT_arterial",
+        "PET/CT",
+        "us",
+        "cut",
+        "direct",
+        "T1 post contrast",
+    )
+    assert [plain_modality(n) for n in longer] == ["MR", "MR", "CT", "", "US", "", "", "MR"]
+
+
+def test_a_run_that_knows_no_modality_says_so_of_scans_that_do(tmp_path):
+    opening = Opening("segmentation", ("background", "a"))
+    with pytest.warns(SamAdaptWarning, match="the scans say that they are CT, and the model does not know"):
+        opening.demand_modality("CT", tmp_path)
 
 
 def test_windows_of_ct():

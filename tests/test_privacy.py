@@ -14,6 +14,9 @@ from samadapt import io
 from samadapt.cli import app
 from samadapt.datasets import Dataset, Entry, open_dataset
 from samadapt.datasets.anonymous import open_key
+from samadapt.evaluation import evaluate_folder
+from samadapt.folders import predict_folder
+from samadapt.inputs import Taken
 from samadapt.opening import Opening
 from samadapt.phantom import make_phantom
 from samadapt.types import SamAdaptError, SamAdaptWarning
@@ -205,3 +208,17 @@ def test_two_commands_that_use_one_key_keep_the_names_of_both(tmp_path):
     open_key(tmp_path / "key.csv")
     with pytest.raises(SamAdaptError, match="was replaced while it was used"):
         first.hide([Entry("Anna", ())])
+
+
+def test_cases_that_are_coded_otherwise_are_not_taken_for_new_ones(tmp_path):
+    """Neither codes for names nor names for codes may hide that a model is scored on what it learned from."""
+    data = make_phantom(tmp_path / "phantom", patients=4)
+    train = ("train", data, *SMALL, "--steps", "1", "--live", "--out")
+    type_(*train, tmp_path / "plain")
+    type_(*train, tmp_path / "coded", "--anonymous", tmp_path / "one.csv")
+    for run, names in (("plain", str(tmp_path / "two.csv")), ("coded", "none")):
+        out = tmp_path / f"of_{run}"
+        with pytest.warns(SamAdaptWarning, match="coded otherwise than those of the run"):
+            predict_folder(tmp_path / run, data, out, taken=Taken(anonymous=names))
+        notes = evaluate_folder(out, data).notes
+        assert any("is not known which of them trained the model" in note for note in notes), notes

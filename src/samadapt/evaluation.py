@@ -305,6 +305,11 @@ def _notes(note: Predictions | None, ids: list[str], names: list[str]) -> tuple[
             f"{len(learned)} of these {len(ids)} cases trained the model (the first is {learned[0]!r}): their scores "
             "say nothing about new cases"
         )
+    if unknown := [i for i in ids if note.cases[i].trained is None]:
+        notes.append(
+            f"the names of {len(unknown)} of these {len(ids)} cases are coded otherwise than those of the run (--anonymous), so it "
+            "is not known which of them trained the model: the scores may say nothing about new cases"
+        )
     if note.failed:
         case, message = next(iter(note.failed.items()))
         notes.append(

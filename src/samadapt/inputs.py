@@ -15,12 +15,14 @@ from samadapt.datasets import (
     NameKey,
     Split,
     cases_in_place_of,
+    coded_alike,
     demand_inside,
     find_key,
     find_layout,
     open_like,
     patients_of,
     split_masks,
+    told_modality,
 )
 from samadapt.names import SUBSETS
 from samadapt.opening import Opening
@@ -39,6 +41,10 @@ class Taken:
     modality: str | None = None  # of all scans, whatever they say themselves; None: as they say
     anonymous: str | None = None  # as for `datasets.open_like`
     allow_outside: bool = False  # whether links and lists may lead out of the folder
+
+    def __post_init__(self) -> None:
+        if self.modality is not None:
+            told_modality(self.modality)
 
 
 @dataclass(frozen=True)
@@ -101,14 +107,21 @@ def find_inputs(
     if find_layout(given, opening.task, opening.layout) is not None:
         data = open_like(given, opening, split.patient_of, labelled=False, **vars(taken))
         used = replace(opening, anonymous=data.opening.anonymous)
-        return _of_data_set(data, split, subset, taken), used
+        return _known_as(_of_data_set(data, split, subset, taken), opening, used), used
     if subset is not None:
         raise SamAdaptError(
             f"{given} is not a data set, so it has no subset {subset!r}; leave out --subset, or give the data set's folder"
         )
     key = find_key(taken.anonymous, opening)
     used = replace(opening, anonymous="" if key is None else key.recorded)
-    return _of_scans(given, used, split, key, taken), used
+    return _known_as(_of_scans(given, used, split, key, taken), opening, used), used
+
+
+def _known_as(cases: list[Input], trained: Opening, used: Opening) -> list[Input]:
+    """Where names are coded otherwise than those of the run, nobody knows which of them it learned from."""
+    if coded_alike(trained.anonymous, used.anonymous):
+        return cases
+    return [replace(case, planned=replace(case.planned, trained=None)) for case in cases]
 
 
 def recorded_path(given: Path, opening: Opening) -> str:
@@ -150,6 +163,10 @@ def _scan_entries(
 ) -> tuple[Entry, ...]:
     root = given if given.is_dir() else given.parent
     files = _scan_files(given, named=key is None) if given.is_dir() else [given]
+    if not given.is_dir() and given.name.startswith("."):
+        raise SamAdaptError(
+            f"{given} is a hidden file, and answers of that name would not be found again; rename it"
+        )
     if given.is_dir():  # a single file was named by the user, wherever it leads
         demand_inside(files, root, taken.allow_outside)
     cases = _named(files, root, len(opening.channel_names))

@@ -217,7 +217,9 @@ def fit(
     stored = store if _stores(learner, config, head) else None
     maps = learner.maps(head.reads, data.window, config.seed)
     source = more.unlabelled.unlabelled
-    cases = None if source is None else unlabelled_cases(source, data, split)  # refused before hours of encoding
+    cases = (
+        None if source is None else unlabelled_cases(source, data, split)
+    )  # refused before hours of encoding
     if stored is not None:
         _encode(stored, training, maps, device, more)
         if selection is not None:

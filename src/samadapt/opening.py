@@ -25,14 +25,25 @@ _MODALITIES = {
     "PET": "PT",
     "ULTRASOUND": "US",
 }
+_WORDS = {"CT", "MR", "PT"}  # that mean nothing else within a longer name
 _KNOWN = {"CT", "MR", "PT", "NM", "US", "DX", "MG", "XA", "RF", "OP", "OPT", "SM", "ES", "XC", "GM"}
 
 
 def plain_modality(name: str) -> str:
-    """The name of a modality or of a channel -> CT, MR, ... as DICOM has it; "" for what is none."""
+    """The name of a modality or of a channel -> CT, MR, ... as DICOM has it; "" for what is none.
+
+    A longer name is one of CT, MR or PET where one of its words says so ("cineMRI", "T2-weighted MRI", "CT_arterial").
+    """
     name = name.strip().upper()
     name = _MODALITIES.get(name, name)
-    return name if name in _KNOWN else ""
+    if name in _KNOWN:
+        return name
+    words = [
+        "MR" if word.endswith("MRI") else _MODALITIES.get(word, word)
+        for word in re.split(r"[^A-Z0-9]+", name)
+    ]
+    told = {word for word in words if word in _WORDS}
+    return told.pop() if len(told) == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,13 @@ class Opening:
             modality: as a header or a data set says it; "": it does not.
         """
         found = plain_modality(modality)
+        if found and not self.modality:
+            warnings.warn(
+                f"the scans say that they are {found}, and the model does not know on which modality it was trained: if that was "
+                "another one, its answers mean nothing; say it at training (--modality)",
+                SamAdaptWarning,
+                stacklevel=2,
+            )
         if found and self.modality and found != self.modality:
             raise SamAdaptError(
                 f"{what} is {found}; expected {self.modality}, as the data that was trained on, for intensities mean something "

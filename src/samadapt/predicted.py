@@ -23,7 +23,9 @@ class Planned:
 
     patient: str
     part: str = ""  # of the data set's official split, else of the run's; "" where nothing says so
-    trained: bool = False  # whether the model learned from a case of this name
+    trained: bool | None = (
+        False  # whether the model learned from a case of this name; None: names are coded otherwise
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import final
+from typing import ClassVar, final
 
 _ON_A_TERMINAL, _ELSEWHERE = 0.2, 30.0  # seconds between two lines
 _WORTH_SAYING = 10.0  # seconds that a work takes at least
@@ -19,6 +19,8 @@ class Progress:
     Args:
         quiet: say nothing; so does the environment variable SAMADAPT_QUIET.
     """
+
+    _shown: ClassVar[Progress | None] = None  # whose line was written last, on a terminal
 
     def __init__(self, quiet: bool = False) -> None:
         self._terminal = sys.stderr.isatty()
@@ -40,6 +42,7 @@ class Progress:
         left = f", {clock((now - self._start) * (1 - done) / done)} left" if done > 0 else ""
         line = f"{text()}{left}"
         self._open = self._terminal
+        Progress._shown = self
         print(
             f"\r\033[K{line}" if self._terminal else line,
             end="" if self._terminal else "\n",
@@ -65,6 +68,12 @@ class Progress:
         if self._open:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
             self._open = False
+
+
+def end_line() -> None:
+    """Remove the line that is being rewritten, whoever's it is: something else is about to be said."""
+    if Progress._shown is not None:
+        Progress._shown.close()
 
 
 def clock(seconds: float) -> str:

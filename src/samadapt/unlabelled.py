@@ -53,7 +53,11 @@ def unlabelled_cases(source: str, data: Dataset, split: Split) -> Dataset:
         )
     chosen = tuple(i for i in found.ids if found.groups[i] not in labelled and i not in data.ids)
     if not chosen:
-        raise SamAdaptError(f"--unlabelled {source} has no scan that the training does not know; give others")
+        raise SamAdaptError(
+            f"--unlabelled {source} has no scan that the training does not know: all {len(found)} have the names of cases or of "
+            f"labelled patients of {data.name!r}; if they are cases of it without a label, give --unlabelled {POOL}, else give "
+            "other scans, or rename these"
+        )
     if len(chosen) < len(found):
         warnings.warn(
             f"{len(found) - len(chosen)} of the {len(found)} scans of --unlabelled {source} are left out: they have the names "
@@ -71,18 +75,22 @@ def _copies(found: Dataset, held_out: Dataset) -> dict[str, str]:
         if held_out.entry(case).row is None:
             for file in held_out.entry(case).images:
                 sizes.setdefault(file.stat().st_size, []).append((file, held_out.groups[case]))
-    copies = {}
+    copies: dict[str, str] = {}
     for case in found.ids:
         if found.entry(case).row is None:
             for file in found.entry(case).images:
                 alike = sizes.get(file.stat().st_size, [])
                 digest = file_sha256(file) if alike else ""
-                copies |= {case: patient for other, patient in alike if file_sha256(other) == digest}
+                for other, patient in alike:
+                    if file_sha256(other) == digest:
+                        copies[case] = patient
     return copies
 
 
 def _in_words(copies: Mapping[str, str]) -> str:
-    return "".join(f"; the scan {case} is a copy of one of {patient}" for case, patient in list(copies.items())[:3])
+    return "".join(
+        f"; the scan {case} is a copy of one of {patient}" for case, patient in list(copies.items())[:3]
+    )
 
 
 @final

@@ -2,4 +2,4 @@
 
 from samadapt.check.doctor import check
 from samadapt.check.findings import Finding, summary, to_json
-from samadapt.check.page import write_page
+from samadapt.check.page import demand_page, write_page

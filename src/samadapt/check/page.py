@@ -27,12 +27,24 @@ _INCHES = 2.4
 _Wanted = tuple[str, int | None]  # a case, and the slice
 
 
+def demand_page(path: str | Path) -> None:
+    """Refuse to replace a file that is no earlier page: a slip of the keyboard must not cost a scan.
+
+    Raises:
+        SamAdaptError: it is something else.
+    """
+    path = Path(path)
+    if path.is_file() and path.stat().st_size and b"<title>Check of " not in path.read_bytes()[:4096]:
+        raise SamAdaptError(f"{path} is there and is no page of samadapt check; give --html another name")
+
+
 def write_page(findings: Sequence[Finding], data: Dataset, path: str | Path) -> Path:
     """Write the page; the suspects are read once more for their pictures.
 
     Raises:
         SamAdaptError: the file cannot be written.
     """
+    demand_page(path)
     groups = {severity: _by_kind([f for f in findings if f.severity == severity]) for severity in SEVERITIES}
     drawn = _pictures(_wanted(groups["error"]) | _wanted(groups["warning"]), data)
     text = files("samadapt.check").joinpath("page.html.j2").read_text(encoding="utf-8")

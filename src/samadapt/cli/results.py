@@ -19,6 +19,7 @@ import typer
 
 from samadapt.cli.parameters import from_options
 from samadapt.cli.terminal import speaks
+from samadapt.progress import end_line
 
 JSON = "--json"
 
@@ -57,7 +58,10 @@ def verb(
         @functools.wraps(function)
         def answer(json: bool, **typed: Any) -> None:
             with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
-                result: Result = run(**typed)
+                try:
+                    result: Result = run(**typed)
+                finally:
+                    end_line()
             if json and speaks():
                 print(json_format.dumps({"command": called, **plain(result.data)}, indent=1))
             elif not json:

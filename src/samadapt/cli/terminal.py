@@ -41,7 +41,7 @@ def case_line(verb: str, quiet: bool) -> Callable[[str], None]:
 
     def show(case: str) -> None:
         number = next(cases)
-        progress(lambda: f"{verb} {number} cases, the last one {case}", 0)
+        progress(lambda: f"{verb} {number} {'case' if number == 1 else 'cases'}, the last one {case}", 0)
 
     return show
 

@@ -233,6 +233,8 @@ def check(
 
     from samadapt import check as doctor
 
+    if html is not None:
+        doctor.demand_page(html)  # before the work
     opened = open_data(data, OpenOptions(**opening))
     progress, total = Progress(quiet), len(opened)
     findings = doctor.check(

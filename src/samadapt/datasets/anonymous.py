@@ -109,23 +109,28 @@ def open_key(path: str | Path) -> NameKey:
     return NameKey(path, rows[1][1], {(kind, code): name for kind, code, name in rows[2:]})
 
 
+def coded_alike(one: str, other: str) -> bool:
+    """Whether names mean the same in two openings, by what is recorded of their codes."""
+    return one.partition(" ")[0] == other.partition(" ")[0]
+
+
 def find_key(given: str | None, opening: Opening) -> NameKey | None:
     """The key for files that are read as those of `opening` were: the one that was given, else the one that it names.
 
     Raises:
         SamAdaptError: it names one that is not there, and none was given.
     """
-    if given is not None and given != NONE:
-        key = open_key(given)
-        if opening.anonymous and opening.anonymous.split(" ")[0] != key.recorded.split(" ")[0]:
+    if given is not None:
+        key = None if given == NONE else open_key(given)
+        if not coded_alike(opening.anonymous, "" if key is None else key.recorded):
             warnings.warn(
-                f"{key.path} is not the file that the names of the run were coded with, so cases that the model learned from are "
-                "not recognised",
+                "names are coded otherwise than those of the run were (--anonymous), so cases that the model learned from are "
+                "not recognised: do not take their scores for those of new cases",
                 SamAdaptWarning,
                 stacklevel=3,
             )
         return key
-    if not opening.anonymous or given == NONE:
+    if not opening.anonymous:
         return None
     path = Path(opening.anonymous.partition(" ")[2])
     if not path.is_file():

@@ -270,7 +270,8 @@ def _left_out(path: Path, entries: Sequence[Entry], named: bool) -> tuple[tuple[
     return left_out
 
 
-def _told_modality(modality: str) -> str:
+def told_modality(modality: str) -> str:
+    """What a user called a modality, as DICOM calls it; refused where that is none."""
     if not (known := plain_modality(modality)):
         raise SamAdaptError(
             f"--modality is {modality!r}; expected CT, MR, PT, US, DX or another modality as DICOM calls it"
@@ -287,7 +288,7 @@ def _declared_modality(found: ParsedLayout) -> str:
 def _modality(found: ParsedLayout, entries: Sequence[Entry], path: Path, told: str | None) -> str:
     """As it was told, else as the headers of the images or the names of the channels say it; a mixture is refused."""
     if told is not None:
-        return _told_modality(told)
+        return told_modality(told)
     first: dict[str, Path] = {}
     labelled = [entry for entry in entries if entry.labels or entry.target is not None]
     for entry in labelled or entries:  # others are not learned from, as the PET beside a labelled CT
