@@ -95,7 +95,7 @@ def main() -> None:
         env = raw_folder(data, root, list(data.split(labels=given.labels).train))
         plan = [str(given.nnunet), "-c", "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import "
                 "plan_and_preprocess_entry as run; run()", "-d", "27", "-c", "2d", "-np", "1"]  # fmt: skip
-        planning = cpu_of(plan, env)
+        planning = cpu_of(plan, {**env, "nnUNet_n_proc_DA": "1"})  # the planner wants one at least
         done = subprocess.run(
             [str(given.nnunet), "-c", _STEPS, str(given.steps)],
             env=env,

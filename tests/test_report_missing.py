@@ -204,7 +204,10 @@ def test_a_study_that_waits_for_a_baseline_does_not_advise_a_head(tmp_path: Path
 def test_brackets_say_what_they_are(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "e", {"fused": 0.8, "unet": 0.7}, labels=(1, 5))
     page = write_report(folder).read_text()
-    assert "with its 95 % confidence interval over patients and seeds in brackets" in page
+    assert (
+        "in brackets its 95 % confidence interval over the scored patients and over the draws of"
+        in " ".join(page.split())
+    )
     assert "predicted, but no overlap (Dice 0)" in page and "inference time per case (s)" in page
     assert (folder / "comparisons.csv").read_text().splitlines()[0].split(",")[8:10] == [
         "ci95_low",
