@@ -18,9 +18,11 @@ from samadapt.features import FeatureStore
 from samadapt.files import file_sha256, write_json
 from samadapt.finishing import Finished, finish
 from samadapt.folders import predict_folder
+from samadapt.inputs import Taken
 from samadapt.learner import FitOptions, Learner, fit
 from samadapt.metrics import ALL, MEAN, Summary, summarise
-from samadapt.predicted import read_predictions
+from samadapt.postprocessing import read_postprocessing
+from samadapt.predicted import Predictions, read_predictions
 from samadapt.settings import SplitOptions, TrainConfig
 
 
@@ -42,11 +44,13 @@ class FoldOptions:
     Args:
         training: as for `fit`.
         choose_cleanup: as for `finish`.
+        taken: how the files of the data set were taken when it was opened; they are read so again to be predicted and scored.
         say: called with a line of text for each fold.
     """
 
     training: FitOptions = field(default_factory=FitOptions)
     choose_cleanup: bool = False
+    taken: Taken = field(default_factory=Taken)
     say: Callable[[str], None] = print
 
 
@@ -79,7 +83,7 @@ def cross_validate(
         run = fit(learner, data, split, config, out / f"fold_{fold}", store, options.training)
         finished.append(finish(run, data, split, config.device, options.choose_cleanup))
         runs.append(run)
-        evaluation = _evaluated(run, given, out / "predictions" / run.name, config.device)
+        evaluation = _evaluated(run, given, out / "predictions" / run.name, config.device, options.taken)
         options.say(f"fold {fold} of {len(splits)}: {_leading(evaluation)}")
         found.append(evaluation)
     summary = _over_folds(found)
@@ -97,15 +101,24 @@ def cross_validate(
     return CrossValidation(tuple(runs), tuple(finished), summary, table, notes)
 
 
-def _evaluated(run: Path, data: Path, predictions: Path, device: str) -> Evaluation:
+def _evaluated(run: Path, data: Path, predictions: Path, device: str, taken: Taken) -> Evaluation:
     """The scores of the cases that the run holds out, predicted first where they are not yet."""
     note = read_predictions(predictions) if predictions.is_dir() else None
-    same = note is not None and note.model == file_sha256(run / "head.safetensors")
+    same = note is not None and _as_now(note, run)
     if note is None or not (note.finished and same):
-        predict_folder(run, data, predictions, device=device, overwrite=not same)
-    evaluation = evaluate_folder(predictions, data)
+        predict_folder(run, data, predictions, device=device, overwrite=not same, taken=taken)
+    evaluation = evaluate_folder(
+        predictions, data, anonymous=taken.anonymous, allow_outside=taken.allow_outside
+    )
     write_evaluation(evaluation, predictions, data)
     return evaluation
+
+
+def _as_now(note: Predictions, run: Path) -> bool:
+    """Whether predictions are those that the run would give now: of its model, with its clean-up, and nothing else."""
+    return (note.model, note.keep_largest, note.subset, note.flips) == (
+        file_sha256(run / "head.safetensors"), read_postprocessing(run), None, False,
+    )  # fmt: skip
 
 
 def _leading(evaluation: Evaluation) -> str:

@@ -44,6 +44,11 @@ def classes_to_clean(asked: Sequence[str], classes: Sequence[str]) -> tuple[str,
     if len(asked) == 1 and asked[0] in named and asked[0] not in foreground:
         return named[asked[0]]
     unknown = [name for name in asked if name not in foreground]
+    if unknown and unknown[0] in named:
+        raise SamAdaptError(
+            f"the largest component is to be kept of {', '.join(asked)}; {unknown[0]!r} stands alone: give it and nothing else, "
+            f"or some of the classes of the model ({', '.join(foreground)})"
+        )
     if unknown:
         raise SamAdaptError(
             f"the largest component is to be kept of {unknown[0]!r}; the classes of the model are {', '.join(foreground)}: "

@@ -13,7 +13,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     if overwrite and out.exists():
         if any(out.iterdir()) and not (out / "config.json").is_file():
             raise SamAdaptError(f"{out} is not a run folder; --overwrite deletes run folders only")
+        if inside := runs_inside(out):
+            raise SamAdaptError(
+                f"{out} holds other run folders ({_some(inside)}), which --overwrite would delete as well; choose another --out"
+            )
         shutil.rmtree(out)
     demand_writable(out, "--out")
     out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +69,16 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     write_json(out / "config.json", settings)
     write_json(out / "environment.json", environment())
     return 0
+
+
+def runs_inside(folder: Path) -> list[str]:
+    """The run folders below a folder, as paths from there, in order."""
+    found = (path.parent.relative_to(folder) for path in folder.rglob("config.json"))
+    return sorted(str(path) for path in found if path.parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def demand_split(run: Path, config: Mapping[str, Any]) -> None:
@@ -196,6 +210,11 @@ def read_config(run: Path) -> dict[str, Any]:
     if not run.exists():
         raise SamAdaptError(f"{run} does not exist; give the --out of `samadapt train`")
     if not (run / "config.json").is_file():
+        if inside := sorted(path.parent.name for path in run.glob("*/config.json")):
+            raise SamAdaptError(
+                f"{run} is not a run folder itself, but holds run folders: {_some(inside)}; name one of them, such as "
+                f"{run / inside[0]}"
+            )
         raise SamAdaptError(
             f"{run} is not a run folder: it has no config.json; give the --out of `samadapt train`"
         )

@@ -15,6 +15,7 @@ from samadapt.files import demand_writable
 from samadapt.finishing import Finished, demand_selection, finish
 from samadapt.folds import FoldOptions, cross_validate, fold_splits
 from samadapt.info import describe_run
+from samadapt.inputs import Taken
 from samadapt.learner import FitOptions, Learner, fit, stored_maps
 from samadapt.metrics import format_table
 from samadapt.settings import SplitOptions, TrainConfig, UnlabelledOptions
@@ -29,6 +30,7 @@ class TrainingOptions:
     keep_largest: bool
     quiet: bool
     unlabelled: UnlabelledOptions
+    taken: Taken  # as the data set was opened
 
 
 def train_once(
@@ -106,6 +108,11 @@ def train_folds(
             f"--fold all trains on one device at a time, and --devices is {config.devices}; leave it out, or train the folds "
             "one by one (--fold 0, --fold 1, ...)"
         )
+    if (out / "config.json").is_file():
+        raise SamAdaptError(
+            f"{out} is the run folder of a single training, and --fold all writes a folder of run folders; choose another "
+            "--out"
+        )
     splits = fold_splits(data, budget, config.seed)
     if options.keep_largest:
         demand_selection(data, splits[0])
@@ -115,7 +122,7 @@ def train_folds(
     training = FitOptions(
         options.overwrite, partial(encode_line, quiet=options.quiet), unlabelled=options.unlabelled
     )
-    more = FoldOptions(training, options.keep_largest, lambda text: say(text, options.quiet))
+    more = FoldOptions(training, options.keep_largest, options.taken, lambda text: say(text, options.quiet))
     found = cross_validate(learner, data, splits, config, (given, out), store, more)
     notes = [f"note: {text}" for text in found.notes]
     notes += [f"note: {run.name}: {x.too_few_steps}" for run, x in zip(found.runs, found.finished, strict=True) if x.too_few_steps]  # fmt: skip

@@ -32,6 +32,7 @@ from samadapt.cli.results import Result, command, verb
 from samadapt.cli.terminal import case_line, data_summary, say
 from samadapt.options import Option
 from samadapt.progress import Progress
+from samadapt.records import SamAdaptError
 from samadapt.settings import (
     LearnerSettings,
     NnUNetConfig,
@@ -110,13 +111,15 @@ def train(
     check_device(config.device)
     from samadapt.cli.training import TrainingOptions, train_folds, train_once
     from samadapt.features import FeatureStore
+    from samadapt.inputs import Taken
     from samadapt.runs import precision_note
 
     opened = open_data(data, opening, settings.head)
     say(choice_note(settings.encoder, chosen), quiet)
     say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
-    more = TrainingOptions(overwrite, keep_largest, quiet, scans)
+    taken = Taken(opening.modality, opening.anonymous, opening.allow_outside)
+    more = TrainingOptions(overwrite, keep_largest, quiet, scans, taken)
     if budget.fold == "all":
         return train_folds(chosen, opened, budget, config, (data, out), maps, more)
     return train_once(chosen, opened, budget, config, (data, out), maps, more)
@@ -279,10 +282,14 @@ def experiment(
 
     for folder, option in ((out, "--out"), (store, "--store")):
         demand_writable(folder, option)
+    if study.get("quick") and grid:
+        raise SamAdaptError(
+            f"--quick is a study of its own, and --grid {grid} holds another one; leave out one of them"
+        )
     settings = studies.read_settings(grid) if grid else {}
     opened = open_data(data, opening)
-    if study.get("quick") and not grid:
-        settings = studies.quick_settings(opened.task)
+    if study.get("quick"):
+        settings = studies.quick_settings(opened.task, None if "labels" in study else opened)
     say(data_summary(opened), quiet)
     typed = {"encoder": shared, "train": common, "nnunet": nnunet}
     settings |= study | ({"learners": [*heads, *baselines]} if heads or baselines else {})

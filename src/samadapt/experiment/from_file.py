@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from samadapt.datasets import Dataset
 from samadapt.encoders import first_with_weights
 from samadapt.experiment.grid import Grid
 from samadapt.experiment.methods import Method, TrainedMethod
@@ -66,9 +67,16 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def quick_settings(task: str) -> dict[str, Any]:
-    """The study of `--quick` for a task."""
+def quick_settings(task: str, data: Dataset | None = None) -> dict[str, Any]:
+    """The study of `--quick` for a task.
+
+    Args:
+        data: whose number of labelled patients the study does not exceed; None: it asks for as many as its file says.
+    """
     settings = read_settings(_PRESETS / "quick" / f"{task}.toml")
+    if data is not None:
+        available = len({data.groups[i] for i in data.split().train})
+        settings["labels"] = [min(n, available) for n in settings["labels"]]
     settings["encoder"]["encoder"] = first_with_weights(_QUICK_ENCODERS)
     return settings
 

@@ -92,7 +92,7 @@ class Declared:
         """Which values it takes, in words."""
         if self.option.choices:
             return f"one of {', '.join(map(str, self.option.choices))}"
-        return kinds.in_words(self.kind) + self.option.limits
+        return kinds.in_words(self.kind, limits=self.option.limits)
 
     def conform(self, value: Any, spelling: str, typed: bool = False) -> Any:
         """The value as its type has it; anything else is an error that names the option as it was spelled.

@@ -97,12 +97,17 @@ def from_text(text: str, kind: Any) -> Any:
         return fit([from_text(part, items[0]) for part in text.split(",") if part], kind)
 
 
-def in_words(kind: Any, many: bool = False) -> str:
-    """ "a whole number", "a list of names", "a number, or all"."""
+def in_words(kind: Any, many: bool = False, limits: str = "") -> str:
+    """ "a whole number", "a list of names", "a number from 0 on, or all".
+
+    Args:
+        limits: of the numbers, beginning with a space; said of those that stand alone, else of all.
+    """
     kinds = alternatives(kind)
     if int in kinds and float in kinds:
         kinds = tuple(one for one in kinds if one is not int)
-    return ", or ".join(_in_words(one, many) for one in kinds)
+    counted = [one for one in kinds if one in (int, float)] or kinds
+    return ", or ".join(_in_words(one, many) + (limits if one in counted else "") for one in kinds)
 
 
 def _in_words(kind: Any, many: bool) -> str:
