@@ -55,7 +55,6 @@ ROOMS: dict[str, set[str]] = {
         "inputs",
         "learner",
         "metrics",
-        "postprocessing",
         "predicted",
         "settings",
     },

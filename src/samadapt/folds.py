@@ -21,7 +21,6 @@ from samadapt.folders import predict_folder
 from samadapt.inputs import Taken
 from samadapt.learner import FitOptions, Learner, fit
 from samadapt.metrics import ALL, MEAN, Summary, summarise
-from samadapt.postprocessing import read_postprocessing
 from samadapt.predicted import Predictions, read_predictions
 from samadapt.settings import SplitOptions, TrainConfig
 
@@ -83,7 +82,10 @@ def cross_validate(
         run = fit(learner, data, split, config, out / f"fold_{fold}", store, options.training)
         finished.append(finish(run, data, split, config.device, options.choose_cleanup))
         runs.append(run)
-        evaluation = _evaluated(run, given, out / "predictions" / run.name, config.device, options.taken)
+        predictions = out / "predictions" / run.name
+        evaluation = _evaluated(
+            run, given, predictions, config.device, options.taken, finished[-1].keep_largest
+        )
         options.say(f"fold {fold} of {len(splits)}: {_leading(evaluation)}")
         found.append(evaluation)
     summary = _over_folds(found)
@@ -101,10 +103,12 @@ def cross_validate(
     return CrossValidation(tuple(runs), tuple(finished), summary, table, notes)
 
 
-def _evaluated(run: Path, data: Path, predictions: Path, device: str, taken: Taken) -> Evaluation:
+def _evaluated(
+    run: Path, data: Path, predictions: Path, device: str, taken: Taken, cleaned: tuple[str, ...]
+) -> Evaluation:
     """The scores of the cases that the run holds out, predicted first where they are not yet."""
     note = read_predictions(predictions) if predictions.is_dir() else None
-    same = note is not None and _as_now(note, run)
+    same = note is not None and _as_now(note, run, cleaned)
     if note is None or not (note.finished and same):
         predict_folder(run, data, predictions, device=device, overwrite=not same, taken=taken)
     evaluation = evaluate_folder(
@@ -114,10 +118,10 @@ def _evaluated(run: Path, data: Path, predictions: Path, device: str, taken: Tak
     return evaluation
 
 
-def _as_now(note: Predictions, run: Path) -> bool:
+def _as_now(note: Predictions, run: Path, cleaned: tuple[str, ...]) -> bool:
     """Whether predictions are those that the run would give now: of its model, with its clean-up, and nothing else."""
     return (note.model, note.keep_largest, note.subset, note.flips) == (
-        file_sha256(run / "head.safetensors"), read_postprocessing(run), None, False,
+        file_sha256(run / "head.safetensors"), cleaned, None, False,
     )  # fmt: skip
 
 
