@@ -33,6 +33,8 @@ def run(tmp_path_factory) -> Path:
     """A small model."""
     folder = tmp_path_factory.mktemp("model")
     data = make_phantom(folder / "data", patients=3, size=48, slices=3)
+    about = data / "dataset.json"  # of no modality, so that scans of all are read
+    about.write_text(about.read_text().replace("cineMRI", "scan"))
     unet = ("--head", "unet", "--set", "width=4", "--side", "64", "--steps", "2", "--device", "cpu", "-q")
     done = CliRunner().invoke(
         app,

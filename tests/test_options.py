@@ -226,7 +226,10 @@ def test_an_option_alone_an_own_one_and_only_what_was_typed():
         ("simclr = {temperature = 0}", "simclr.temperature is 0; expected a number above 0"),
         ("nnunet = {configuration = '4d'}", "nnunet.configuration is '4d'; known: 2d, 3d_fullres"),
         ("unet = {width = 'wide'}", "unet.width is 'wide'; expected a whole number"),
-        ("seeds = 'three'", "seeds is 'three'; expected a whole number from 1 on, or a list of whole numbers"),
+        (
+            "seeds = 'three'",
+            "seeds is 'three'; expected a whole number from 1 on, or a list of whole numbers",
+        ),
         ("threads = 0", "threads is 0; expected a whole number from 1 on"),
         ("learner = {a = {side = 0}}", "learner.a.side is 0; expected a whole number from 1 on"),
         ("learner = {a = {train = {lr = 'low'}}}", "learner.a.train.lr is 'low'; expected a number above 0"),
