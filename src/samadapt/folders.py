@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -255,11 +256,9 @@ def _classify(
 ) -> None:
     known = {each.id: each for each in cases}
     rows = []
-    for case, logits in model.all_logits((case, None) for case in _loaded(cases, report)):
+    for case, compute in _class_answers(model, _loaded(cases, report), output.what.flips):
         try:
-            slices = (
-                probabilities_over_flips(model, case) if output.what.flips else model.probabilities(logits)
-            )
+            slices = compute()
         except SamAdaptError as error:
             report.failed[case.id] = known[case.id].what_failed(error)
             continue
@@ -277,6 +276,17 @@ def _classify(
         columns = ["case", "split", "prediction", *(f"prob_{n}" for n in model.classes)]
         write_csv(report.out / "predictions.csv", columns, [[row[name] for name in columns] for row in rows])
     report.done = len(rows)
+
+
+def _class_answers(
+    model: Classifier, cases: Iterable[Case], flips: bool
+) -> Iterator[tuple[Case, Callable[[], Tensor]]]:
+    """Each case with what computes the (D, K) probabilities of its slices, or says what is wrong with it."""
+    if flips:
+        yield from ((case, partial(probabilities_over_flips, model, case)) for case in cases)
+        return
+    for case, logits in model.all_logits((case, None) for case in cases):
+        yield case, partial(model.probabilities, logits)
 
 
 def _answer(model: Classifier, slices: Tensor) -> dict[str, str]:
