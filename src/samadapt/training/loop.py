@@ -26,7 +26,7 @@ from samadapt.settings import TrainConfig
 from samadapt.training.averager import Averager, put
 from samadapt.training.loggers import LOGGERS, Logger
 from samadapt.training.steps import NotFiniteError, StepLoop, warm_cosine
-from samadapt.training.stream import Stream, Together
+from samadapt.training.stream import Stream, Streams
 from samadapt.training.teacher import Teacher, Unlabelled
 from samadapt.transforms import seeded
 from samadapt.tuning import TUNINGS, Tuning, trained_tensors
@@ -276,20 +276,18 @@ class _Run:
             for logger in loggers:
                 stack.callback(logger.close)
             if loop.step < config.steps:
-                self._all_steps(Together(stream(pairs, config.steps, config.balance)), loggers)
+                self._all_steps(Streams(stream(pairs, config.steps, config.balance)), loggers)
             if unlabelled is None:
                 return
             if loop.step == config.steps:
                 self.averager.restart()
                 loop.restart()
             end = 2 * config.steps
-            both = Together(stream(pairs, end, config.balance), stream(unlabelled.pairs, end))
+            both = Streams(stream(pairs, end, config.balance), stream(unlabelled.pairs, end))
             teacher = Teacher(self.model, self.averager, unlabelled.options, config.seed, loop.autocast)
             self._all_steps(both, loggers, teacher)
 
-    def _all_steps(
-        self, batches: Together, loggers: Sequence[Logger], teacher: Teacher | None = None
-    ) -> None:
+    def _all_steps(self, batches: Streams, loggers: Sequence[Logger], teacher: Teacher | None = None) -> None:
         """One training; its learning rate, average and selection know of none before it."""
         config, loop = self.config, self.loop
         self.model.train()

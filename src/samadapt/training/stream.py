@@ -54,7 +54,7 @@ class Stream(IterableDataset):
         return torch.stack(shares).mean(0)
 
 
-class Together(IterableDataset):
+class Streams(IterableDataset):
     """A batch of each stream in every step."""
 
     def __init__(self, *streams: Stream) -> None:
