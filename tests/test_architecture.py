@@ -39,7 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "datasets": {"files", "io", "opening"},
     "check": {"datasets", "figures", "files", "io", "overlap", "transforms"},
     "phantom": {"files", "io"},
-    "postprocessing": {"files"},
+    "postprocessing": {"files", "metrics"},
     "course": set(),
     "scoring": {"metrics"},
     "flips": {"prediction", "transforms"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from samadapt.metrics import Summary, format_table, read_scores, summarise
 from samadapt.overlap import MARK, of_own_weights, overlaps
 from samadapt.postprocessing import read_postprocessing
 from samadapt.predicted import read_predictions
-from samadapt.runs import demand_split, read_config
+from samadapt.runs import demand_split, read_config, read_json
 from samadapt.types import SamAdaptError
 from samadapt.weights import RANDOM
 
@@ -147,12 +146,7 @@ def record_evaluation(predictions: Path, table: Path) -> Path | None:
 
 
 def _json(path: Path) -> Any:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SamAdaptError(f"{path} cannot be read ({error}); copy the whole run folder again") from error
+    return read_json(path) if path.is_file() else {}
 
 
 # ---------------------------------------------------------------- in words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from samadapt.files import write_json
+from samadapt.metrics import MaskPair, dsc
 from samadapt.types import SamAdaptError
 
 #: In a run folder: what the training chose on its selection cases.
@@ -74,25 +76,20 @@ def choose_classes(
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in classes[1:]}
     for answer, reference in answers:
-        known = reference != ignored
+        unknown = reference == ignored
         for value, name in enumerate(classes[1:], start=1):
-            truth = (reference == value) & known
-            if truth.any() or ((answer == value) & known).any():
-                ways = (answer, keep_largest(answer, [value]))
-                found[name].append(
-                    (_dice(ways[0] == value, truth, known), _dice(ways[1] == value, truth, known))
-                )
+            before, after = (
+                dsc(MaskPair.of(label == value, reference == value, ignored=unknown))
+                for label in (answer, keep_largest(answer, [value]))
+            )
+            if not math.isnan(before):
+                # Nothing is left where nothing is, because what was kept lies where nobody knows: that is right.
+                found[name].append((before, 1.0 if math.isnan(after) else after))
     return {
         name: {"all": float(np.mean([a for a, _ in dice])), "largest": float(np.mean([b for _, b in dice]))}
         for name, dice in found.items()
         if dice
     }
-
-
-def _dice(answer: np.ndarray, truth: np.ndarray, known: np.ndarray) -> float:
-    answer = answer & known
-    total = int(answer.sum()) + int(truth.sum())
-    return 2 * int((answer & truth).sum()) / total if total else 1.0
 
 
 def write_postprocessing(

@@ -46,7 +46,7 @@ def open_run(out: Path, settings: dict[str, Any], overwrite: bool) -> int | None
     out.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     if (out / "config.json").is_file():
-        before = _parsed(
+        before = read_json(
             out / "config.json", "copy the whole run folder again, choose another --out, or give --overwrite"
         )
         for name in TrainConfig.UNCHANGING:  # what the run was begun with may differ in these
@@ -189,7 +189,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise SamAdaptError(f"{path} cannot be read ({error}); copy the run folder again") from error
 
 
-def _parsed(path: Path, cure: str) -> Any:
+def read_json(path: Path, cure: str = "copy the whole run folder again") -> Any:
+    """The content of a JSON file of a run folder."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -218,7 +219,7 @@ def read_config(run: Path) -> dict[str, Any]:
         raise SamAdaptError(
             f"{run} is not a run folder: it has no config.json; give the --out of `samadapt train`"
         )
-    config = _parsed(run / "config.json", "copy the whole run folder again")
+    config = read_json(run / "config.json")
     told = config.get("format") if isinstance(config, dict) else None
     if told != FORMAT:
         raise SamAdaptError(
