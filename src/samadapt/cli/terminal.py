@@ -85,16 +85,6 @@ def seen_before(data: Dataset, learner: Learner) -> list[str]:
     return [f"note: {overlap.text}" for overlap in learner.overlaps(data) if overlap.warns]
 
 
-def store_note(size: int, folder: Path) -> str:
-    """How much of the disk feature maps take, of which some may be there already.
-
-    Args:
-        size: in bytes.
-    """
-    amount = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-    return f"feature maps take {amount} of disk in {folder}; those that are there already are used again"
-
-
 def say_warnings_once() -> None:
     """What was assumed or left out, a line each on stderr; Python's own form would add a place in the code."""
     usual = warnings.showwarning

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from samadapt.cli.results import Result, command
-from samadapt.cli.terminal import say, speaks, split_summary, store_note, unlabelled_note
+from samadapt.cli.terminal import say, speaks, split_summary, unlabelled_note
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, encode_line
 from samadapt.files import demand_writable
@@ -23,68 +23,70 @@ from samadapt.types import SamAdaptError
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """What `train` is told beside the learner, the split and the settings of the training."""
-
-    overwrite: bool
-    keep_largest: bool
-    quiet: bool
-    unlabelled: UnlabelledOptions
-    taken: Taken  # as the data set was opened
-
-
-def train_once(
-    learner: Learner,
-    data: Dataset,
-    budget: SplitOptions,
-    config: TrainConfig,
-    places: tuple[Path, Path],
-    store: FeatureStore | None,
-    options: TrainingOptions,
-) -> Result:
-    """One run folder.
+class Training:
+    """What `train` is asked for.
 
     Args:
-        places: where the data set lies, and the run folder.
+        given, out: where the data set lies, and the folder to write into.
+        store: of feature maps; None: the encoder runs in every step.
+        taken: how the files of the data set were taken when it was opened.
     """
+
+    learner: Learner
+    data: Dataset
+    budget: SplitOptions
+    config: TrainConfig
+    given: Path
+    out: Path
+    store: FeatureStore | None
+    unlabelled: UnlabelledOptions
+    taken: Taken
+    keep_largest: bool
+    overwrite: bool
+    quiet: bool
+
+    def begin(self, splits: Sequence[Split]) -> FitOptions:
+        """Refuse a clean-up that cannot be chosen, and say what is about to be learned; the options of each fit."""
+        if self.keep_largest:
+            demand_selection(self.data, splits[0])
+        demand_writable(self.out, "--out")
+        say(split_summary(self.data, splits[0], self.learner), self.quiet)
+        say(self._disk(splits), self.quiet)
+        return FitOptions(self.overwrite, partial(encode_line, quiet=self.quiet), unlabelled=self.unlabelled)
+
+    def _disk(self, splits: Sequence[Split]) -> str | None:
+        """What the store will take; None where nothing is stored."""
+        maps = stored_maps(self.learner, self.data, self.config, self.store)
+        if maps is None or self.store is None:
+            return None
+        train = {i for split in splits for i in split.train}
+        select = {i for split in splits for i in split.select}
+        size = maps.bytes_per_slice * sum(map(self.data.depth, train))
+        size += maps.unaugmented.bytes_per_slice * sum(map(self.data.depth, select))
+        return self.store.disk_note(size)
+
+
+def train_once(asked: Training) -> Result:
+    """One run folder."""
+    budget, config, data = asked.budget, asked.config, asked.data
     assert isinstance(budget.fold, int)
-    split, quiet = (
-        data.split(budget.labels, config.seed, budget.select, budget.val_labels, budget.fold),
-        options.quiet,
-    )
-    if options.keep_largest:
-        demand_selection(data, split)
-    say(split_summary(data, split, learner), quiet)
-    say(_disk(learner, data, [split], config, store), quiet)
-    more = FitOptions(options.overwrite, partial(encode_line, quiet=quiet), unlabelled=options.unlabelled)
-    run = fit(learner, data, split, config, places[1], store, more)
+    split = data.split(budget.labels, config.seed, budget.select, budget.val_labels, budget.fold)
+    more = asked.begin([split])
+    run = fit(asked.learner, data, split, config, asked.out, asked.store, more)
     if not speaks():
         return Result({})
-    finished = finish(run, data, split, config.device, options.keep_largest)
-    for note in _notes(run, finished, options):
-        say(note, quiet)
-    after = command("predict", run, "FOLDER_OF_SCANS", "--out", f"predictions/{run.name}", "--pictures")
-    return Result({**describe_run(run), "pictures": finished.pictures}, f"trained: {run}", after)
+    finished = finish(run, data, split, config.device, asked.keep_largest)
+    for note in _notes(run, finished, asked):
+        say(note, asked.quiet)
+    return Result(
+        {**describe_run(run), "pictures": finished.pictures}, f"trained: {run}", _next(run, run.name)
+    )
 
 
-def _disk(
-    learner: Learner, data: Dataset, splits: Sequence[Split], config: TrainConfig, store: FeatureStore | None
-) -> str | None:
-    """What the store will take; None where nothing is stored."""
-    maps = stored_maps(learner, data, config, store)
-    if maps is None or store is None:
-        return None
-    train = {i for split in splits for i in split.train}
-    select = {i for split in splits for i in split.select}
-    size = maps.bytes_per_slice * sum(map(data.depth, train))
-    size += maps.unaugmented.bytes_per_slice * sum(map(data.depth, select))
-    return store_note(size, store.root)
-
-
-def _notes(run: Path, finished: Finished, options: TrainingOptions) -> list[str]:
+def _notes(run: Path, finished: Finished, asked: Training) -> list[str]:
     notes = [f"pictures: {', '.join(map(str, finished.pictures))}"]
     notes += [text] if (text := unlabelled_note(run)) else []
-    if options.keep_largest:
+    if asked.keep_largest:
         kept = ", ".join(finished.keep_largest) or "no class"
         notes.append(f"predictions keep the largest component of {kept}, as chosen on the selection cases")
     if finished.too_few_steps:
@@ -92,17 +94,13 @@ def _notes(run: Path, finished: Finished, options: TrainingOptions) -> list[str]
     return notes
 
 
-def train_folds(
-    learner: Learner,
-    data: Dataset,
-    budget: SplitOptions,
-    config: TrainConfig,
-    places: tuple[Path, Path],
-    store: FeatureStore | None,
-    options: TrainingOptions,
-) -> Result:
+def _next(run: Path, name: str) -> str:
+    return command("predict", run, "FOLDER_OF_SCANS", "--out", f"predictions/{name}", "--pictures")
+
+
+def train_folds(asked: Training) -> Result:
     """A run folder for each fold, and the scores of all."""
-    given, out = places
+    data, config, out = asked.data, asked.config, asked.out
     if config.devices > 1:
         raise SamAdaptError(
             f"--fold all trains on one device at a time, and --devices is {config.devices}; leave it out, or train the folds "
@@ -113,17 +111,11 @@ def train_folds(
             f"{out} is the run folder of a single training, and --fold all writes a folder of run folders; choose another "
             "--out"
         )
-    splits = fold_splits(data, budget, config.seed)
-    if options.keep_largest:
-        demand_selection(data, splits[0])
-    demand_writable(out, "--out")
-    say(split_summary(data, splits[0], learner), options.quiet)
-    say(_disk(learner, data, splits, config, store), options.quiet)
-    training = FitOptions(
-        options.overwrite, partial(encode_line, quiet=options.quiet), unlabelled=options.unlabelled
+    splits = fold_splits(data, asked.budget, config.seed)
+    more = FoldOptions(
+        asked.begin(splits), asked.keep_largest, asked.taken, lambda text: say(text, asked.quiet)
     )
-    more = FoldOptions(training, options.keep_largest, options.taken, lambda text: say(text, options.quiet))
-    found = cross_validate(learner, data, splits, config, (given, out), store, more)
+    found = cross_validate(asked.learner, data, splits, config, (asked.given, out), asked.store, more)
     notes = [f"note: {text}" for text in found.notes]
     notes += [f"note: {run.name}: {x.too_few_steps}" for run, x in zip(found.runs, found.finished, strict=True) if x.too_few_steps]  # fmt: skip
     text = "\n".join(
@@ -134,11 +126,8 @@ def train_folds(
             f"scores: {found.table}",
         ]
     )
-    after = command(
-        "predict", found.runs[0], "FOLDER_OF_SCANS", "--out", f"predictions/{out.name}", "--pictures"
-    )
     return Result(
         {"runs": found.runs, "summary": found.summary, "scores": found.table, "notes": found.notes},
         text,
-        after,
+        _next(found.runs[0], out.name),
     )

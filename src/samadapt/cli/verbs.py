@@ -109,7 +109,7 @@ def train(
     given = {"backbone": backbone} if backbone else {}
     chosen = make_learner(dataclasses.replace(settings, options={**settings.options, **given}))
     check_device(config.device)
-    from samadapt.cli.training import TrainingOptions, train_folds, train_once
+    from samadapt.cli.training import Training, train_folds, train_once
     from samadapt.features import FeatureStore
     from samadapt.inputs import Taken
     from samadapt.runs import precision_note
@@ -119,10 +119,10 @@ def train(
     say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
     taken = Taken(opening.modality, opening.anonymous, opening.allow_outside)
-    more = TrainingOptions(overwrite, keep_largest, quiet, scans, taken)
-    if budget.fold == "all":
-        return train_folds(chosen, opened, budget, config, (data, out), maps, more)
-    return train_once(chosen, opened, budget, config, (data, out), maps, more)
+    asked = Training(
+        chosen, opened, budget, config, data, out, maps, scans, taken, keep_largest, overwrite, quiet
+    )
+    return train_folds(asked) if budget.fold == "all" else train_once(asked)
 
 
 @verb(app)
@@ -243,7 +243,6 @@ def check(
     findings = doctor.check(
         opened, lambda n: progress(lambda: f"checked {n} of {total} cases", n / total), encoder
     )
-    progress.close()
     if html is not None:
         doctor.write_page(findings, opened, html)
     page = [f"page: {html}"] if html and not quiet else []

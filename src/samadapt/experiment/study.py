@@ -151,11 +151,7 @@ def _disk(study: Study, cells: list[Cell], wanted: list[Encode]) -> str:
         encode.maps.bytes_per_slice * sum(map(study.data.depth, _read_by(study, cells, encode)))
         for encode in wanted
     )
-    return (
-        f"feature maps take {size / 2**20:.0f} MiB of disk in {study.store.root}; those that are there already are used again"
-        if size
-        else "no feature maps are stored"
-    )
+    return study.store.disk_note(size) if size else "no feature maps are stored"
 
 
 def _tell_few(study: Study, cells: list[Cell], views: int, say: Progress) -> None:

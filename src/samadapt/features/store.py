@@ -81,6 +81,17 @@ class FeatureStore:
             begun.add(folder)
             yield CaseDraft(case, digest, folder, dataclasses.replace(maps, reads=missing), drafts)
 
+    def disk_note(self, size: int) -> str:
+        """How much of the disk feature maps take, of which some may be there already.
+
+        Args:
+            size: in bytes.
+        """
+        amount = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+        return (
+            f"feature maps take {amount} of disk in {self.root}; those that are there already are used again"
+        )
+
     def read(self, case: Case, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
         """{tap: (V, D, C, h, w) float16, memory-mapped}, and the frame of view 0, which is the same for all encoders."""
         digest, found = image_hash(case), dict[str, np.ndarray]()
