@@ -27,14 +27,13 @@ import types
 from pathlib import Path
 
 import torch
-from side_by_side import in_turn, matmul_rate, spread
+from side_by_side import head_loop, in_turn, matmul_rate, spread
 from torch import Tensor, nn
 
 import samadapt as sa
 from samadapt.features import FeatureStore, MapSpec, Pairs
 from samadapt.learner import Learner
 from samadapt.phantom import make_phantom
-from samadapt.training.steps import StepLoop
 from samadapt.types import Case
 
 BATCH, EPOCHS, PIXELS = 4, 120, 224  # of the official scripts
@@ -81,20 +80,12 @@ class Ours:
             encoder_precision=given.precision,
         )  # fmt: skip
         self.model = learner.build(classes)
-        self.model.train()
         self.maps = MapSpec(self.model.spec, self.model.head.reads, window)
         middle = case.image.shape[1] // 2
         part = slice(middle - ENCODED // 2, middle - ENCODED // 2 + ENCODED)
         assert case.label is not None
         self.case = dataclasses.replace(case, image=case.image[:, part], label=case.label[part])
-        self.objective = _Objective(self.model)
-        self.loop = StepLoop(
-            self.objective,
-            lambda module: torch.optim.AdamW(
-                [p for p in module.parameters() if p.requires_grad], lr=5e-4, fused=True
-            ),
-            bf16=given.precision == "bf16",
-        )
+        self.loop = head_loop(self.model, 5e-4, given.precision == "bf16")
         self.pairs: Pairs | None = None
 
     def encode(self) -> None:
@@ -109,15 +100,6 @@ class Ours:
         for _ in range(STEPS):
             x, target = self.pairs.batch([n % ENCODED for n in range(BATCH)])
             self.loop.update(x, target)
-
-
-class _Objective(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: dict[str, Tensor], target: Tensor) -> Tensor:
-        return self.model.head.loss(self.model.features(x), target)
 
 
 class _One:

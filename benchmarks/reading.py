@@ -16,24 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from side_by_side import in_turn, ratios, spread
+from side_by_side import head_loop, in_turn, ratios, spread
 
 import samadapt as sa
 from samadapt.features import FeatureStore, Pairs
 from samadapt.learner import Learner
 from samadapt.phantom import make_phantom
-from samadapt.training.steps import StepLoop
 
 BATCH, BATCHES = 8, 20
-
-
-class _Objective(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-        return self.model.head.loss(self.model.features(x), target)
 
 
 def main() -> None:
@@ -54,14 +44,10 @@ def main() -> None:
         training = data[data.split(labels=given.labels).train]
         learner = Learner(encoder=given.encoder, head=given.head, views=given.views)
         model = learner.build(len(data.classes))
-        model.train()
         maps, store = learner.maps(model.head.reads, data.window), FeatureStore(root / "store")
         store.encode(training, maps)
         pairs = Pairs(training, maps, store)
-        loop = StepLoop(
-            _Objective(model),
-            lambda module: torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], fused=True),
-        )
+        loop = head_loop(model)
         files = [store.read(training.case(i), maps)[0] for i in training.ids]
         draw = np.random.default_rng(0)
         order = [draw.integers(len(pairs), size=BATCH) for _ in range(BATCHES)]

@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from samadapt.adapted import AdaptedModel
 from samadapt.runs import has_bf16
+from samadapt.training.steps import StepLoop
 
 Run = Callable[[], object]
-_MATRIX, _SMALL = (
-    1024,
-    256,
-)  # rows and columns of the product that tells how fast the machine is; where it is slow
+#: Rows and columns of the product that tells how fast the machine is; where it is slow.
+_MATRIX, _SMALL = 1024, 256
 
 
 def seconds(run: Run, device: str = "cpu") -> float:
@@ -64,3 +65,24 @@ def flops(run: Run) -> int:
     with counter:
         run()
     return counter.get_total_flops()
+
+
+class _Loss(nn.Module):
+    def __init__(self, model: AdaptedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: dict[str, Tensor], target: Tensor) -> Tensor:
+        return self.model.head.loss(self.model.features(x), target)
+
+
+def head_loop(model: AdaptedModel, lr: float = 1e-3, bf16: bool = False) -> StepLoop:
+    """What takes the optimiser steps of a head, as a training does."""
+    model.train()
+    return StepLoop(
+        _Loss(model),
+        lambda module: torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad], lr=lr, fused=True
+        ),
+        bf16=bf16,
+    )
