@@ -30,3 +30,11 @@ def tiny_encoder(monkeypatch):
     monkeypatch.setitem(PREPARES, "tiny", prepare_tiny)
     monkeypatch.setitem(UNITS, "tiny", ((127.5,) * 3, (255.0,) * 3))
     return ENCODERS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory) -> Path:
+    """A small data set, the same for all tests of a file."""
+    from samadapt.phantom import make_phantom  # after the number of threads is set
+
+    return make_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=4, size=48, slices=3)

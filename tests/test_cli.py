@@ -21,7 +21,6 @@ from samadapt.backbones import BACKBONES
 from samadapt.cli import app, entry, main
 from samadapt.encoders import ENCODERS
 from samadapt.heads import HEADS
-from samadapt.phantom import make_phantom
 from samadapt.runs import pick_device
 from samadapt.transforms import AUGMENTATIONS
 from samadapt.types import SamAdaptError
@@ -29,11 +28,6 @@ from samadapt.types import SamAdaptError
 FAST = ["--steps", "4", "--batch-size", "2", "--device", "cpu", "-q"]
 UNET = ["--head", "unet", "--set", "width=4", "--side", "64"]
 NECK = ["--head", "probe", "--encoder", "sam_nano", "--checkpoint", "random", "--side", "64", "--views", "2"]
-
-
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    return make_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=4, size=48, slices=3)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from samadapt.datasets import count_folds, open_dataset
 from samadapt.experiment import make_study, quick_settings
 from samadapt.figures import Panel, sheet_figure
 from samadapt.flips import answers_over_flips, demand_flips
-from samadapt.phantom import make_phantom
 from samadapt.pictures import Answered, class_text, extremes, sheet_slices
 from samadapt.postprocessing import choose_classes, classes_to_clean, keep_largest
 from samadapt.prediction import load_run
@@ -28,11 +27,6 @@ from samadapt.types import SamAdaptError
 
 FAST = ["--head", "unet", "--set", "width=4", "--side", "64", "--batch-size", "2", "--device", "cpu"]
 PNG = b"\x89PNG"
-
-
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    return make_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=4, size=48, slices=3)
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzzing import FORMATS, damaged, demand_answer, sound
+from fuzzing import NAMES, damaged, demand_answer, sound_files
 
 PLACES = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_the_sound_file_is_read(suffix, tmp_path):
-    assert demand_answer(suffix, sound(suffix), tmp_path)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sound_file_is_read(name, tmp_path):
+    assert demand_answer(name, sound_files()[name][1], tmp_path)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_damaged_file_gives_a_case_or_a_message(suffix, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_gives_a_case_or_a_message(name, tmp_path):
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(PLACES, st.one_of(st.just(1.0), st.floats(0, 1)))
     def tried(places, cut):
-        demand_answer(suffix, damaged(sound(suffix), places, cut), tmp_path)
+        demand_answer(name, damaged(sound_files()[name][1], places, cut), tmp_path)
 
     tried()
