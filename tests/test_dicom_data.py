@@ -52,6 +52,8 @@ def test_a_predicted_seg_lies_voxel_for_voxel_on_the_series(dicom, tmp_path, ask
             tmp_path / name,
             "--device",
             "cpu",
+            "--modality",  # the phantom says that it is MR
+            "MR",
             "-q",
             *options,
         )
