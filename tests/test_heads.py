@@ -315,6 +315,30 @@ def test_jitter_only_while_training():
     assert torch.equal(FeatureJitter(0.0).train()(x), x)
 
 
+def test_jitter_is_of_the_strength_that_it_is_said_to_be():
+    """Noise of mean 0 and a share of 0.2 at most of the unit variance; channels are lost, the rest grows to make up."""
+    jitter, zeros = FeatureJitter(1.0).train(), torch.zeros(200, 4, 9, 9)
+    torch.manual_seed(0)
+    noise = jitter(zeros)
+    assert abs(float(noise.mean())) < 0.005
+    # sigma is uniform up to 0.2, so its square is 0.04 / 3 in the mean; what is kept of a fifth lost grows by 1.25.
+    assert float(noise.var()) == pytest.approx(0.04 / 3 * 1.25, rel=0.1)
+    assert float((noise.flatten(2).abs().sum(2) == 0).float().mean()) == pytest.approx(0.2, abs=0.06)
+    ones = jitter(torch.ones(2000, 4, 4, 4))
+    assert float(ones.mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_jitter_is_computed_in_the_precision_of_what_reads_it():
+    jitter, x = FeatureJitter(0.5).train(), torch.randn(4, 8, 12, 12)
+    torch.manual_seed(0)
+    exact = jitter(x)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = jitter(x)
+    assert rounded.dtype == torch.bfloat16 and exact.dtype == torch.float32
+    assert torch.allclose(rounded.float(), exact, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [("unet_pretrained", {"weights": "random"}), ("plain", {"backbone": "efficientnet_lite0", "weights": "random", "image_size": 64})],

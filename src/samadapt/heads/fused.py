@@ -35,15 +35,31 @@ class FeatureJitter(nn.Module):
         """(B, C, h, w), channels of about unit variance -> the same shape."""
         if not self.training or self.noise == 0:
             return x
+        device = x.device.type
+        if torch.is_autocast_enabled(device):  # what reads it rounds it anyway, and half the bytes take half the time
+            x = x.to(torch.get_autocast_dtype(device))
         coarse = x
         if min(x.shape[-2:]) >= 4:
             coarse = to_grid(F.avg_pool2d(x, 2, ceil_mode=True), x.shape[-2:])
-        low, high = (1 + self.gain * (2 * torch.rand_like(x[:, :, :1, :1]) - 1) for _ in range(2))
-        x = low * coarse + high * (x - coarse)
-        sigma = self.noise * torch.rand_like(x[:, :1, :1, :1])
-        # Not `randn_like`: of channels-last maps it draws one number after the other.
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device)
-        return F.dropout2d(x + sigma * noise, self.drop)
+        of_channel = torch.ones(x.shape[:2], device=x.device)[..., None, None]
+        low, high = (1 + self.gain * (2 * torch.rand_like(of_channel) - 1) for _ in range(2))
+        sigma = self.noise * torch.rand_like(of_channel[:, :1])
+        noise = _noise_like(x)
+        kept = F.dropout2d(of_channel, self.drop)
+        # (low coarse + high (x - coarse) + sigma noise) kept, with few passes over the maps.
+        gains = ((low - high) * kept, sigma * kept)
+        jittered = x * (high * kept).to(x.dtype)
+        return jittered.addcmul_(coarse, gains[0].to(x.dtype)).addcmul_(noise, gains[1].to(x.dtype))
+
+
+def _noise_like(x: Tensor) -> Tensor:
+    """Evenly distributed noise of mean 0 and variance 1, from eight numbers to one draw of 64 bits.
+
+    A normal distribution takes ten times as long to draw on a CPU, which was a tenth of a training step.
+    """
+    draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    steps = draws.view(torch.int8)[: x.numel()].view(x.shape).to(x.dtype)  # -128 to 127
+    return (steps + 0.5) * ((256**2 - 1) / 12) ** -0.5
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
