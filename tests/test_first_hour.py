@@ -17,9 +17,12 @@ from samadapt.cli import app
 from samadapt.cli.habits import HABITS, understood
 from samadapt.course import Course
 from samadapt.datasets import count_folds, open_dataset
+from samadapt.encoders import side_for
 from samadapt.experiment import make_study, quick_settings
 from samadapt.figures import Panel, sheet_figure
 from samadapt.flips import answers_over_flips, demand_flips
+from samadapt.learner import Learner, side_note
+from samadapt.phantom import make_phantom
 from samadapt.pictures import Answered, class_text, extremes, sheet_slices
 from samadapt.postprocessing import choose_classes, classes_to_clean, keep_largest
 from samadapt.prediction import load_run
@@ -323,6 +326,33 @@ def test_flips_are_refused_where_training_saw_none(run, phantom, tmp_path):
     assert json.loads((tmp_path / "p" / "predictions.json").read_text())["flips"]
     with pytest.raises(SamAdaptError, match="augmentation 'default', which flips no slices"):
         demand_flips("default", "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "extent", "side"),
+    [
+        ("sam_nano", 50, 128), ("sam_nano", 20, 128), ("sam_nano", 70, 192), ("sam_nano", 100, None),
+        ("pixels", 50, 128), ("imagenet_lite0", 64, 128), ("lite_medsam", 50, 128),
+        ("sam_vit_b", 50, None),  # its weights know the places of a square of 1024
+        ("lite_medsam+imagenet_lite0", 50, 128),
+    ],
+)  # fmt: skip
+def test_the_square_follows_small_slices(encoder, extent, side):
+    assert side_for(encoder, extent) == side
+
+
+def test_a_side_is_chosen_where_none_is_given_and_said(tmp_path, capsys):
+    data = make_phantom(tmp_path / "data", patients=4, size=48, slices=3)
+    document = as_json("train", data, "--out", tmp_path / "run", "--labels", "1", "--steps", "1", *FAST[:4])
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["encoder"]["side"] == 128, document
+    opened = open_dataset(data)
+    assert opened.shape(opened.ids[0]) == tuple(opened.case(opened.ids[0]).image.shape[1:])
+    asked = Learner("unet", "pixels")
+    assert "side 128, since the slices are small" in (side_note(asked, asked.suited_to(opened)) or "")
+    given = Learner("unet", "pixels", side=64)
+    assert given.suited_to(opened) == given and side_note(given, given) is None
+    grid, _ = make_study({"learners": ["unet"]}, "segmentation", opened)
+    assert grid.methods["unet"].learner.side == 128
 
 
 def test_a_clean_up_needs_selection_cases(phantom, tmp_path):

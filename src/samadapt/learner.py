@@ -13,7 +13,7 @@ import torch
 
 from samadapt.adapted import AdaptedModel
 from samadapt.datasets import Dataset, Split
-from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_cheap
+from samadapt.encoders import ENCODERS, EncoderSpec, first_with_weights, is_cheap, side_for
 from samadapt.features import EncodeReport, FeatureStore, MapSpec, Pairs
 from samadapt.files import demand_writable
 from samadapt.heads import HEADS, build_head, starts_from_decoder
@@ -48,6 +48,17 @@ class Learner(LearnerSettings):
             object.__setattr__(self, "encoder", default_encoder(self.head))
         if self.views is None:
             object.__setattr__(self, "views", default_views(self.encoder, self.augment))
+
+    def suited_to(self, data: Dataset) -> Learner:
+        """The same learner; where no side was asked for, with the one that suits the slices of a segmentation.
+
+        `samadapt train`, `encode` and `experiment` use it. See `encoders.side_for`; twenty cases are looked at.
+        """
+        if self.side is not None or data.task != "segmentation":
+            return self
+        looked_at = data.ids[:: max(1, len(data) // 20)]
+        extent = max(max(data.shape(case)[1:]) for case in looked_at)
+        return dataclasses.replace(self, side=side_for(self.encoder, extent))
 
     def spec(self, seed: int = 0) -> EncoderSpec:
         """Which encoder; the seed draws its weights where the checkpoint is "random"."""
@@ -135,6 +146,13 @@ def default_note(encoder: str, *heads: str) -> str:
     if encoder == wanted or missing is None:
         return start + (f"; it suits {' and '.join(heads)}, which read the same" if len(heads) > 1 else "")
     return f"{start} and the weights of {wanted} are not on this machine; to use it, {missing.how()}"
+
+
+def side_note(asked: Learner, chosen: Learner) -> str | None:
+    """Says that the square follows the slices; None where it does not."""
+    if chosen.side == asked.side:
+        return None
+    return f"side {chosen.side}, since the slices are small (--side; the own side of {chosen.encoder} is {asked.spec().side})"
 
 
 def _stores(learner: Learner, config: TrainConfig, head: Head) -> bool:

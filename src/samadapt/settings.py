@@ -80,7 +80,11 @@ class LearnerSettings(Checked):
     checkpoint: str | None = option(
         None, 'The encoder\'s weights: a .pth file, a Hugging Face folder, or "random".'
     )
-    side: int | None = option(None, "Side of the encoder's square input, in pixels.", least=1)
+    side: int | None = option(
+        None,
+        "Side of the encoder's square input, in pixels. Else the encoder's own, and less where the slices of a segmentation are small.",
+        least=1,
+    )
     prepare: str | None = option(None, "Intensity and geometry preparation, if not the encoder's own.")
     encoder_precision: str = option(
         "32",

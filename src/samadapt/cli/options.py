@@ -81,6 +81,16 @@ def choice_note(named: str, chosen: Learner) -> str | None:
     return None if named or not HEADS[chosen.head].uses_encoder else default_note(chosen.encoder, chosen.head)
 
 
+def suited(chosen: Learner, data: Dataset, quiet: bool) -> Learner:
+    """The learner with the side that suits the slices, which is said."""
+    from samadapt.cli.terminal import say
+    from samadapt.learner import side_note
+
+    fitting = chosen.suited_to(data)
+    say(side_note(chosen, fitting), quiet)
+    return fitting
+
+
 def live_note(chosen: Learner) -> str | None:
     """Says that `train` will not read what is stored, where that is so."""
     from samadapt.learner import STORED_VIEWS

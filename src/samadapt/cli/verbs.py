@@ -26,6 +26,7 @@ from samadapt.cli.options import (
     live_note,
     make_learner,
     open_data,
+    suited,
 )
 from samadapt.cli.parameters import Given, Of
 from samadapt.cli.results import Result, command, verb
@@ -66,6 +67,7 @@ def encode(
     opened = open_data(data, opening, settings.head)
     total = len(opened)
     say(choice_note(settings.encoder, chosen), quiet)
+    chosen = suited(chosen, opened, quiet)
     say(live_note(chosen), quiet)
     report = learner.encode(
         chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet=quiet)
@@ -116,6 +118,7 @@ def train(
 
     opened = open_data(data, opening, settings.head)
     say(choice_note(settings.encoder, chosen), quiet)
+    chosen = suited(chosen, opened, quiet)
     say(precision_note(config), quiet)
     maps = None if live else FeatureStore(store)
     taken = Taken(opening.modality, opening.anonymous, opening.allow_outside)
@@ -296,7 +299,7 @@ def experiment(
     unnamed = not settings["encoder"].get("encoder")
     if unnamed and (begun := studies.encoder_of(out)):
         settings["encoder"]["encoder"] = begun
-    chosen, config = studies.make_study(settings, opened.task)
+    chosen, config = studies.make_study(settings, opened.task, opened)
     if unnamed:
         say(studies.encoder_note(settings, chosen), quiet)
     progress = None if quiet else print

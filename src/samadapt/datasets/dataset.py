@@ -190,12 +190,17 @@ class Dataset:
 
     def depth(self, case_id: str) -> int:
         """How many slices a case has, from the header of its file."""
+        return self.shape(case_id)[0]
+
+    def shape(self, case_id: str) -> tuple[int, int, int]:
+        """Slices, rows and columns of a case, from the header of its file."""
         entry = self.entry(case_id)
         if entry.row is not None:
-            return 1
+            return (1, *io.NpzArrays(entry.images[0]).read(f"{entry.part}_images").shape[1:3])
         geometry = io.read_geometry(entry.images[0])
-        (axis, *_), _ = self.opening.plane.place(geometry, entry.images[0])
-        return geometry.shape[axis]
+        axes, _ = self.opening.plane.place(geometry, entry.images[0])
+        depth, rows, columns = (geometry.shape[axis] for axis in axes)
+        return depth, rows, columns
 
     def label(self, case_id: str) -> Tensor | None:
         """The label alone: () int64 or (K,) float32 without reading the image; (D, H, W) uint8 with it."""

@@ -7,6 +7,7 @@ from samadapt.encoders.spec import (
     first_with_weights,
     is_cheap,
     load_encoder,
+    side_for,
     versions_in,
 )
 from samadapt.encoders.table import ENCODERS

@@ -41,6 +41,8 @@ class EncoderEntry(ABC):
     one_preparation: ClassVar[bool] = False  # whether other ways to prepare images are refused
     #: Whether it takes less time for a picture than a head's training step: there is no need to store its views.
     cheap: ClassVar[bool] = False
+    #: Whether its weights suit squares of any side; else they were trained on its own, as those of SAM's ViTs.
+    any_side: ClassVar[bool] = False
 
     @property
     def step(self) -> int:

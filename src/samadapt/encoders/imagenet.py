@@ -58,6 +58,7 @@ class ImageNetEncoder(EncoderEntry):
     channels: tuple[int, ...]
     version = "imagenet-1"
     cheap = True
+    any_side = True
 
     @property
     def step(self) -> int:

@@ -134,6 +134,7 @@ class SamNano(EncoderEntry):
     version = f"sam_nano-{VERSION}"
     one_preparation = True
     cheap = True
+    any_side = True
 
     @property
     def step(self) -> int:

@@ -25,6 +25,7 @@ class Pixels(EncoderEntry):
     """Gives the tap `pixels` and nothing else; has no weights."""
 
     version = "pixels-1"
+    any_side = True
 
     @property
     def least(self) -> int:

@@ -261,6 +261,22 @@ def is_cheap(name: str) -> bool:
     return all(one in ENCODERS and ENCODERS[one].cheap for one in encoder_names(name))
 
 
+def side_for(name: str, extent: int) -> int | None:
+    """The side of the square that suits slices of this extent; None where the encoder's own suits them, or is the only one.
+
+    Twice the extent, rounded up to 64 pixels, and 128 at least: small slices are shown enlarged, as far as it has paid
+    (benchmarks/README.md), and not larger, for that costs time alone.
+
+    Args:
+        extent: rows or columns, whichever are more.
+    """
+    entries = find_entries(name)
+    side = max(128, -(-2 * extent // 64) * 64)
+    if not all(entry.any_side for entry in entries) or side >= common_side(entries, None):
+        return None
+    return side if all(side % entry.step == 0 and side >= entry.least for entry in entries) else None
+
+
 def load_encoder(
     name: str,
     checkpoint: str | None = None,

@@ -94,6 +94,7 @@ class TinyVitEncoder(EncoderEntry):
 
     architecture: Architecture
     version = "tiny_vit-1"
+    any_side = True
 
     @property
     def step(self) -> int:

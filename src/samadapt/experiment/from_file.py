@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,16 @@ def quick_settings(task: str, data: Dataset | None = None) -> dict[str, Any]:
     return settings
 
 
-def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfig]:
+def make_study(
+    settings: Mapping[str, Any], task: str, data: Dataset | None = None
+) -> tuple[Grid, TrainConfig]:
     """The grid and the common training configuration; unknown keys and wrong values are errors.
 
     Args:
         settings: the fields of `StudySettings`, `select` and `fold`; tables as in `samadapt.settings.TABLES`, and
             `unet` (options of that head); and tables `learner.<name>`, a learner of one's own: fields of `Learner`,
             its `role` in the study, and a table `train` of what differs.
+        data: whose slices decide the side of the square for learners that are given none; None: the encoder's own.
 
     Example:
         >>> grid, config = make_study({"learners": ["cnn"], "labels": [1, 2], "seeds": 2}, "segmentation")
@@ -105,8 +108,12 @@ def make_study(settings: Mapping[str, Any], task: str) -> tuple[Grid, TrainConfi
     baselines = BaselineOptions(
         tables["unet"], SimclrConfig(**tables["simclr"]), NnUNetConfig(**tables["nnunet"])
     )
-    methods = build_methods([n for n in names if n not in own], task, base, baselines)
-    made = {n: _own(own[n], base, shared.get("views")) if n in own else methods[n] for n in names}
+
+    def suited(learner: Learner) -> Learner:
+        return learner if data is None else learner.suited_to(data)
+
+    methods = build_methods([n for n in names if n not in own], task, suited(base), baselines)
+    made = {n: _own(own[n], base, shared.get("views"), suited) if n in own else methods[n] for n in names}
     grid = Grid(
         made,
         tuple(None if n == "all" else n for n in study.labels),
@@ -143,7 +150,9 @@ def encoder_note(settings: Mapping[str, Any], grid: Grid) -> str | None:
     return default_note(grid.encoder, *heads) if heads else None
 
 
-def _own(table: Mapping[str, Any], base: Learner, views: int | None) -> Method:
+def _own(
+    table: Mapping[str, Any], base: Learner, views: int | None, suited: Callable[[Learner], Learner]
+) -> Method:
     """A learner of the user's own, like `base` but for what its table says; without `views` its encoder's default."""
     head = HEADS[table.get("head", base.head)]
     if head.encoders == (PIXELS,):  # the study's encoder is not for it
@@ -151,7 +160,7 @@ def _own(table: Mapping[str, Any], base: Learner, views: int | None) -> Method:
     changed = {"views": views} | {
         key: value for key, value in table.items() if key in declared(LearnerSettings)
     }
-    learner = dataclasses.replace(base, **changed)
+    learner = suited(dataclasses.replace(base, **changed))
     check_options(learner.head, learner.options)
     unlabelled = UnlabelledOptions(**{key: value for key, value in table.items() if key in _UNLABELLED})
     return TrainedMethod(learner, table.get("train", {}), table.get("role"), unlabelled)

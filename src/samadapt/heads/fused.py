@@ -36,7 +36,9 @@ class FeatureJitter(nn.Module):
         if not self.training or self.noise == 0:
             return x
         device = x.device.type
-        if torch.is_autocast_enabled(device):  # what reads it rounds it anyway, and half the bytes take half the time
+        if torch.is_autocast_enabled(
+            device
+        ):  # what reads it rounds it anyway, and half the bytes take half the time
             x = x.to(torch.get_autocast_dtype(device))
         coarse = x
         if min(x.shape[-2:]) >= 4:
