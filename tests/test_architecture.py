@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "course": set(),
     "scoring": {"metrics"},
     "flips": {"prediction", "transforms"},
+    "ensemble": {"datasets", "files", "flips", "inputs", "prediction"},
     "pictures": {"course", "figures", "prediction", "transforms"},
     "finishing": {"course", "datasets", "pictures", "postprocessing", "prediction"},
     "folds": {
@@ -134,6 +135,7 @@ ROOMS: dict[str, set[str]] = {
     "unlabelled": {"datasets", "files", "inputs", "opening"},
     "folders": {
         "encoders",
+        "ensemble",
         "files",
         "figures",
         "flips",
@@ -150,6 +152,7 @@ ROOMS: dict[str, set[str]] = {
         "settings",
     },
     "evaluation": {
+        "ensemble",
         "files",
         "datasets",
         "inputs",

@@ -23,6 +23,7 @@ from samadapt.datasets import (
     open_dataset,
     open_like,
 )
+from samadapt.ensemble import agreement_note
 from samadapt.files import file_sha256, write_json
 from samadapt.inputs import NO_SPLIT, Taken, find_inputs
 from samadapt.metrics import (
@@ -201,7 +202,7 @@ def _label_maps(
         Answered(case, value, text, partial(load, case, found[case]))
         for case, (value, text) in mean_dice(scores).items()
     ]
-    notes = _notes(note, list(found), names)
+    notes = _notes(note, list(found), names) + agreement_note(predictions, scores)
     return Evaluation(scores, summarise(scores, patients), patients, notes, tuple(classes), window, answered)
 
 

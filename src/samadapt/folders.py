@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,19 @@ from typing import Any
 from torch import Tensor
 
 from samadapt import io
+from samadapt.ensemble import (
+    AgreementTable,
+    class_answers,
+    demand_alike,
+    joint_split,
+    label_answers,
+    member_runs,
+    model_hash,
+)
 from samadapt.figures import attention_figure, save_figure
 from samadapt.files import demand_writable, file_sha256, write_csv
-from samadapt.flips import answers_over_flips, demand_flips, probabilities_over_flips
-from samadapt.inputs import Input, Taken, find_inputs, recorded_path, split_of
+from samadapt.flips import demand_flips
+from samadapt.inputs import Input, Taken, find_inputs, recorded_path
 from samadapt.names import LABEL_FORMATS
 from samadapt.opening import Opening
 from samadapt.overlap import names_of
@@ -27,7 +35,7 @@ from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.records import WriteError
 from samadapt.runs import read_config
 from samadapt.settings import PredictOptions
-from samadapt.types import Case, SamAdaptError
+from samadapt.types import TOGETHER, Case, SamAdaptError, encoder_names
 
 Progress = Callable[[str], None]
 
@@ -39,6 +47,7 @@ class PredictReport:
     out: Path
     done: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # case -> what was wrong with it
+    abstained: list[str] = field(default_factory=list)  # cases whose heads agree less than was asked for
     labelled: bool = False  # whether the cases are of a data set, which may have labels to score them by
 
 
@@ -60,6 +69,7 @@ def predict_folder(
     The same call again goes on where an interrupted one stopped.
 
     Args:
+        run: a run folder, or a folder of run folders, whose heads answer together.
         inputs: an image file; a folder of images (`case_0000.nii.gz` gives `case.nii.gz`); or a data set.
         taken: how files are taken beyond what the run says: another modality, coded names, links out of the folder.
         options: fields of `PredictOptions`: which cases of a data set, and what is written of each.
@@ -68,25 +78,30 @@ def predict_folder(
         SamAdaptError: not one case could be predicted; then nothing is left behind.
     """
     run, out, what = Path(run), Path(out), PredictOptions(**options)
-    model = load_run(run, device, checkpoint)
-    model, cleaned = _cleaning(model, run, what.keep_largest)
-    output = _Output.of(model, run, what)
-    cases, opening = find_inputs(Path(inputs), model.opening, split_of(run), what.subset, taken or Taken())
+    runs = member_runs(run)
+    members = [load_run(one, device, checkpoint) for one in runs]
+    demand_alike(members, runs)
+    model, cleaned = _cleaning(members[0], runs, what.keep_largest)
+    members[0] = model
+    output = _Output.of(model, runs, what)
+    cases, opening = find_inputs(
+        Path(inputs), model.opening, joint_split(runs), what.subset, taken or Taken()
+    )
     output.demand_allowed(opening)
-    encoder, own = _weights_read(model)
+    encoder, own = _weights_read(members)
     where, names = _where(Path(inputs), opening)
     note = Predictions(
-        str(run), file_sha256(run / "head.safetensors"), where, what.subset, opening,
+        str(run), model_hash(runs), where, what.subset, opening,
         {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=what.format, names=names,
-        codes=None if what.codes is None else file_sha256(what.codes), keep_largest=cleaned, flips=what.flips,
+        codes=None if what.codes is None else file_sha256(what.codes), keep_largest=cleaned, flips=what.flips, abstain=what.abstain,
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out, labelled=any(case.of_data_set for case in cases))
     try:
         if isinstance(model, Classifier):
-            _classify(model, cases, report, output, progress)
+            _classify([m for m in members if isinstance(m, Classifier)], cases, report, output, progress)
         else:
-            _segment(model, cases, report, output, progress)
+            _segment([m for m in members if isinstance(m, Segmenter)], cases, report, output, progress)
         if report.done:
             whole = report.done + len(report.failed) == len(cases)
             replace(note, failed=report.failed, finished=whole).write(out)
@@ -104,24 +119,32 @@ def _where(inputs: Path, opening: Opening) -> tuple[str, tuple[str, ...]]:
     return where, tuple(names_of(inputs.resolve())) if where == str(inputs.resolve()) else ()
 
 
-def _weights_read(model: Segmenter | Classifier) -> tuple[str | None, str | None]:
-    """Which encoder's trained weights the answers rest on, and the user's own file of them, if they are that."""
-    spec, head = model.model.spec, model.head
-    if not (spec.pretrained and head.uses_encoder) or head.pixels_only:
-        return None, None
-    own = spec.checkpoint is not None and not spec.entry.is_published(spec.checkpoint)
-    return spec.name, spec.checkpoint if own else None
+def _weights_read(members: Sequence[Segmenter | Classifier]) -> tuple[str | None, str | None]:
+    """Which encoders' trained weights the answers rest on, and the user's own file of them, if they are that."""
+    names: list[str] = []
+    own: str | None = None
+    for model in members:
+        spec, head = model.model.spec, model.head
+        if spec.pretrained and head.uses_encoder and not head.pixels_only:
+            names += encoder_names(spec.name)
+            published = spec.checkpoint is None or spec.entry.is_published(spec.checkpoint)
+            own = own if published else spec.checkpoint
+    return TOGETHER.join(dict.fromkeys(names)) or None, own
 
 
 def _cleaning(
-    model: Segmenter | Classifier, run: Path, asked: Sequence[str]
+    model: Segmenter | Classifier, runs: Sequence[Path], asked: Sequence[str]
 ) -> tuple[Segmenter | Classifier, tuple[str, ...]]:
-    """The model with the clean-up that was asked for, else the training's choice; and the classes that this concerns."""
+    """The model with the clean-up that was asked for, else what every training chose; and the classes that this concerns."""
     if isinstance(model, Classifier):
         if asked:
-            raise SamAdaptError(f"{run} is a classifier, which has no label maps; leave out --keep-largest")
+            raise SamAdaptError(
+                f"{runs[0]} is a classifier, which has no label maps; leave out --keep-largest"
+            )
         return model, ()
-    found = classes_to_clean(asked, model.classes) if asked else read_postprocessing(run)
+    chosen = [read_postprocessing(run) for run in runs]
+    of_all = tuple(name for name in chosen[0] if all(name in each for each in chosen))
+    found = classes_to_clean(asked, model.classes) if asked else of_all
     return replace(model, keep_largest=found), found
 
 
@@ -156,12 +179,20 @@ class _Output:
     legend: io.Legend | None = None
 
     @staticmethod
-    def of(model: Segmenter | Classifier, run: Path, what: PredictOptions) -> _Output:
+    def of(model: Segmenter | Classifier, runs: Sequence[Path], what: PredictOptions) -> _Output:
         """Checked before anything is read or written."""
+        run = runs[0]
         if what.attention:
             _check_that_it_looks(model, run)
         if what.flips:
-            demand_flips(read_config(run)["maps"]["augmentation"], str(run))
+            for one in runs:
+                demand_flips(read_config(one)["maps"]["augmentation"], str(one))
+        if what.abstain is not None and not (isinstance(model, Segmenter) and len(runs) > 1):
+            raise SamAdaptError(
+                f"--abstain {what.abstain} asks how far the label maps of several heads agree, and {run} is "
+                f"{'a classifier' if isinstance(model, Classifier) else 'one head'}; train several (samadapt train "
+                "--heads-ensemble 3) and give their folder, or leave it out"
+            )
         format, codes = what.format, what.codes
         if format is None and codes is None:
             return _Output(what)
@@ -185,7 +216,7 @@ class _Output:
         io.demand_writer(model.classes, own)
         return _Output(
             what,
-            io.Legend(tuple(model.classes), own, version("samadapt"), file_sha256(run / "head.safetensors")),
+            io.Legend(tuple(model.classes), own, version("samadapt"), model_hash(runs)),
         )
 
     def demand_allowed(self, opening: Opening) -> None:
@@ -198,13 +229,15 @@ class _Output:
 
 
 def _segment(
-    model: Segmenter,
+    members: Sequence[Segmenter],
     cases: Sequence[Input],
     report: PredictReport,
     output: _Output,
     progress: Progress | None,
 ) -> None:
-    known = {each.id: each for each in cases}
+    model, known = members[0], {each.id: each for each in cases}
+    together = len(members) > 1
+    table = AgreementTable(report.out, model.classes, output.what.abstain)
 
     def maps(case: str) -> Path | None:
         return report.out / f"{case}.npy" if output.what.probabilities else None
@@ -215,12 +248,12 @@ def _segment(
     def is_missing(each: Input) -> bool:  # an interrupted prediction left the others: files are written whole
         wanted = [path for path in (maps(each.id), sheet(each.id)) if path is not None]
         there = io.find_label(report.out, each.id) and all(path.is_file() for path in wanted)
+        there = there and (not together or each.id in table.rows)
         report.done += bool(there)
         return not there
 
     waiting = _loaded([each for each in cases if is_missing(each)], report)
-    flipped = ((case, answers_over_flips(model, case)) for case in waiting)
-    for case, answers in flipped if output.what.flips else model.all_answers(waiting):
+    for case, answers, agreement in label_answers(members, waiting, output.what.flips):
         try:
             path = io.label_file(report.out, case, output.what.format)
             label = model.predict_to(
@@ -231,11 +264,14 @@ def _segment(
         except SamAdaptError as error:
             report.failed[case.id] = known[case.id].what_failed(error)
             continue
+        if agreement is not None:
+            table.add(case.id, agreement.dice())
         if (picture := sheet(case.id)) is not None:
             draw_sheet(case, model.opening.window, picture, "prediction", label, model.classes)
         report.done += 1
         if progress:
             progress(case.id)
+    report.abstained = table.abstained
 
 
 def _loaded(cases: Iterable[Input], report: PredictReport) -> Iterator[Case]:
@@ -248,15 +284,15 @@ def _loaded(cases: Iterable[Input], report: PredictReport) -> Iterator[Case]:
 
 
 def _classify(
-    model: Classifier,
+    members: Sequence[Classifier],
     cases: Sequence[Input],
     report: PredictReport,
     output: _Output,
     progress: Progress | None,
 ) -> None:
-    known = {each.id: each for each in cases}
+    model, known = members[0], {each.id: each for each in cases}
     rows = []
-    for case, compute in _class_answers(model, _loaded(cases, report), output.what.flips):
+    for case, compute in class_answers(members, _loaded(cases, report), output.what.flips):
         try:
             slices = compute()
         except SamAdaptError as error:
@@ -276,17 +312,6 @@ def _classify(
         columns = ["case", "split", "prediction", *(f"prob_{n}" for n in model.classes)]
         write_csv(report.out / "predictions.csv", columns, [[row[name] for name in columns] for row in rows])
     report.done = len(rows)
-
-
-def _class_answers(
-    model: Classifier, cases: Iterable[Case], flips: bool
-) -> Iterator[tuple[Case, Callable[[], Tensor]]]:
-    """Each case with what computes the (D, K) probabilities of its slices, or says what is wrong with it."""
-    if flips:
-        yield from ((case, partial(probabilities_over_flips, model, case)) for case in cases)
-        return
-    for case, logits in model.all_logits((case, None) for case in cases):
-        yield case, partial(model.probabilities, logits)
 
 
 def _answer(model: Classifier, slices: Tensor) -> dict[str, str]:

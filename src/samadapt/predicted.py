@@ -47,6 +47,7 @@ class Predictions:
     codes: str | None = None  # sha256 of the user's table of codes; None: none was given
     keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component alone was kept
     flips: bool = False  # whether answers are means over flipped slices
+    abstain: float | None = None  # agreement of several heads below which a case is marked
 
     @property
     def patients(self) -> dict[str, str]:
@@ -55,7 +56,17 @@ class Predictions:
 
     def same_task(self, other: Predictions) -> bool:
         """Whether both are of one command, so that one can go on where the other stopped."""
-        names = ("model", "inputs", "subset", "cases", "label_format", "codes", "keep_largest", "flips")
+        names = (
+            "model",
+            "inputs",
+            "subset",
+            "cases",
+            "label_format",
+            "codes",
+            "keep_largest",
+            "flips",
+            "abstain",
+        )
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def write(self, folder: Path) -> None:

@@ -248,6 +248,13 @@ class PredictOptions(Checked):
         "Average the answers over flipped slices; for runs that were trained with --augment mirror.",
         flag="--flips",
     )
+    abstain: float | None = option(
+        None,
+        "Mark the cases (in agreement.csv) on which the heads of `train --heads-ensemble` agree less than this: mean Dice of "
+        "their label maps.",
+        least=0,
+        most=1,
+    )
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,14 @@ def after_prediction(out: Path, inputs: Path, labelled: bool, pictures: bool) ->
     return f"{looked} a prediction over its scan in 3D Slicer or ITK-SNAP; {command('evaluate', out, 'LABELS')} where you have labels"
 
 
+def abstained_note(cases: list[str]) -> str:
+    """Which cases are marked, for the end of the line that counts all of them."""
+    if not cases:
+        return ""
+    few = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
+    return f"; the heads agree too little on {len(cases)} of them (agreement.csv): look at {few} before you use them"
+
+
 def check_device(device: str) -> None:
     """Refuse a device that is not there, before any data is looked at."""
     from samadapt.runs import pick_device

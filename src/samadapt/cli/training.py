@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,9 @@ from samadapt.learner import FitOptions, Learner, fit, stored_maps
 from samadapt.metrics import format_table
 from samadapt.settings import SplitOptions, TrainConfig, UnlabelledOptions
 from samadapt.types import SamAdaptError
+
+#: Between the seeds of the heads of an ensemble, so that neighbouring seeds of a user share none.
+_APART = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,35 @@ def train_once(asked: Training) -> Result:
     return Result(
         {**describe_run(run), "pictures": finished.pictures}, f"trained: {run}", _next(run, run.name)
     )
+
+
+def train_heads(asked: Training, number: int) -> Result:
+    """Run folders of several heads that differ in their start and their batches and learn from the same cases."""
+    budget, config, data, out = asked.budget, asked.config, asked.data, asked.out
+    assert isinstance(budget.fold, int)
+    if (out / "config.json").is_file():
+        raise SamAdaptError(
+            f"{out} is the run folder of a single head, and --heads-ensemble writes a folder of run folders; choose another --out"
+        )
+    present = [path.parent.name for path in out.glob("*/config.json")]
+    names = [f"head_{k}" for k in range(number)]
+    if strange := sorted(set(present) - set(names)):
+        raise SamAdaptError(
+            f"{out} holds other run folders ({', '.join(strange)}), which would answer together with the {number} heads; choose "
+            "another --out, or remove them"
+        )
+    split = data.split(budget.labels, config.seed, budget.select, budget.val_labels, budget.fold)
+    more, notes = asked.begin([split]), []
+    for k, name in enumerate(names):
+        say(f"head {k + 1} of {number}", asked.quiet)
+        own = dataclasses.replace(config, seed=(config.seed + _APART * k) % 2**32)
+        run = fit(asked.learner, data, split, own, out / name, asked.store, more)
+        if speaks():
+            finished = finish(run, data, split, config.device, asked.keep_largest)
+            notes += [f"note: {name}: {finished.too_few_steps}"] if finished.too_few_steps else []
+    runs = [out / name for name in names]
+    text = "\n".join([f"trained: {out}, {number} heads that answer together", *notes])
+    return Result({"run": out, "runs": runs, "notes": notes}, text, _next(out, out.name))
 
 
 def _notes(run: Path, finished: Finished, asked: Training) -> list[str]:

@@ -20,6 +20,7 @@ from samadapt.cli.options import (
     Quiet,
     SeenBy,
     Store,
+    abstained_note,
     after_prediction,
     check_device,
     choice_note,
@@ -104,6 +105,13 @@ def train(
             flag="--keep-largest",
         ),
     ] = False,
+    heads_ensemble: Annotated[
+        int,
+        Option(
+            "How many heads to train on the same cases, which then answer together; see `predict --abstain`.",
+            least=1,
+        ),
+    ] = 1,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> Result:
@@ -111,7 +119,7 @@ def train(
     given = {"backbone": backbone} if backbone else {}
     chosen = make_learner(dataclasses.replace(settings, options={**settings.options, **given}))
     check_device(config.device)
-    from samadapt.cli.training import Training, train_folds, train_once
+    from samadapt.cli.training import Training, train_folds, train_heads, train_once
     from samadapt.features import FeatureStore
     from samadapt.inputs import Taken
     from samadapt.runs import precision_note
@@ -125,6 +133,13 @@ def train(
     asked = Training(
         chosen, opened, budget, config, data, out, maps, scans, taken, keep_largest, overwrite, quiet
     )
+    if heads_ensemble > 1 and budget.fold == "all":
+        raise SamAdaptError(
+            f"--heads-ensemble {heads_ensemble} trains several heads on one split, and --fold all one head on each; leave out one "
+            "of them (the heads of all folds answer together too)"
+        )
+    if heads_ensemble > 1:
+        return train_heads(asked, heads_ensemble)
     return train_folds(asked) if budget.fold == "all" else train_once(asked)
 
 
@@ -162,7 +177,7 @@ def predict(
         print(f"samadapt: {case} was not predicted: {message}", file=sys.stderr)
     return Result(
         {**vars(report), "pictures": out / "pictures" if what.pictures else None},
-        f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}",
+        f"predicted: {report.done} case{'s'[: report.done != 1]} in {out}" + abstained_note(report.abstained),
         after_prediction(out, inputs, report.labelled, what.pictures),
         bool(report.failed),
     )
