@@ -43,9 +43,10 @@ ROOMS: dict[str, set[str]] = {
     "course": set(),
     "scoring": {"metrics"},
     "flips": {"prediction", "transforms"},
+    "calibration": {"files", "runs"},
     "ensemble": {"datasets", "files", "flips", "inputs", "prediction"},
     "pictures": {"course", "figures", "prediction", "transforms"},
-    "finishing": {"course", "datasets", "pictures", "postprocessing", "prediction"},
+    "finishing": {"calibration", "course", "datasets", "pictures", "postprocessing", "prediction"},
     "folds": {
         "datasets",
         "evaluation",
@@ -60,6 +61,7 @@ ROOMS: dict[str, set[str]] = {
         "settings",
     },
     "info": {
+        "calibration",
         "course",
         "datasets",
         "encoders",
@@ -103,6 +105,7 @@ ROOMS: dict[str, set[str]] = {
         "weights",
     },
     "prediction": {
+        "calibration",
         "adapted",
         "ahead",
         "io",
@@ -152,6 +155,7 @@ ROOMS: dict[str, set[str]] = {
         "settings",
     },
     "evaluation": {
+        "calibration",
         "ensemble",
         "files",
         "datasets",

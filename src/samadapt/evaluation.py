@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from samadapt import io
+from samadapt.calibration import coverage_note
 from samadapt.datasets import (
     Dataset,
     demand_inside,
@@ -151,6 +152,8 @@ def _classes(predictions: Path, truth: Path, note: Predictions, outside: bool) -
         for i, values, target in zip(ids, probabilities, labels, strict=True)
     ]
     notes = _notes(note, ids, names_of(truth, data.name))
+    if labels.ndim == 1:
+        notes += coverage_note([row.get("set") for row in rows], [int(x) for x in labels], classes)
     return Evaluation(
         scores, summary, patients, notes, tuple(classes), data.window, answered, draw_classified
     )

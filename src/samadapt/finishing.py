@@ -7,13 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from samadapt.calibration import NAME as CALIBRATION
+from samadapt.calibration import (
+    Calibration,
+    fit_classes,
+    fit_pixels,
+    read_calibration,
+    write_calibration,
+)
 from samadapt.course import Course
 from samadapt.datasets import Dataset, Split
 from samadapt.pictures import draw_first_look, draw_loss
 from samadapt.postprocessing import NAME, choose_classes, read_postprocessing, write_postprocessing
-from samadapt.prediction import Segmenter, load_run
-from samadapt.types import IGNORED, SamAdaptError
+from samadapt.prediction import Classifier, Segmenter, load_run
+from samadapt.types import IGNORED, Case, SamAdaptError
 
 
 @dataclass(frozen=True)
@@ -22,7 +32,17 @@ class Finished:
 
     pictures: tuple[Path, ...]
     keep_largest: tuple[str, ...] = ()  # classes that the clean-up was chosen for
+    calibration: Calibration | None = None
     too_few_steps: str | None = None  # what to say where the loss was still falling fast
+
+
+def demand_calibration(split: Split) -> None:
+    """Before the training: whether there are cases to calibrate on."""
+    if not split.select:
+        raise SamAdaptError(
+            "--calibrate fits on the selection cases, and there are none; give --select 1 (or more; ten at least for the sets of "
+            "classes of a classifier), which are then not trained on"
+        )
 
 
 def demand_selection(data: Dataset, split: Split) -> None:
@@ -37,13 +57,19 @@ def demand_selection(data: Dataset, split: Split) -> None:
 
 
 def finish(
-    run: Path, data: Dataset, split: Split, device: str = "auto", choose_cleanup: bool = False
+    run: Path,
+    data: Dataset,
+    split: Split,
+    device: str = "auto",
+    choose_cleanup: bool = False,
+    calibrate: bool = False,
 ) -> Finished:
     """Draw and choose what is not there yet; a run that has all of it is left as it is.
 
     Args:
         data: that the run was trained on.
         choose_cleanup: whether the classes of which the largest component is kept are chosen on the selection cases.
+        calibrate: whether the probabilities are calibrated on the selection cases.
     """
     pictures = run / "loss.png", run / "first_look.png"
     model = None
@@ -57,7 +83,9 @@ def finish(
         model = model or load_run(run, device)
         assert isinstance(model, Segmenter)
         _choose(model, data, split, run)
-    return Finished(pictures, read_postprocessing(run), Course.read(run).too_few_steps)
+    if calibrate and not (run / CALIBRATION).is_file():
+        write_calibration(run, _calibrated(model or load_run(run, device), data, split))
+    return Finished(pictures, read_postprocessing(run), read_calibration(run), Course.read(run).too_few_steps)
 
 
 def _choose(model: Segmenter, data: Dataset, split: Split, run: Path) -> None:
@@ -69,3 +97,16 @@ def _choose(model: Segmenter, data: Dataset, split: Split, run: Path) -> None:
 
     dice = choose_classes(answers(), model.classes, IGNORED)
     write_postprocessing(run, dice, split.select)
+
+
+def _calibrated(model: Segmenter | Classifier, data: Dataset, split: Split) -> Calibration:
+    cases = [data.case(case_id) for case_id in split.select]
+    if isinstance(model, Segmenter):
+        return fit_pixels(((model.answers(case), _label(case)) for case in cases), split.select)
+    logits = [torch.stack([row for row, _ in model.logits(case)]) for case in cases]
+    return fit_classes(logits, torch.stack([_label(case) for case in cases]), split.select)
+
+
+def _label(case: Case) -> Tensor:
+    assert case.label is not None  # selection cases are labelled
+    return case.label

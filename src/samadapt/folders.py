@@ -291,6 +291,7 @@ def _classify(
     progress: Progress | None,
 ) -> None:
     model, known = members[0], {each.id: each for each in cases}
+    sets = len(members) == 1 and model.calibration is not None and model.calibration.least is not None
     rows = []
     for case, compute in class_answers(members, _loaded(cases, report), output.what.flips):
         try:
@@ -298,7 +299,7 @@ def _classify(
         except SamAdaptError as error:
             report.failed[case.id] = known[case.id].what_failed(error)
             continue
-        answer = _answer(model, slices)
+        answer = _answer(model, slices, sets)
         rows.append({"case": case.id, "split": known[case.id].planned.part, **answer})
         if output.what.pictures:
             said = f"{answer['prediction'] or 'none'} ({', '.join(f'{n} {v:.2f}' for n, v in zip(model.classes, slices.mean(0).tolist(), strict=True))})"
@@ -309,21 +310,27 @@ def _classify(
         if progress:
             progress(case.id)
     if rows:
-        columns = ["case", "split", "prediction", *(f"prob_{n}" for n in model.classes)]
+        columns = ["case", "split", "prediction", *["set"] * sets, *(f"prob_{n}" for n in model.classes)]
         write_csv(report.out / "predictions.csv", columns, [[row[name] for name in columns] for row in rows])
     report.done = len(rows)
 
 
-def _answer(model: Classifier, slices: Tensor) -> dict[str, str]:
-    """The columns of a case in `predictions.csv`."""
-    values = slices.mean(0).tolist()
+def _answer(model: Classifier, slices: Tensor, with_set: bool) -> dict[str, str]:
+    """The columns of a case in `predictions.csv`.
+
+    Args:
+        with_set: whether one of them is the calibrated set of classes.
+    """
+    values = dict(zip(model.classes, slices.mean(0).tolist(), strict=True))
     if model.opening.multilabel:
-        prediction = "|".join(name for name, value in zip(model.classes, values, strict=True) if value >= 0.5)
+        prediction = "|".join(name for name, value in values.items() if value >= 0.5)
     else:
-        prediction = model.classes[int(slices.mean(0).argmax())]
-    return {"prediction": prediction} | {
-        f"prob_{n}": f"{v:.7g}" for n, v in zip(model.classes, values, strict=True)
-    }
+        prediction = max(values, key=lambda name: values[name])
+    answer = {"prediction": prediction} | {f"prob_{n}": f"{v:.7g}" for n, v in values.items()}
+    if with_set:
+        assert model.calibration is not None
+        answer["set"] = "|".join(model.calibration.classes(values))
+    return answer
 
 
 def _draw_attention(model: Classifier, case: Case, slices: Tensor, path: Path) -> None:

@@ -45,12 +45,14 @@ class FoldOptions:
         choose_cleanup: as for `finish`.
         taken: how the files of the data set were taken when it was opened; they are read so again to be predicted and scored.
         say: called with a line of text for each fold.
+        calibrate: as for `finish`.
     """
 
     training: FitOptions = field(default_factory=FitOptions)
     choose_cleanup: bool = False
     taken: Taken = field(default_factory=Taken)
     say: Callable[[str], None] = print
+    calibrate: bool = False
 
 
 def fold_splits(data: Dataset, budget: SplitOptions, seed: int) -> list[Split]:
@@ -80,7 +82,7 @@ def cross_validate(
     for fold, split in enumerate(splits):
         options.say(f"fold {fold} of {len(splits)}: {split.rule}")
         run = fit(learner, data, split, config, out / f"fold_{fold}", store, options.training)
-        finished.append(finish(run, data, split, config.device, options.choose_cleanup))
+        finished.append(finish(run, data, split, config.device, options.choose_cleanup, options.calibrate))
         runs.append(run)
         predictions = out / "predictions" / run.name
         evaluation = _evaluated(

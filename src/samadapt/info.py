@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from samadapt.calibration import read_calibration
 from samadapt.course import Course
 from samadapt.datasets import Split
 from samadapt.encoders import ENCODERS
@@ -69,6 +71,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "train": trained,
         "selection": config["selection"],
         "keep_largest": list(read_postprocessing(run)),
+        "calibration": asdict(found) if (found := read_calibration(run)) else None,
         "last_loss": course.loss[-1] if course and course.loss else None,
         "too_few_steps": course.too_few_steps if finished and course else None,
         "scores": _scores(run, split),
@@ -152,6 +155,12 @@ def _json(path: Path) -> Any:
 # ---------------------------------------------------------------- in words
 
 
+def _calibration(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "none"
+    return f"temperature {found['temperature']:.2f}, fitted on {len(found['cases'])} selection cases"
+
+
 def format_run(about: Mapping[str, Any]) -> str:
     """The same as aligned text."""
     data, labelled, encoder = about["data"], about["labelled"], about["encoder"]
@@ -175,6 +184,7 @@ def format_run(about: Mapping[str, Any]) -> str:
         ("training", f"{about['steps']} steps, seed {about['seed']}, {views}, augmentation {about['augmentation']}"),
         ("kept", about["selection"]),
         ("clean-up", f"largest component of {', '.join(about['keep_largest'])}" if about["keep_largest"] else "none"),
+        ("calibration", _calibration(about["calibration"])),
         ("loss", "not known" if about["last_loss"] is None else f"{about['last_loss']:.3g} in the last batch"),
         ("size", f"{about['bytes'] / 2**20:.1f} MiB"),
         ("head sha256", about["sha256"]["head"] or "not finished"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from samadapt import io
 from samadapt.adapted import AdaptedModel
 from samadapt.ahead import ahead
+from samadapt.calibration import Calibration, read_calibration
 from samadapt.encoders import ENCODERS, EncoderSpec, versions_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
@@ -63,6 +64,7 @@ class Predictor:
     model: AdaptedModel
     opening: Opening
     batch_size: int = 4  # slices that pass the encoder together
+    calibration: Calibration | None = None  # fitted on selection cases after the training
 
     @property
     def head(self) -> Head:
@@ -138,7 +140,8 @@ class Predictor:
 
     def _answer(self, batch: Sequence[_Seen]) -> Iterator[tuple[_Seen, Tensor | None]]:
         given = [seen.inputs for seen in batch if seen.problem is None]
-        answers = iter(self.head(self.features(given)).float().cpu() if given else ())
+        logits = self.head(self.features(given)).float().cpu() if given else torch.empty(0)
+        answers = iter(logits if self.calibration is None else logits / self.calibration.temperature)
         for seen in batch:
             yield seen, next(answers) if seen.problem is None else None
 
@@ -344,7 +347,9 @@ def load_run(
         )
         tuning.merge(model.extractor)
     load_state(head, run / "head.safetensors")
-    return build_predictor(model, Opening.from_json(config["opening"], run))
+    return replace(
+        build_predictor(model, Opening.from_json(config["opening"], run)), calibration=read_calibration(run)
+    )
 
 
 @contextmanager

@@ -219,6 +219,28 @@ class UnlabelledOptions(Checked):
 
 
 @dataclass(frozen=True)
+class FinishOptions(Checked):
+    """What `samadapt train` does beside training one head."""
+
+    heads_ensemble: int = option(
+        1,
+        "How many heads to train on the same cases, which then answer together; see `predict --abstain`.",
+        least=1,
+    )
+    keep_largest: bool = option(
+        False,
+        "Choose on the selection cases (--select) of which classes predictions keep the largest connected component.",
+        flag="--keep-largest",
+    )
+    calibrate: bool = option(
+        False,
+        "Calibrate the probabilities on the selection cases (--select) and, for a classifier, give sets of classes that hold "
+        "the right one in 90 % of cases.",
+        flag="--calibrate",
+    )
+
+
+@dataclass(frozen=True)
 class PredictOptions(Checked):
     """Which cases of a data set are predicted, and what is written of each.
 

@@ -13,13 +13,13 @@ from samadapt.cli.terminal import say, speaks, split_summary, unlabelled_note
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, encode_line
 from samadapt.files import demand_writable
-from samadapt.finishing import Finished, demand_selection, finish
+from samadapt.finishing import Finished, demand_calibration, demand_selection, finish
 from samadapt.folds import FoldOptions, cross_validate, fold_splits
 from samadapt.info import describe_run
 from samadapt.inputs import Taken
 from samadapt.learner import FitOptions, Learner, fit, stored_maps
 from samadapt.metrics import format_table
-from samadapt.settings import SplitOptions, TrainConfig, UnlabelledOptions
+from samadapt.settings import FinishOptions, SplitOptions, TrainConfig, UnlabelledOptions
 from samadapt.types import SamAdaptError
 
 #: Between the seeds of the heads of an ensemble, so that neighbouring seeds of a user share none.
@@ -45,14 +45,16 @@ class Training:
     store: FeatureStore | None
     unlabelled: UnlabelledOptions
     taken: Taken
-    keep_largest: bool
+    ending: FinishOptions
     overwrite: bool
     quiet: bool
 
     def begin(self, splits: Sequence[Split]) -> FitOptions:
         """Refuse a clean-up that cannot be chosen, and say what is about to be learned; the options of each fit."""
-        if self.keep_largest:
+        if self.ending.keep_largest:
             demand_selection(self.data, splits[0])
+        if self.ending.calibrate:
+            demand_calibration(splits[0])
         demand_writable(self.out, "--out")
         say(split_summary(self.data, splits[0], self.learner), self.quiet)
         say(self._disk(splits), self.quiet)
@@ -79,7 +81,7 @@ def train_once(asked: Training) -> Result:
     run = fit(asked.learner, data, split, config, asked.out, asked.store, more)
     if not speaks():
         return Result({})
-    finished = finish(run, data, split, config.device, asked.keep_largest)
+    finished = finish(run, data, split, config.device, asked.ending.keep_largest, asked.ending.calibrate)
     for note in _notes(run, finished, asked):
         say(note, asked.quiet)
     return Result(
@@ -87,9 +89,15 @@ def train_once(asked: Training) -> Result:
     )
 
 
-def train_heads(asked: Training, number: int) -> Result:
+def train_heads(asked: Training) -> Result:
     """Run folders of several heads that differ in their start and their batches and learn from the same cases."""
     budget, config, data, out = asked.budget, asked.config, asked.data, asked.out
+    number = asked.ending.heads_ensemble
+    if budget.fold == "all":
+        raise SamAdaptError(
+            f"--heads-ensemble {number} trains several heads on one split, and --fold all one head on each; leave out one of them "
+            "(the heads of all folds answer together too)"
+        )
     assert isinstance(budget.fold, int)
     if (out / "config.json").is_file():
         raise SamAdaptError(
@@ -109,7 +117,9 @@ def train_heads(asked: Training, number: int) -> Result:
         own = dataclasses.replace(config, seed=(config.seed + _APART * k) % 2**32)
         run = fit(asked.learner, data, split, own, out / name, asked.store, more)
         if speaks():
-            finished = finish(run, data, split, config.device, asked.keep_largest)
+            finished = finish(
+                run, data, split, config.device, asked.ending.keep_largest, asked.ending.calibrate
+            )
             notes += [f"note: {name}: {finished.too_few_steps}"] if finished.too_few_steps else []
     runs = [out / name for name in names]
     text = "\n".join([f"trained: {out}, {number} heads that answer together", *notes])
@@ -119,9 +129,15 @@ def train_heads(asked: Training, number: int) -> Result:
 def _notes(run: Path, finished: Finished, asked: Training) -> list[str]:
     notes = [f"pictures: {', '.join(map(str, finished.pictures))}"]
     notes += [text] if (text := unlabelled_note(run)) else []
-    if asked.keep_largest:
+    if asked.ending.keep_largest:
         kept = ", ".join(finished.keep_largest) or "no class"
         notes.append(f"predictions keep the largest component of {kept}, as chosen on the selection cases")
+    if (found := finished.calibration) is not None:
+        sets = "" if found.least is None else f"; sets of classes hold those of {found.least:.2f} or more"
+        notes.append(
+            f"calibrated on {len(found.cases)} selection cases: temperature {found.temperature:.2f}, negative log likelihood "
+            f"{found.before:.3f} before and {found.after:.3f} after{sets}"
+        )
     if finished.too_few_steps:
         notes.append(f"note: {finished.too_few_steps}")
     return notes
@@ -146,7 +162,11 @@ def train_folds(asked: Training) -> Result:
         )
     splits = fold_splits(data, asked.budget, config.seed)
     more = FoldOptions(
-        asked.begin(splits), asked.keep_largest, asked.taken, lambda text: say(text, asked.quiet)
+        asked.begin(splits),
+        asked.ending.keep_largest,
+        asked.taken,
+        lambda text: say(text, asked.quiet),
+        asked.ending.calibrate,
     )
     found = cross_validate(asked.learner, data, splits, config, (asked.given, out), asked.store, more)
     notes = [f"note: {text}" for text in found.notes]

@@ -36,6 +36,7 @@ from samadapt.options import Option
 from samadapt.progress import Progress
 from samadapt.records import SamAdaptError
 from samadapt.settings import (
+    FinishOptions,
     LearnerSettings,
     NnUNetConfig,
     OpenOptions,
@@ -95,23 +96,10 @@ def train(
     budget: SplitOptions,
     config: TrainConfig,
     scans: UnlabelledOptions,
+    ending: FinishOptions,
     opening: OpenOptions,
     store: Store = Path("features"),
     live: Annotated[bool, Option("Run the encoder in every step and store nothing.", flag="--live")] = False,
-    keep_largest: Annotated[
-        bool,
-        Option(
-            "Choose on the selection cases (--select) of which classes predictions keep the largest connected component.",
-            flag="--keep-largest",
-        ),
-    ] = False,
-    heads_ensemble: Annotated[
-        int,
-        Option(
-            "How many heads to train on the same cases, which then answer together; see `predict --abstain`.",
-            least=1,
-        ),
-    ] = 1,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> Result:
@@ -131,15 +119,21 @@ def train(
     maps = None if live else FeatureStore(store)
     taken = Taken(opening.modality, opening.anonymous, opening.allow_outside)
     asked = Training(
-        chosen, opened, budget, config, data, out, maps, scans, taken, keep_largest, overwrite, quiet
+        chosen,
+        opened,
+        budget,
+        config,
+        data,
+        out,
+        maps,
+        scans,
+        taken,
+        ending,
+        overwrite,
+        quiet,
     )
-    if heads_ensemble > 1 and budget.fold == "all":
-        raise SamAdaptError(
-            f"--heads-ensemble {heads_ensemble} trains several heads on one split, and --fold all one head on each; leave out one "
-            "of them (the heads of all folds answer together too)"
-        )
-    if heads_ensemble > 1:
-        return train_heads(asked, heads_ensemble)
+    if ending.heads_ensemble > 1:
+        return train_heads(asked)
     return train_folds(asked) if budget.fold == "all" else train_once(asked)
 
 
