@@ -26,7 +26,9 @@ from samadapt.training import TrainConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data")
     parser.add_argument("--labels", type=int, default=200)
     parser.add_argument("--select", type=int, default=80)
@@ -38,7 +40,9 @@ def main() -> None:
     data = open_dataset(asked.data, task="classification")
     learner = Learner("linear_probe", asked.encoder, side=asked.side, views=2)
     rows = []
-    print(f"{'draw':>4}  {'coverage':>8}  {'classes':>7}  {'temperature':>11}  {'ECE before':>10}  {'after':>6}")
+    print(
+        f"{'draw':>4}  {'coverage':>8}  {'classes':>7}  {'temperature':>11}  {'ECE before':>10}  {'after':>6}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder) / "store")
         for draw in range(asked.draws):

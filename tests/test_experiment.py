@@ -23,6 +23,7 @@ from samadapt.experiment import (
     preset_names,
     read_settings,
     run_experiment,
+    run_part,
 )
 from samadapt.experiment import cells as cells_module
 from samadapt.experiment import grid as grid_module
@@ -36,6 +37,7 @@ from samadapt.learner import Learner
 from samadapt.metrics import read_scores
 from samadapt.phantom import make_phantom
 from samadapt.report import read_study, results_table
+from samadapt.settings import CellOptions
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
@@ -371,6 +373,45 @@ def test_cells_side_by_side_give_the_same_numbers(data, tmp_path):
     study(data, tmp_path / "one", learners, (1, 2))
     outcome, _ = study(data, tmp_path / "two", learners, (1, 2), jobs=2)
     assert outcome.failed == {} and scores_of(tmp_path / "one") == scores_of(tmp_path / "two")
+
+
+def test_a_job_array_gives_what_one_command_gives(data, tmp_path):
+    """List, prepare, then each cell by a command of its own, two of them at once; the numbers are those of one command."""
+    learners, words = {"unet": SMALL_UNET, "truth": Constant()}, (1, 2)
+    study(data, tmp_path / "one", learners, words)
+    grid, out = Grid(learners, words, (0,), threads=1), tmp_path / "array"
+
+    def part(**asked):
+        return run_part(data, grid, CONFIG, out, FeatureStore(tmp_path / "store"), CellOptions(**asked))
+
+    listed = part(list_cells=True).cells
+    assert [cell["state"] for cell in listed] == ["waiting"] * 3 and not list(out.glob("*/scores.csv"))
+    assert part(prepare=True).done == 0 and not list(out.glob("*/scores.csv"))
+    before = (out / "experiment.json").read_bytes()
+    for cell in listed[:2]:
+        assert part(cell=(cell["digest"],)).done == 1
+    assert [cell["state"] for cell in part(list_cells=True).cells] == ["done", "done", "waiting"]
+    assert part(cell=(listed[2]["digest"], listed[0]["digest"])).found == 1
+    assert {c["digest"] for c in listed} == set(json.loads(before)["cells"])
+    assert part().found == 3 and scores_of(out) == scores_of(tmp_path / "one")
+
+
+def test_cells_of_a_job_array_do_not_write_what_they_share(data, tmp_path):
+    grid, out = Grid({"truth": Constant()}, (1,), (0,)), tmp_path / "array"
+
+    def part(**asked):
+        return run_part(data, grid, CONFIG, out, FeatureStore(tmp_path / "store"), CellOptions(**asked))
+
+    (cell,) = part(list_cells=True).cells
+    path = out / "experiment.json"
+    path.chmod(0o444)
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    part(cell=(cell["digest"],))
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+    with pytest.raises(SamAdaptError, match="the study has no cell 'none'; it has"):
+        part(cell=("none",))
+    with pytest.raises(SamAdaptError, match="--list-cells and --cell are different parts of a study"):
+        part(list_cells=True, cell=("x",))
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,28 @@ class StudySettings(Checked):
 
 
 @dataclass(frozen=True)
+class CellOptions(Checked):
+    """How the cells of a study are run, and which part of it one command does where a cluster's job array shares it."""
+
+    jobs: int = option(1, "Cells to run side by side.", least=1)
+    list_cells: bool = option(
+        False,
+        "Begin the study, list its cells (digest, state, what it is), and stop.",
+        flag="--list-cells",
+    )
+    prepare: bool = option(
+        False, "Encode, and make all that cells share, and stop before the first cell.", flag="--prepare-only"
+    )
+    cell: tuple[str, ...] = option((), "Run these cells alone, by their digests of --list-cells.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = [flag for flag, value in (("--list-cells", self.list_cells), ("--prepare-only", self.prepare), ("--cell", self.cell)) if value]  # fmt: skip
+        if len(asked) > 1:
+            raise SamAdaptError(f"{' and '.join(asked)} are different parts of a study; give one of them")
+
+
+@dataclass(frozen=True)
 class SimclrConfig(Checked):
     """How long SimCLR pre-trains, and on what. A batch holds different slices, so none is a negative of itself."""
 

@@ -36,6 +36,7 @@ from samadapt.options import Option
 from samadapt.progress import Progress
 from samadapt.records import SamAdaptError
 from samadapt.settings import (
+    CellOptions,
     FinishOptions,
     LearnerSettings,
     NnUNetConfig,
@@ -279,8 +280,8 @@ def experiment(
     shared: Annotated[dict[str, Any], Given(LearnerSettings, ("encoder", "checkpoint", "side"))],
     common: Annotated[dict[str, Any], Given(TrainConfig, ("steps", "device"))],
     nnunet: Annotated[dict[str, Any], Given(NnUNetConfig, ("budget", "bin"))],
+    part: CellOptions,
     opening: OpenOptions,
-    jobs: Annotated[int, Option("Cells to run side by side.", least=1)] = 1,
     store: Store = Path("features"),
     quiet: Quiet = False,
 ) -> Result:
@@ -312,7 +313,10 @@ def experiment(
     if unnamed:
         say(studies.encoder_note(settings, chosen), quiet)
     progress = None if quiet else print
-    outcome = studies.run_experiment(opened, chosen, config, out, FeatureStore(store), jobs, progress)
+    outcome = studies.run_part(opened, chosen, config, out, FeatureStore(store), part, progress)
+    if part.list_cells:
+        lines = [f"{each['digest']}  {each['state']:<7}  {each['cell']}" for each in outcome.cells]
+        return Result(vars(outcome), "\n".join(lines))
     for cell, message in outcome.failed.items() if quiet else ():  # else it was said when it happened
         print(f"samadapt: {cell}: {message}", file=sys.stderr)
     any_scores = bool(outcome.found or outcome.done)

@@ -10,4 +10,4 @@ from samadapt.experiment.from_file import (
 from samadapt.experiment.grid import Grid, encoder_of
 from samadapt.experiment.methods import Method, TrainedMethod
 from samadapt.experiment.registry import BaselineOptions, build_methods, known_methods
-from samadapt.experiment.study import Outcome, run_experiment
+from samadapt.experiment.study import Outcome, run_experiment, run_part

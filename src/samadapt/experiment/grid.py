@@ -125,12 +125,21 @@ def _numbers(config: TrainConfig) -> dict[str, Any]:
 
 
 def open_experiment(
-    out: Path, data: Dataset, grid: Grid, config: TrainConfig, cells: list[Cell], jobs: int
+    out: Path,
+    data: Dataset,
+    grid: Grid,
+    config: TrainConfig,
+    cells: list[Cell],
+    jobs: int,
+    shared: bool = False,
 ) -> int:
     """Begin a study in a folder, or find it there and add to it; returns the threads of a cell.
 
     More learners, labels and seeds may be added to a study. Another data set, version, or protocol, or
     another learner under a name that is there already, is refused: the table would mix them.
+
+    Args:
+        shared: whether several processes work on the study at once; one that has all these cells is then not written again.
     """
     note, before = _describe(data, grid, config), find_study(out)
     if before is None and out.is_dir() and any(out.iterdir()):
@@ -139,6 +148,8 @@ def open_experiment(
     note["threads"] = threads
     if before is not None:
         _demand_same(out, before, note)
+        if shared and {cell.digest for cell in cells} <= set(before.get("cells", {})):
+            return threads
         note["learners"] = before["learners"] | note["learners"]
         note["encoders"] = before.get("encoders", {}) | note["encoders"]
         note["commands"] = [

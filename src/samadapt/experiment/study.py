@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,6 +25,7 @@ from samadapt.files import demand_writable, write_json
 from samadapt.metrics import check_cell_scores
 from samadapt.progress import clock
 from samadapt.runs import pick_device, precision_note
+from samadapt.settings import CellOptions
 from samadapt.training import TrainConfig
 from samadapt.types import SamAdaptError
 
@@ -42,6 +43,7 @@ class Outcome:
     found: int = 0  # done before
     done: int = 0  # done now
     failed: dict[str, str] = field(default_factory=dict)  # cell, in words -> message
+    cells: list[dict[str, str]] = field(default_factory=list)  # digest, state and words of each, where listed
 
 
 def run_experiment(
@@ -64,8 +66,20 @@ def run_experiment(
         jobs: cells side by side, each in a process of its own.
         progress: called with a line of text after each step.
     """
-    if jobs < 1:
-        raise SamAdaptError(f"jobs is {jobs}; expected at least 1")
+    return run_part(data, grid, config, out, store, CellOptions(jobs=jobs), progress)
+
+
+def run_part(
+    data: Dataset,
+    grid: Grid,
+    config: TrainConfig,
+    out: str | Path,
+    store: FeatureStore,
+    part: CellOptions,
+    progress: Progress | None = None,
+) -> Outcome:
+    """`run_experiment`, or that part of it that is to be done here where other processes do the rest."""
+    jobs = part.jobs
     if config.devices > 1:
         raise SamAdaptError(
             f"devices is {config.devices}; each run of a study has one device: leave it out, and run several side by side "
@@ -74,8 +88,11 @@ def run_experiment(
     demand_writable(out, "--out")
     say, out = progress or _silent, Path(out)
     cells = make_cells(data, grid, config)
-    threads = open_experiment(out, data, grid, config, cells, jobs)
+    threads = open_experiment(out, data, grid, config, cells, jobs, shared=bool(part.cell))
     study = Study(data, out, store, threads)
+    if part.list_cells:
+        return Outcome(out, cells=[_listed(cell, out / cell.digest) for cell in cells])
+    cells = _chosen(cells, part.cell)
     missing = [cell for cell in cells if not (out / cell.digest / "scores.csv").is_file()]
     for cell in cells:
         if cell not in missing:
@@ -88,6 +105,8 @@ def run_experiment(
         _encode(study, missing, config.device, say)
         _prepare(study, missing, say)
     start = time.monotonic()
+    if part.prepare:
+        return outcome
     for number, (cell, result) in enumerate(_results(study, missing, jobs), start=1):
         if result == "done":
             outcome.done += 1
@@ -97,6 +116,24 @@ def run_experiment(
         what = "done" if result == "done" else f"FAILED: {result}"
         say(f"[{number}/{len(missing)}] {cell}: {what}; {clock(left)} left")
     return outcome
+
+
+def _listed(cell: Cell, folder: Path) -> dict[str, str]:
+    """A line of the list of cells."""
+    names = {"scores.csv": "done", "failed.json": "failed", "config.json": "begun"}
+    state = next((state for name, state in names.items() if (folder / name).is_file()), "waiting")
+    return {"digest": cell.digest, "state": state, "cell": str(cell)}
+
+
+def _chosen(cells: list[Cell], digests: Sequence[str]) -> list[Cell]:
+    """The cells of these digests, or all where none is given."""
+    known = {cell.digest: cell for cell in cells}
+    unknown = [digest for digest in digests if digest not in known]
+    if unknown:
+        raise SamAdaptError(
+            f"the study has no cell {unknown[0]!r}; it has {', '.join(list(known)[:3])}, ... (--list-cells with the same options)"
+        )
+    return [known[digest] for digest in digests] or cells
 
 
 # ---------------------------------------------------------------- encode once
