@@ -191,6 +191,20 @@ ROOMS: dict[str, set[str]] = {
         "figures",
         "scoring",
     },
+    "export": {
+        "adapted",
+        "encoders",
+        "files",
+        "info",
+        "inputs",
+        "io",
+        "opening",
+        "postprocessing",
+        "prediction",
+        "runs",
+        "settings",
+        "transforms",
+    },
     "demo": {
         "encoders",
         "heads",
@@ -212,6 +226,10 @@ DOORS = {"cli", "__init__"}
 
 #: Modules that look at the end of a file's name, though not at an image's: weights and tables.
 OWN_SUFFIXES = {"weights.py", "checkpoints.py", "csvs.py"}
+
+#: Leaves the project with exported models, alone and without samadapt: one file that has its own way to write and its own
+#: list of formats (decision 028).
+SHIPPED = {"runner.py"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -310,7 +328,7 @@ def own_writers(root: Path) -> list[str]:
     """Files are written through `files` alone: a temporary name, then renamed."""
     found = []
     for path, room, tree in sources(root):
-        if room != "files":
+        if room != "files" and path.name not in SHIPPED:
             found += [
                 f"{path.name}:{call.lineno}: {ast.unparse(call)}" for call in writing(tree, frozenset())
             ]
@@ -357,7 +375,7 @@ def suffix_tests(root: Path) -> list[str]:
     return [
         f"{path.name}:{node.lineno}: {ast.unparse(node)}"
         for path, room, tree in sources(root)
-        if room != "io" and path.name not in OWN_SUFFIXES
+        if room != "io" and path.name not in OWN_SUFFIXES | SHIPPED
         for node in ast.walk(tree)
         if (isinstance(node, ast.Attribute) and node.attr in ("suffix", "suffixes"))
         or (isinstance(node, ast.Compare | ast.Call) and looks_at_suffix(node))
@@ -383,7 +401,7 @@ def oversized(root: Path) -> list[str]:
     found = []
     for path, _, tree in sources(root):
         lines = len(path.read_text().splitlines())
-        if lines > MAX_FILE_LINES:
+        if lines > MAX_FILE_LINES and path.name not in SHIPPED:
             found.append(f"{path.name}: {lines} lines, at most {MAX_FILE_LINES}")
         for function in functions(tree):
             length = (function.end_lineno or function.lineno) - function.lineno + 1

@@ -280,6 +280,29 @@ class PredictOptions(Checked):
 
 
 @dataclass(frozen=True)
+class ExportOptions(Checked):
+    """What a run is exported as, and on what the export is compared with it."""
+
+    format: str = option("onnx", "What to export: onnx or torch.", names=names.EXPORTS)
+    check: str | None = option(
+        None,
+        "Scan, folder of scans or data set on which the export is compared with the run; else a generated phantom.",
+    )
+    parts: bool = option(
+        False,
+        "With --format onnx: encoder and head as two files, so that several heads can share the encoder.",
+        flag="--parts",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.parts and self.format != "onnx":
+            raise SamAdaptError(
+                f"--parts is for the format onnx, and the format is {self.format!r}; leave it out, or give --format onnx"
+            )
+
+
+@dataclass(frozen=True)
 class StudySettings(Checked):
     """What a study compares: methods at several numbers of labels, with several seeds."""
 

@@ -2,6 +2,7 @@
 
 from samadapt.encoders.entry import EncoderEntry
 from samadapt.encoders.spec import (
+    FLOAT32,
     EncoderSpec,
     Extractor,
     first_with_weights,
