@@ -25,7 +25,7 @@ from samadapt.postprocessing import classes_to_clean, read_postprocessing
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.records import WriteError
-from samadapt.runs import read_config
+from samadapt.runs import find_run, read_config, weights_file
 from samadapt.settings import PredictOptions
 from samadapt.types import Case, SamAdaptError
 
@@ -67,7 +67,7 @@ def predict_folder(
     Raises:
         SamAdaptError: not one case could be predicted; then nothing is left behind.
     """
-    run, out, what = Path(run), Path(out), PredictOptions(**options)
+    run, out, what = find_run(run), Path(out), PredictOptions(**options)
     model = load_run(run, device, checkpoint)
     model, cleaned = _cleaning(model, run, what.keep_largest)
     output = _Output.of(model, run, what)
@@ -76,7 +76,7 @@ def predict_folder(
     encoder, own = _weights_read(model)
     where, names = _where(Path(inputs), opening)
     note = Predictions(
-        str(run), file_sha256(run / "head.safetensors"), where, what.subset, opening,
+        str(run), file_sha256(weights_file(run)), where, what.subset, opening,
         {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=what.format, names=names,
         codes=None if what.codes is None else file_sha256(what.codes), keep_largest=cleaned, flips=what.flips,
     )  # fmt: skip
@@ -185,7 +185,7 @@ class _Output:
         io.demand_writer(model.classes, own)
         return _Output(
             what,
-            io.Legend(tuple(model.classes), own, version("samadapt"), file_sha256(run / "head.safetensors")),
+            io.Legend(tuple(model.classes), own, version("samadapt"), file_sha256(weights_file(run))),
         )
 
     def demand_allowed(self, opening: Opening) -> None:

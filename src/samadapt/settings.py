@@ -254,7 +254,7 @@ class PredictOptions(Checked):
 class ExportOptions(Checked):
     """What a run is exported as, and on what the export is compared with it."""
 
-    format: str = option("onnx", "What to export: onnx or torch.", names=names.EXPORTS)
+    format: str = option("onnx", "What to export: onnx, torch, hub or monai.", names=names.EXPORTS)
     check: str | None = option(
         None,
         "Scan, folder of scans or data set on which the export is compared with the run; else a generated phantom.",
@@ -264,13 +264,29 @@ class ExportOptions(Checked):
         "With --format onnx: encoder and head as two files, so that several heads can share the encoder.",
         flag="--parts",
     )
+    with_encoder: bool = option(
+        False,
+        "With --format hub: also put the encoder's weights into the folder; look at their licence first.",
+        flag="--with-encoder",
+    )
+    licence: str | None = option(
+        None,
+        "With --format hub: licence of the trained weights, for the model card: apache-2.0, cc-by-nc-4.0, ...",
+    )
+    push: str | None = option(
+        None,
+        "With --format hub: upload the folder to OWNER/NAME of the Hugging Face hub, with the token that you are logged in with.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.parts and self.format != "onnx":
-            raise SamAdaptError(
-                f"--parts is for the format onnx, and the format is {self.format!r}; leave it out, or give --format onnx"
-            )
+        alone = {"parts": "onnx", "with_encoder": "hub", "licence": "hub", "push": "hub"}
+        for name, format in alone.items():
+            if getattr(self, name) and self.format != format:
+                raise SamAdaptError(
+                    f"--{name.replace('_', '-')} is for the format {format}, and the format is {self.format!r}; leave it out, or give "
+                    f"--format {format}"
+                )
 
 
 @dataclass(frozen=True)
