@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "scoring": {"metrics"},
     "flips": {"prediction", "transforms"},
     "calibration": {"files", "runs"},
-    "ensemble": {"datasets", "files", "flips", "inputs", "prediction"},
+    "ensemble": {"datasets", "files", "flips", "inputs", "prediction", "runs"},
     "pictures": {"course", "figures", "prediction", "transforms"},
     "finishing": {"calibration", "course", "datasets", "pictures", "postprocessing", "prediction"},
     "folds": {
@@ -199,11 +199,14 @@ ROOMS: dict[str, set[str]] = {
         "inputs",
         "io",
         "opening",
+        "overlap",
         "postprocessing",
         "prediction",
         "runs",
         "settings",
         "transforms",
+        "tuning",
+        "weights",
     },
     "demo": {
         "encoders",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
+from safetensors.torch import load_file
 
 from fakes import two_class_archive
 from samadapt import io
@@ -22,7 +27,9 @@ from samadapt.datasets import open_dataset
 from samadapt.encoders import ENCODERS, EncoderSpec
 from samadapt.export import EXPORTS, comparing, export_run, graph, runner
 from samadapt.export.comparing import Comparison
+from samadapt.folders import predict_folder
 from samadapt.heads import HEADS, build_head
+from samadapt.info import describe_run
 from samadapt.io.geometry import Geometry
 from samadapt.io.planes import common_plane
 from samadapt.learner import Learner, fit
@@ -39,12 +46,14 @@ from samadapt.views.prepare import PREPARES
 QUICK = {"batch_size": 4, "device": "cpu", "precision": "32", "warmup": 0.0, "ema": 0.0}
 
 
-def train_run(data: Path, out: Path, head: str = "fused", steps: int = 12, **more) -> Path:
+def train_run(
+    data: Path, out: Path, head: str = "fused", steps: int = 12, tune: str = "none", **more
+) -> Path:
     """A run of a few steps, which answers something."""
     opened = open_dataset(data)
     learner = Learner(head, **{"encoder": "sam_nano", "side": 64, "augment": "none", "views": 0, **more})
     split = opened.split(labels=None, seed=0)
-    return fit(learner, opened, split, TrainConfig(steps=steps, **QUICK), out)
+    return fit(learner, opened, split, TrainConfig(steps=steps, tune=tune, **QUICK), out)
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +334,141 @@ def test_the_generated_scan_is_of_the_kind_that_the_model_reads(opening, tmp_pat
     assert float(case.image.std()) > 0.02 * (high - low)
 
 
+# ---------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Every connection is an error."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the network was touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.parametrize("tune", ["none", "lora"])
+@pytest.mark.parametrize("with_encoder", [False, True])
+def test_a_hub_folder_is_the_run(tune, with_encoder, phantom, tmp_path, no_network):
+    made = train_run(phantom, tmp_path / "run", "linear", steps=3, tune=tune)
+    (made / "postprocessing.json").write_text(
+        json.dumps({"keep_largest": ["LV"], "selection_cases": ["patient001_frame01"]})
+    )
+    out = tmp_path / "hub"
+    report = export_run(made, out, format="hub", check=str(phantom), with_encoder=with_encoder)
+    assert report.comparison.differing == 0 and report.comparison.cases == 2
+    assert set(report.files) == {"README.md", "config.json", "model.safetensors", "postprocessing.json"}
+    texts = [path.read_bytes() for path in out.iterdir()]
+    assert not any(b"patient001" in text or str(tmp_path).encode() in text for text in texts)
+    names = set(load_file(out / "model.safetensors"))
+    assert any(name.startswith("encoder.") for name in names) == with_encoder
+    assert any(name.startswith("adapters.") for name in names) == (tune == "lora")
+    predicted = predict_folder(out, phantom / "imagesTr", tmp_path / "predicted", device="cpu")
+    assert predicted.done == 8 and describe_run(out)["finished"]
+
+
+def test_an_encoder_in_the_folder_is_not_looked_for(phantom, tmp_path, monkeypatch):
+    """Without it, the encoder's weights are asked of this machine."""
+    made = train_run(phantom, tmp_path / "run", "linear", steps=1)
+    for name, with_encoder in (("with", True), ("without", False)):
+        export_run(made, tmp_path / name, format="hub", with_encoder=with_encoder)
+    monkeypatch.setattr(
+        type(ENCODERS["sam_nano"].published), "locate", lambda *_: pytest.fail("its weights were looked for")
+    )
+    load_run(tmp_path / "with", "cpu")
+    with pytest.raises(pytest.fail.Exception, match="looked for"):
+        load_run(tmp_path / "without", "cpu")
+
+
+def test_a_run_of_the_hub_is_fetched_by_its_name_and_revision(run, tmp_path, monkeypatch):
+    export_run(run, tmp_path / "hub", format="hub", licence="apache-2.0")
+    asked = []
+
+    def fetch(repo, revision, allow_patterns, local_files_only):
+        asked.append((repo, revision, local_files_only))
+        if local_files_only:
+            raise LocalEntryNotFoundError("not there")
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    commit = "0" * 40
+    assert load_run(f"ana/heart@{commit}", "cpu").classes == load_run(run, "cpu").classes
+    assert asked == [("ana/heart", commit, True), ("ana/heart", commit, False)]
+    with pytest.raises(SamAdaptError, match=r"does not exist; give .* or OWNER/NAME@REVISION"):
+        load_run("ana/heart")
+    assert len(asked) == 2
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: fetch("", "", [], True))
+    with pytest.raises(SamAdaptError, match="cannot get the run ana/heart@main"):
+        load_run("ana/heart@main")
+
+
+def test_the_card_has_front_matter_scores_and_marks(run, tmp_path):
+    row = {"target": "LV", "metric": "dsc", "mean": 0.91, "low": 0.85, "high": 0.95, "n": 4, "n_groups": 2, "n_nan": 0, "n_miss": 0, "note": ""}  # fmt: skip
+    made = shutil.copytree(run, tmp_path / "run")
+    (made / "evaluations.json").write_text(json.dumps({"/home/ana/test": {"notes": [], "summary": [row]}}))
+    export_run(made, tmp_path / "hub", format="hub", licence="cc-by-4.0")
+    card = ModelCard.load(tmp_path / "hub" / "README.md")
+    assert card.data.license == "cc-by-4.0" and card.data.library_name == "samadapt"
+    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results or []] == [("dsc", 0.91)]
+    assert (
+        "| test | LV | dsc | 0.910 | 0.850 to 0.950 | 4 | 2 |" in card.text and "/home/ana" not in card.text
+    )
+    assert "fingerprint: `sam_nano" in card.text and "voxels differ" in card.text
+
+
+def test_a_folder_is_pushed_and_a_refusal_keeps_it(run, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **given: done.append(given))
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.upload_folder", lambda *_, **given: type("Commit", (), {"oid": "f" * 40})
+    )
+    report = export_run(run, tmp_path / "one", format="hub", push="ana/heart")
+    assert report.pushed == "ana/heart@" + "f" * 40 and done == [{"private": True, "exist_ok": True}]
+
+    def refuse(*_, **__):
+        raise OSError("401 Client Error\nmore")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(SamAdaptError, match=r"could not be pushed to 'ana/heart' \(401 Client Error\)"):
+        export_run(run, tmp_path / "two", format="hub", push="ana/heart")
+    assert (tmp_path / "two" / "README.md").is_file()
+
+
+# ---------------------------------------------------------------- MONAI
+
+
+def test_monai_runs_the_bundle_without_samadapt(run, phantom, tmp_path):
+    """`python -m monai.bundle run` writes the label maps of `samadapt predict`."""
+    pytest.importorskip("fire")
+    export_run(run, tmp_path / "bundle", format="monai")
+    code = """
+import runpy, sys
+for name in ("samadapt", "onnxruntime", "transformers"):
+    sys.modules[name] = None  # an import of it fails
+sys.argv = ["bundle", *sys.argv[1:]]
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+"""
+    words = ["run", "--config_file", "configs/inference.json", "--device", "cpu"]
+    words += ["--dataset_dir", str(phantom / "imagesTr"), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path / "bundle",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    predictor, equal = load_run(run, "cpu"), 0
+    for scan in io.find_files(phantom / "imagesTr"):
+        case = predictor.case(scan)
+        found = nib.load(tmp_path / "out" / scan.name.replace("_0000", ""))
+        equal += np.array_equal(np.asarray(found.dataobj), io.to_file_axes(predictor.predict(case), case))
+    assert equal == 8
+    metadata = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 4
+
+
 # ---------------------------------------------------------------- slow: every head, every encoder; real data
 
 
@@ -354,10 +498,7 @@ def test_every_encoder_s_run_answers_the_same_in_onnx(encoder, phantom, tmp_path
 
 @pytest.mark.slow
 def test_trained_adapters_are_merged(phantom, tmp_path):
-    opened = open_dataset(phantom)
-    learner = Learner("fused", encoder="sam_nano", side=64, augment="none", views=0)
-    config = TrainConfig(steps=6, tune="lora", **QUICK)
-    made = fit(learner, opened, opened.split(labels=None, seed=0), config, tmp_path / "run")
+    made = train_run(phantom, tmp_path / "run", steps=6, tune="lora")
     found = export_run(made, tmp_path / "out", format="onnx", check=str(phantom)).comparison
     assert found.holds and found.foreground
 

@@ -27,6 +27,7 @@ from samadapt.files import file_sha256, write_csv
 from samadapt.flips import answers_over_flips, probabilities_over_flips
 from samadapt.inputs import NO_SPLIT, split_of
 from samadapt.prediction import Classifier, Segmenter
+from samadapt.runs import weights_file
 from samadapt.types import Case, SamAdaptError, Score
 
 #: In a folder of predictions: by case, how far the heads agree.
@@ -77,7 +78,7 @@ def joint_split(runs: Sequence[Path]) -> Split:
 
 def model_hash(runs: Sequence[Path]) -> str:
     """sha256 of the head's weights, or of those of all heads."""
-    hashes = [file_sha256(run / "head.safetensors") for run in runs]
+    hashes = [file_sha256(weights_file(run)) for run in runs]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -33,7 +33,7 @@ from samadapt.postprocessing import classes_to_clean, read_postprocessing
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.records import WriteError
-from samadapt.runs import read_config
+from samadapt.runs import find_run, read_config
 from samadapt.settings import PredictOptions
 from samadapt.types import TOGETHER, Case, SamAdaptError, encoder_names
 
@@ -77,7 +77,7 @@ def predict_folder(
     Raises:
         SamAdaptError: not one case could be predicted; then nothing is left behind.
     """
-    run, out, what = Path(run), Path(out), PredictOptions(**options)
+    run, out, what = find_run(run), Path(out), PredictOptions(**options)
     runs = member_runs(run)
     members = [load_run(one, device, checkpoint) for one in runs]
     demand_alike(members, runs)

@@ -18,7 +18,7 @@ from samadapt.metrics import Summary, format_table, read_scores, summarise
 from samadapt.overlap import MARK, of_own_weights, overlaps
 from samadapt.postprocessing import read_postprocessing
 from samadapt.predicted import read_predictions
-from samadapt.runs import demand_split, read_config, read_json
+from samadapt.runs import demand_split, find_run, read_config, read_json, weights_file
 from samadapt.types import SamAdaptError
 from samadapt.weights import RANDOM
 
@@ -32,12 +32,12 @@ def describe_run(run: str | Path) -> dict[str, Any]:
     Raises:
         SamAdaptError: it is no run folder, or one of another version.
     """
-    run = Path(run)
+    run = find_run(run)
     config = read_config(run)
     demand_split(run, config)
     opening, data, trained = config["opening"], config["data"], config["train"]
     split = Split.read(run / "split.json") if config.get("split_hash") else None
-    finished = (run / "head.safetensors").is_file()
+    finished = weights_file(run).is_file()
     course = Course.read(run) if (run / "metrics.csv").is_file() else None
     done = course.steps[-1] if course and course.steps else 0
     return {
@@ -76,7 +76,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "too_few_steps": course.too_few_steps if finished and course else None,
         "scores": _scores(run, split),
         "sha256": {
-            "head": file_sha256(run / "head.safetensors") if finished else None,
+            "head": file_sha256(weights_file(run)) if finished else None,
             "split": config.get("split_hash"),
             "encoder_fingerprint": config["encoder_fingerprint"],
         },
@@ -135,9 +135,9 @@ def record_evaluation(predictions: Path, table: Path) -> Path | None:
     """
     note = read_predictions(predictions) if predictions.is_dir() else None
     run = Path(note.run) if note is not None else None
-    if note is None or run is None or not (run / "head.safetensors").is_file():
+    if note is None or run is None or not weights_file(run).is_file():
         return None
-    if file_sha256(run / "head.safetensors") != note.model:
+    if file_sha256(weights_file(run)) != note.model:
         return None
     about = _json(table.with_suffix(".summary.json"))
     kept = {name: about[name] for name in ("truth", "scores_sha256", "notes", "summary")}

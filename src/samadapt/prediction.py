@@ -21,7 +21,7 @@ from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
 from samadapt.postprocessing import keep_largest
-from samadapt.runs import load_state, pick_device, read_config
+from samadapt.runs import find_run, load_state, pick_device, read_config
 from samadapt.transforms import identity_of, to_original
 from samadapt.tuning import TUNINGS
 from samadapt.types import IDENTITY, PIXELS, Case, Frame, Head, SamAdaptError, encoder_names
@@ -312,11 +312,15 @@ def load_run(
     """The model of a finished run folder.
 
     Args:
+        run: the folder, or `OWNER/NAME@REVISION` of a run on the Hugging Face hub.
         checkpoint: where the encoder's weights are on this machine, if not where they were.
         maps_stored: whether its maps will be given, so that a frozen encoder's network need not be loaded.
     """
-    run = Path(run)
+    run = find_run(run)
     config = read_config(run)
+    included = bool(
+        config.get("encoder_included")
+    )  # with the encoder's weights in it, as an export for the hub may be
     with _described(run):
         tuning, named = TUNINGS[config["train"]["tune"]], dict(config["encoder"])
         if checkpoint is not None:
@@ -325,7 +329,7 @@ def load_run(
     try:
         with _described(run):
             spec = EncoderSpec(**named)
-        if not tuning.whole and spec.fingerprint != config["encoder_fingerprint"]:
+        if not (tuning.whole or included) and spec.fingerprint != config["encoder_fingerprint"]:
             raise SamAdaptError(
                 f"the weights of encoder {spec.name!r} are not those that it was trained with (fingerprint "
                 f"{spec.fingerprint!r}, expected {config['encoder_fingerprint']!r})"
@@ -334,13 +338,15 @@ def load_run(
             head = build_head(taps=spec.taps, **config["head"])
         model = AdaptedModel(spec, head.to(pick_device(device)))
         if not maps_stored or not tuning.frozen:
-            model.load(drawn=tuning.whole)
+            model.load(drawn=tuning.whole or included)
     except SamAdaptError as error:
         cure = "give --checkpoint and where its weights are on this machine"
         if len(encoder_names(named["name"])) > 1:
             cure = "the weights of all of them must be on this machine, those that it was trained with"
         raise SamAdaptError(f"{error} (the run {run} reads encoder {named['name']!r}: {cure})") from error
     if model.extractor is not None:
+        if included and not tuning.whole:
+            load_state(model.extractor.network, run / "encoder.safetensors")
         tuning.restore(model.extractor, run)
         model.encoder_trained = sum(
             x.numel() for x in tuning.tensors(model.extractor).values() if isinstance(x, nn.Parameter)

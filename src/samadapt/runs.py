@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +29,11 @@ from samadapt.settings import TrainConfig
 from samadapt.types import SamAdaptError
 from samadapt.weights import fill
 
+#: The file of all weights of a run that was exported for the hub (`samadapt export --format hub`): those of
+#: `head.safetensors` begin with "head.", and so on.
+HUB_FILE = "model.safetensors"
+_HUB_RUN = re.compile(r"^([\w.-]+/[\w.-]+)@([\w./-]+)$")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 #: Of `config.json`; 2 said how files become cases ("opening"), 3 names encoders by their files' hashes.
 FORMAT = 3
 
@@ -172,15 +178,25 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def load_state(module: nn.Module, path: Path, only: Collection[str] | None = None) -> None:
     """The inverse of `save_state`; with `only`, of `save_tensors` of the network's tensors of these names."""
-    state = _read_state(path)
+    state = read_state(path)
     if only is not None:
         state |= {name: x for name, x in module.state_dict().items() if name not in only}
     fill(module, state, str(path), "it is not of this config.json: copy the run folder again")
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def weights_file(run: Path, name: str = "head.safetensors") -> Path:
+    """Where the weights of this name are in a run folder, or in one that was exported for the hub."""
+    path, together = run / name, run / HUB_FILE
+    return together if together.is_file() and not path.is_file() else path
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of a run folder, which may stand in the one file of a run from the hub."""
     try:
-        return load_file(path)
+        found = weights_file(path.parent, path.name)
+        state = load_file(found)
+        prefix = "" if found == path else f"{path.stem}."
+        return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
     except FileNotFoundError:
         raise SamAdaptError(
             f"{path} does not exist: the training did not finish; rerun its command to resume"
@@ -206,10 +222,38 @@ def _writer(run: Path) -> str:
         return "it does not say which"
 
 
+def find_run(run: str | Path) -> Path:
+    """The run folder that is meant: a folder, or `OWNER/NAME@REVISION` of the Hugging Face hub, fetched once.
+
+    A path that exists, and a name without a revision, never lead to the network.
+    """
+    path, named = Path(run), _HUB_RUN.match(str(run))
+    if path.exists() or named is None:
+        return path
+    from huggingface_hub import snapshot_download  # here: it takes a second, and most runs do not need it
+
+    files = ["config.json", HUB_FILE, "postprocessing.json", "README.md"]
+    failure: Exception | None = None
+    # What a commit means does not change, so the cache is asked first; a branch or a tag may have moved.
+    for cached in (True, False) if _COMMIT.match(named[2]) else (False, True):
+        try:
+            return Path(
+                snapshot_download(named[1], revision=named[2], allow_patterns=files, local_files_only=cached)
+            )
+        except (OSError, ValueError) as error:  # all of the hub's are one of these
+            failure = failure or error
+    raise SamAdaptError(
+        f"cannot get the run {run} from the Hugging Face hub, nor find it in its cache ({type(failure).__name__}); check the name "
+        "and the revision, log in where it is private (hf auth login), connect once, or give a run folder"
+    ) from failure
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """`config.json` of a run folder."""
     if not run.exists():
-        raise SamAdaptError(f"{run} does not exist; give the --out of `samadapt train`")
+        raise SamAdaptError(
+            f"{run} does not exist; give the --out of `samadapt train`, or OWNER/NAME@REVISION of the Hugging Face hub"
+        )
     if not (run / "config.json").is_file():
         if inside := sorted(path.parent.name for path in run.glob("*/config.json")):
             raise SamAdaptError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from samadapt.encoders import Extractor
-from samadapt.runs import load_state, save_tensors
+from samadapt.runs import load_state, save_tensors, weights_file
 from samadapt.types import SamAdaptError
 
 
@@ -50,7 +50,7 @@ class Tuning(ABC):
 
     def demand_saved(self, run: Path) -> None:
         """Whether what `save_to` left is still there."""
-        if not self.frozen and not (run / self.file).is_file():
+        if not self.frozen and not weights_file(run, self.file).is_file():
             raise SamAdaptError(
                 f"{run} trained its encoder, and its {self.file} is missing; copy the whole run folder again"
             )

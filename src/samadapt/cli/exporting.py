@@ -38,4 +38,5 @@ def export(
     )
     found = report.comparison
     lines = [f"exported: {len(report.files)} files in {out}", f"compared with the run on {found.text}"]
+    lines += [f"pushed: {report.pushed}"] if report.pushed else []
     return Result({**vars(report), "holds": found.holds, "text": found.text}, "\n".join(lines), report.next)

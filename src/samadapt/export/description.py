@@ -8,10 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from samadapt.export.job import Job
 from samadapt.export.runner import PREPARES
-from samadapt.files import file_sha256
+from samadapt.files import file_sha256, write_json
 from samadapt.info import describe_run
 from samadapt.prediction import Classifier, Segmenter
+from samadapt.runs import read_json
 from samadapt.transforms import Window
 from samadapt.types import PIXELS, TOGETHER, SamAdaptError
 
@@ -60,7 +62,7 @@ def describe_export(
         "input": {PIXELS: ["batch", *spec.taps[PIXELS]]},
         "encoder": {
             "name": spec.name,
-            "fingerprint": spec.fingerprint if spec.name else "",
+            "fingerprint": about["sha256"]["encoder_fingerprint"],
             "weights": Path(about["encoder"]["weights"]).name,
             "overlap": about["encoder"]["overlap"],
         },
@@ -75,3 +77,15 @@ def with_hashes(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The same with the hash of every file of the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
     return {**about, "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
+
+
+def write_about(job: Job, folder: Path, network: Sequence[str]) -> None:
+    """model.json of a folder that is complete without it."""
+    write_json(
+        folder / NAME, with_hashes(describe_export(job.predictor, job.run, job.keep_largest, network), folder)
+    )
+
+
+def note_check(_: Job, folder: Path, comparison: dict[str, Any]) -> None:
+    """Add what the comparison found."""
+    write_json(folder / NAME, {**read_json(folder / NAME), "check": comparison}, finished=True)

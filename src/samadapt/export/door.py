@@ -17,10 +17,12 @@ from samadapt.export.comparing import (
     compare,
     phantom_case,
 )
-from samadapt.export.formats import EXPORTS, ExportFormat, Job
+from samadapt.export.formats import EXPORTS, ExportFormat
+from samadapt.export.job import Job
 from samadapt.files import demand_writable, replacing
 from samadapt.postprocessing import read_postprocessing
-from samadapt.prediction import Segmenter, load_run
+from samadapt.prediction import Classifier, Segmenter, load_run
+from samadapt.runs import find_run
 from samadapt.settings import ExportOptions
 from samadapt.types import SamAdaptError
 
@@ -38,6 +40,7 @@ class ExportReport:
     files: tuple[str, ...]
     comparison: Comparison
     next: str
+    pushed: str = ""  # OWNER/NAME@REVISION
 
 
 def export_run(
@@ -62,13 +65,18 @@ def export_run(
         SamAdaptError: the model cannot be exported in this format, or the export answers otherwise than the run. Nothing
             is left behind.
     """
-    run, out, chosen = Path(run), Path(out), ExportOptions(**options)
+    run, out, chosen = find_run(run), Path(out), ExportOptions(**options)
     format = EXPORTS[chosen.format]
     _demand_place(out, overwrite)
     predictor = load_run(run, "cpu", checkpoint)
     kept = read_postprocessing(run) if isinstance(predictor, Segmenter) else ()
     if isinstance(predictor, Segmenter):
         predictor = replace(predictor, keep_largest=kept)
+    if isinstance(predictor, Classifier) and predictor.calibration is not None:
+        raise SamAdaptError(
+            f"{run} was calibrated, and an export gives the probabilities of the head, not divided by the temperature "
+            f"{predictor.calibration.temperature:.2f}; move its calibration.json away to export them as they are"
+        )
     job = Job(run, predictor, kept, chosen)
     format.check(job)
     with replacing(out) as temporary:
@@ -76,11 +84,12 @@ def export_run(
         format.write(job, temporary)
         comparison = _compared(job, format, temporary, progress)
         _demand_equal(comparison)
-        format.note(temporary, comparison.to_json())
+        format.note(job, temporary, comparison.to_json())
         if out.exists():  # empty, or an export that --overwrite replaces
             shutil.rmtree(out)
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return ExportReport(out, chosen.format, tuple(files), comparison, format.next(out))
+    pushed = format.push(out, chosen.push) if chosen.push and format.push else ""
+    return ExportReport(out, chosen.format, tuple(files), comparison, format.next(out), pushed)
 
 
 def _demand_place(out: Path, overwrite: bool) -> None:

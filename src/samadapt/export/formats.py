@@ -5,34 +5,22 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
-from samadapt.export import graph, onnx_files, runner
+from samadapt.export import bundle, graph, hub, onnx_files, runner
 from samadapt.export.comparing import Answer
-from samadapt.export.description import NAME, describe_export, with_hashes
-from samadapt.files import replacing, write_json, write_text
-from samadapt.prediction import Classifier, Segmenter
-from samadapt.runs import read_json
-from samadapt.settings import ExportOptions
+from samadapt.export.description import note_check, write_about
+from samadapt.export.job import Job
+from samadapt.export.program import RUNNER, runner_text, write_program
+from samadapt.files import write_text
+from samadapt.postprocessing import read_postprocessing
+from samadapt.prediction import Segmenter, load_run
 from samadapt.types import Case
-
-RUNNER = "runner.py"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is exported."""
-
-    run: Path
-    predictor: Segmenter | Classifier
-    keep_largest: tuple[str, ...]
-    options: ExportOptions
 
 
 @dataclass(frozen=True)
@@ -44,8 +32,9 @@ class ExportFormat:
     write: Callable[[Job, Path], None]  # into an empty folder
     answer: Callable[[Path], Answer]  # the folder as its users run it
     #: Lays down the comparison, after which the folder is not changed.
-    note: Callable[[Path, dict[str, Any]], None]
+    note: Callable[[Job, Path, dict[str, Any]], None]
     next: Callable[[Path], str]  # what to do with the folder
+    push: Callable[[Path, str], str] | None = None  # uploads the folder, to a place that is called so
 
 
 def _check_onnx(job: Job) -> None:
@@ -64,27 +53,18 @@ def _write_onnx(job: Job, folder: Path) -> None:
 
 
 def _write_torch(job: Job, folder: Path) -> None:
-    write_beside(job, folder, [write_program(job, folder / "model.pt2")])
-
-
-def write_program(job: Job, path: Path) -> str:
-    """The network as torch.export saves it; the name of the file."""
-    program = graph.whole(job.predictor.model)
-    with replacing(path) as temporary:
-        torch.export.save(program, temporary)
-    return path.name
+    write_beside(job, folder, [write_program(job.predictor.model, folder / "model.pt2")])
 
 
 def write_beside(job: Job, folder: Path, network: list[str]) -> None:
     """runner.py and model.json, which has the hash of every other file."""
-    write_text(folder / RUNNER, Path(runner.__file__).read_text(encoding="utf-8"))
-    about = describe_export(job.predictor, job.run, job.keep_largest, network)
-    write_json(folder / NAME, with_hashes(about, folder))
+    write_text(folder / RUNNER, runner_text())
+    write_about(job, folder, network)
 
 
-def run_runner(folder: Path) -> Answer:
-    """The runner of an exported folder, on files as far as it reads them."""
-    model = load_module(folder / RUNNER).Model(folder)
+def run_runner(folder: Path, script: Path | None = None) -> Answer:
+    """The runner of an exported folder (or this one), on files as far as it reads them."""
+    model = load_module(script or folder / RUNNER).Model(folder)
 
     def answer(case: Case, paths: tuple[Path, ...]) -> np.ndarray:
         if paths and all(runner.suffix_of(path) for path in paths):
@@ -109,22 +89,46 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-def _note_check(folder: Path, comparison: dict[str, Any]) -> None:
-    about = read_json(folder / NAME)
-    write_json(folder / NAME, {**about, "check": comparison}, finished=True)
-
-
 def _next_runner(folder: Path) -> str:
     return f"python {folder / RUNNER} SCAN --out predictions"
 
 
+def load_again(folder: Path) -> Answer:
+    """The folder as samadapt itself loads it."""
+    predictor = load_run(folder, "cpu")
+    if isinstance(predictor, Segmenter):
+        predictor = replace(predictor, keep_largest=read_postprocessing(folder))
+    return lambda case, _: predictor.predict(case)
+
+
+def _run_bundle(folder: Path) -> Answer:
+    return run_runner(folder / bundle.MODELS, folder / bundle.SCRIPTS / RUNNER)
+
+
 EXPORTS: dict[str, ExportFormat] = {
+    "hub": ExportFormat(
+        "a folder for the Hugging Face hub, with a model card, that samadapt.load_run reads",
+        lambda job: None,
+        hub.write_hub,
+        load_again,
+        hub.write_card,
+        lambda folder: f"samadapt predict {folder} SCANS --out predictions",
+        hub.push,
+    ),
+    "monai": ExportFormat(
+        "a bundle that MONAI runs",
+        _check_graph,
+        bundle.write_bundle,
+        _run_bundle,
+        bundle.note_bundle,
+        bundle.how_to_run,
+    ),
     "onnx": ExportFormat(
         "ONNX with a runner that needs only numpy, onnxruntime and nibabel or Pillow",
         _check_onnx,
         _write_onnx,
         run_runner,
-        _note_check,
+        note_check,
         _next_runner,
     ),
     "torch": ExportFormat(
@@ -132,7 +136,7 @@ EXPORTS: dict[str, ExportFormat] = {
         _check_graph,
         _write_torch,
         run_runner,
-        _note_check,
+        note_check,
         _next_runner,
     ),
 }

@@ -434,15 +434,24 @@ def onnx_network(folder: Path, files: Sequence[str], providers: Sequence[str] | 
     return run
 
 
-def torch_network(folder: Path, files: Sequence[str]) -> Network:
+def torch_module(path: str | Path, device: str = "cpu") -> Any:
     """The network as a program of torch.export, for those who have torch."""
     import torch
+    from torch.export.passes import move_to_device_pass
 
-    program = torch.export.load(folder / files[0]).module()
+    program = torch.export.load(path)
+    if device != "cpu":
+        program = move_to_device_pass(program, device)
+    return program.module()
+
+
+def of_module(module: Any, device: str = "cpu") -> Network:
+    """A module of torch as a network of arrays."""
+    import torch
 
     def run(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return program(torch.from_numpy(pixels)).numpy()
+            return module(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
 
     return run
 
@@ -474,7 +483,7 @@ class Model:
         files: list[str] = self.about["network"]
         if network is None and files[0].endswith(".onnx"):
             network = onnx_network(self.folder, files, providers)
-        self.network = network or torch_network(self.folder, files)
+        self.network = network or of_module(torch_module(self.folder / files[0]))
 
     def predict(self, scan: str | Path | Sequence[str | Path]) -> np.ndarray:
         """A scan's file, or one file for each channel -> (D, H, W) uint8 label map, or (K,) float32 probabilities."""
@@ -617,23 +626,32 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the answers")
     parser.add_argument("--model", type=Path, default=HERE, help="folder of model.json")
     typed = parser.parse_args()
-    model, rows, failed = Model(typed.model), [], 0
-    for name, paths in find_scans(typed.inputs).items():
+    done, failed = predict_all(Model(typed.model), typed.inputs, typed.out)
+    print(f"{done} predicted, {failed} not", file=sys.stderr)
+    return 1 if failed or not done else 0
+
+
+def predict_all(model: Model, inputs: Sequence[str | Path], out: str | Path) -> tuple[int, int]:
+    """Scans and folders of scans -> a label map for each, or predictions.csv; how many were predicted, and how many not.
+
+    What is wrong with a scan is said on stderr, and the others go on.
+    """
+    rows, done, failed = [], 0, 0
+    for name, paths in find_scans([Path(each) for each in inputs]).items():
         try:
             if model.segments:
-                model.predict_to(
-                    paths, typed.out / f"{name}{'.png' if suffix_of(paths[0]) in PICTURES else '.nii.gz'}"
-                )
+                ending = ".png" if suffix_of(paths[0]) in PICTURES else ".nii.gz"
+                model.predict_to(paths, Path(out) / f"{name}{ending}")
             else:
                 rows.append(_row(model, name, model.predict(paths)))
-            print(f"predicted {name}", file=sys.stderr)
+            done += 1
         except RunnerError as error:
             failed += 1
             print(f"{name} was not predicted: {error}", file=sys.stderr)
     if rows:
         columns = ["case", "split", "prediction", *(f"prob_{name}" for name in model.classes)]
-        _replace(typed.out / "predictions.csv", lambda temporary: _write_table(temporary, columns, rows))
-    return 1 if failed else 0
+        _replace(Path(out) / "predictions.csv", lambda temporary: _write_table(temporary, columns, rows))
+    return done, failed
 
 
 def _row(model: Model, name: str, values: np.ndarray) -> list[str]:

@@ -1,27 +1,15 @@
-"""What a user can set, one dataclass for each thing. No torch: the command line derives its options from these.
-
-Which numbers they lead to stands where they are used; the names that a name is chosen from stand in `names`.
-"""
+"""How a data set is opened, and what a training is."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from samadapt import names
-from samadapt.options import Checked, Declarations, declared, option, without
+from samadapt.options import Checked, option
 from samadapt.records import TOGETHER, SamAdaptError
-
-#: Epochs -> nnU-Net's trainer class of that length: the length of a training is the choice of a class there.
-TRAINERS = {
-    1: "nnUNetTrainer_1epoch",
-    **{n: f"nnUNetTrainer_{n}epochs" for n in (5, 10, 20, 50, 100, 250)},
-    1000: "nnUNetTrainer",
-}
-CONFIGURATIONS = ("2d", "3d_fullres")  # of nnU-Net
 
 
 @dataclass(frozen=True)
@@ -238,167 +226,3 @@ class FinishOptions(Checked):
         "the right one in 90 % of cases.",
         flag="--calibrate",
     )
-
-
-@dataclass(frozen=True)
-class PredictOptions(Checked):
-    """Which cases of a data set are predicted, and what is written of each.
-
-    Without `subset` these are the cases that the run's split keeps for scoring, else all. A subset is a part of the data
-    set's official split or, where it has none, of the run's.
-    """
-
-    subset: str | None = option(None, "Part of a data set: train, val, test or all.", names=names.SUBSETS)
-    probabilities: bool = option(False, "Also write class probabilities (.npy).", flag="--probabilities")
-    attention: bool = option(False, "Also draw where a classifier looked (.png).", flag="--attention")
-    pictures: bool = option(
-        False, "Also draw a contact sheet of each case (pictures/CASE.png).", flag="--pictures"
-    )
-    format: str | None = option(
-        None,
-        "Write label maps in this format; else that of the scans, NIfTI for DICOM.",
-        names=names.LABEL_FORMATS,
-    )
-    codes: str | None = option(None, "CSV of class, value, meaning: codes of the classes in a DICOM SEG.")
-    keep_largest: tuple[str, ...] = option(
-        (),
-        "Keep only the largest connected component of these classes: all, none, or names such as LV,RV. Else what "
-        "`train --keep-largest` chose.",
-    )
-    flips: bool = option(
-        False,
-        "Average the answers over flipped slices; for runs that were trained with --augment mirror.",
-        flag="--flips",
-    )
-    abstain: float | None = option(
-        None,
-        "Mark the cases (in agreement.csv) on which the heads of `train --heads-ensemble` agree less than this: mean Dice of "
-        "their label maps.",
-        least=0,
-        most=1,
-    )
-
-
-@dataclass(frozen=True)
-class ExportOptions(Checked):
-    """What a run is exported as, and on what the export is compared with it."""
-
-    format: str = option("onnx", "What to export: onnx or torch.", names=names.EXPORTS)
-    check: str | None = option(
-        None,
-        "Scan, folder of scans or data set on which the export is compared with the run; else a generated phantom.",
-    )
-    parts: bool = option(
-        False,
-        "With --format onnx: encoder and head as two files, so that several heads can share the encoder.",
-        flag="--parts",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.parts and self.format != "onnx":
-            raise SamAdaptError(
-                f"--parts is for the format onnx, and the format is {self.format!r}; leave it out, or give --format onnx"
-            )
-
-
-@dataclass(frozen=True)
-class StudySettings(Checked):
-    """What a study compares: methods at several numbers of labels, with several seeds."""
-
-    learners: tuple[str, ...] = option((), "Methods by name: heads, baselines, and learners of one's own.")
-    labels: tuple[int | float | Literal["all"], ...] = option(
-        (1, 2, 5), "Numbers of labelled patients: 1,2,5,all, or shares."
-    )
-    seeds: int | tuple[int, ...] = option(3, "How many seeds, or a list of seeds.", least=1)
-    quick: bool = option(
-        False,
-        "A first look in about five minutes: one draw of few labels and few steps. Marked as quick in the tables and the "
-        "report.",
-        flag="--quick",
-    )
-    stacked: bool = option(False, "Whether the Dice is of all scans of a patient as one.")
-    threads: int | None = option(
-        None, "Threads of a cell, which change the last digits of its numbers; else cores / jobs.", least=1
-    )
-
-
-@dataclass(frozen=True)
-class CellOptions(Checked):
-    """How the cells of a study are run, and which part of it one command does where a cluster's job array shares it."""
-
-    jobs: int = option(1, "Cells to run side by side.", least=1)
-    list_cells: bool = option(
-        False,
-        "Begin the study, list its cells (digest, state, what it is), and stop.",
-        flag="--list-cells",
-    )
-    prepare: bool = option(
-        False, "Encode, and make all that cells share, and stop before the first cell.", flag="--prepare-only"
-    )
-    cell: tuple[str, ...] = option((), "Run these cells alone, by their digests of --list-cells.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        asked = [flag for flag, value in (("--list-cells", self.list_cells), ("--prepare-only", self.prepare), ("--cell", self.cell)) if value]  # fmt: skip
-        if len(asked) > 1:
-            raise SamAdaptError(f"{' and '.join(asked)} are different parts of a study; give one of them")
-
-
-@dataclass(frozen=True)
-class SimclrConfig(Checked):
-    """How long SimCLR pre-trains, and on what. A batch holds different slices, so none is a negative of itself."""
-
-    steps: int = option(300, "Optimiser steps of the pre-training.", least=1)
-    batch_size: int = option(
-        16, "Slices in a step, each in two views; at least 2, for a slice is told from others.", least=2
-    )
-    lr: float = option(3e-4, "Learning rate.", above=0)
-    temperature: float = option(0.5, "Temperature of the contrastive loss.", above=0)
-    projection: int = option(128, "Width of the space in which views are compared.", least=1)
-    augment: str = option("default", "Augmentation that makes the views.", names=names.AUGMENTATIONS)
-    check_every: int = option(25, "Steps between checkpoints.", least=1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.augment == "none":
-            raise SamAdaptError("augment is 'none'; two equal views teach nothing: give 'default'")
-
-
-@dataclass(frozen=True)
-class NnUNetConfig(Checked):
-    """Where nnU-Net is, and how long it may train."""
-
-    bin: str | None = option(
-        None, "Folder of nnU-Net's commands, if they are not on the PATH.", flag="--nnunet-bin"
-    )
-    budget: int = option(20, "Most epochs of nnU-Net, of 250 steps each.", least=1)
-    configuration: str = option(
-        "3d_fullres",
-        "Configuration of nnU-Net; where it plans no 3d_fullres, as for pictures, it is 2d.",
-        choices=CONFIGURATIONS,
-    )
-
-    @property
-    def epochs(self) -> int:
-        """Of the longest training that nnU-Net has within the budget."""
-        return max(epochs for epochs in TRAINERS if epochs <= self.budget)
-
-    @property
-    def trainer(self) -> str:
-        """Its class."""
-        return TRAINERS[self.epochs]
-
-
-#: The tables of a study's file and the settings in each; what stands above the tables has no name.
-TABLES: dict[str, Declarations] = {
-    "": {
-        **declared(StudySettings),
-        "select": declared(SplitOptions)["select"],
-        "fold": dataclasses.replace(declared(SplitOptions)["fold"], kind=int),  # one of a study's settings
-    },
-    "encoder": declared(LearnerSettings),
-    "train": without(declared(TrainConfig), "seed", "devices"),
-    "simclr": declared(SimclrConfig),
-    "nnunet": declared(NnUNetConfig),
-}

@@ -1,0 +1,19 @@
+"""What is exported: a run, its model, and what was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from samadapt.prediction import Classifier, Segmenter
+from samadapt.settings import ExportOptions
+
+
+@dataclass(frozen=True)
+class Job:
+    """One export."""
+
+    run: Path
+    predictor: Segmenter | Classifier
+    keep_largest: tuple[str, ...]  # classes of which the largest component is kept
+    options: ExportOptions

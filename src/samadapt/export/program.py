@@ -1,0 +1,30 @@
+"""The network as torch.export saves it, and the text of the runner."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from samadapt.adapted import AdaptedModel
+from samadapt.export import graph, runner
+from samadapt.files import replacing
+
+RUNNER = "runner.py"
+
+
+def write_program(model: AdaptedModel, path: Path) -> str:
+    """Pixels -> logits; the name of the file."""
+    program = graph.whole(model)
+    with (
+        replacing(path) as temporary,
+        warnings.catch_warnings(action="ignore"),
+    ):  # torch's, about its own insides
+        torch.export.save(program, temporary)
+    return path.name
+
+
+def runner_text() -> str:
+    """The runner, as it leaves with a model."""
+    return Path(runner.__file__).read_text(encoding="utf-8")
