@@ -212,7 +212,7 @@ def test_what_is_typed_goes_before_the_file_of_a_study(phantom, tmp_path, monkey
         configs.append((grid.seeds, config.steps, config.lr, config.device))
         raise SamAdaptError("seen")
 
-    monkeypatch.setattr("samadapt.experiment.run_experiment", run)
+    monkeypatch.setattr("samadapt.experiment.run_part", run)
     (tmp_path / "g.toml").write_text(
         'learners = ["unet"]\nseeds = 2\n[train]\nsteps = 5\nlr = 0.5\ndevice = "cpu"\n'
     )

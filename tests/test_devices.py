@@ -128,7 +128,7 @@ def test_mlflow_gets_the_losses_and_a_failed_training_closes_its_run(runs, tmp_p
 
 
 def test_a_logger_that_is_not_installed_is_said_before_anything_is_done(monkeypatch):
-    monkeypatch.setattr("samadapt.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("samadapt.settings.training.find_spec", lambda name: None)
     with pytest.raises(SamAdaptError, match="needs the package tensorboard, which is not installed"):
         TrainConfig(log=("tensorboard",))
 
