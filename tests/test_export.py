@@ -146,6 +146,24 @@ def test_the_runner_turns_volumes_as_the_opening_does(spacing, says):
             assert runner.place(dataclasses.asdict(plane), scan) == expected
 
 
+def test_the_runner_turns_tilted_volumes_as_the_opening_does():
+    """Slices that were acquired thick, at any tilt: where the nearest axes would mirror the patient, one is turned."""
+    rng, turned = np.random.default_rng(0), 0
+    reference, _ = oriented((0, 1, 2), (1, 1, 1), (1.0, 1.0, 5.0))
+    plane = common_plane([reference])
+    for _ in range(300):
+        affine = np.eye(4)
+        turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+        affine[:3, :3] = turn * (1.0, 1.0, 5.0)
+        geometry = Geometry((9, 8, 7), (1.0, 1.0, 5.0), affine, 1, "float32")
+        scan = runner.Scan(Path("x"), np.zeros((1, 9, 8, 7)), affine, (1.0, 1.0, 5.0), True)
+        axes, flips = runner.place(dataclasses.asdict(plane), scan)
+        assert (axes, flips) == plane.place(geometry, Path("x"))
+        along = np.array(plane.directions) @ turn[:, list(axes)]
+        turned += bool(np.any((np.diag(along) < 0) != np.array(flips)))
+    assert turned > 5
+
+
 def test_the_runner_reads_files_as_samadapt_does(tmp_path):
     files = [
         entry.example(tmp_path / name)
@@ -158,8 +176,10 @@ def test_the_runner_reads_files_as_samadapt_does(tmp_path):
         case = io.read_case(path)
         assert np.array_equal(io.to_file_axes(case.image.numpy(), case), runner.read_image(path).image)
     Image.new("RGBA", (8, 8)).save(tmp_path / "clear.png")
-    with pytest.raises(runner.RunnerError, match="transparency"):
-        runner.read_image(tmp_path / "clear.png")
+    Image.new("P", (8, 8)).save(tmp_path / "palette.png", transparency=0)
+    for name in ("clear.png", "palette.png"):
+        with pytest.raises(runner.RunnerError, match="transparency"):
+            runner.read_image(tmp_path / name)
     with pytest.raises(runner.RunnerError, match=r"dcm2niix"):
         runner.read_image(tmp_path / "scan.dcm")
 
