@@ -161,7 +161,7 @@ def test_the_runner_turns_tilted_volumes_as_the_opening_does():
         assert (axes, flips) == plane.place(geometry, Path("x"))
         along = np.array(plane.directions) @ turn[:, list(axes)]
         turned += bool(np.any((np.diag(along) < 0) != np.array(flips)))
-    assert turned > 5
+    assert turned
 
 
 def test_the_runner_reads_files_as_samadapt_does(tmp_path):
