@@ -25,7 +25,7 @@ from samadapt import io
 from samadapt.adapted import AdaptedModel
 from samadapt.datasets import open_dataset
 from samadapt.encoders import ENCODERS, EncoderSpec
-from samadapt.export import EXPORTS, comparing, export_run, graph, runner
+from samadapt.export import EXPORTS, comparing, export_run, graph, onnx_files, runner
 from samadapt.export.comparing import Comparison
 from samadapt.folders import predict_folder
 from samadapt.heads import HEADS, build_head
@@ -245,6 +245,16 @@ def test_heads_can_share_an_encoder(exported, phantom, tmp_path):
     other = train_run(phantom, tmp_path / "linear", "linear", steps=1)
     export_run(other, tmp_path / "out", format="onnx", parts=True)
     assert (tmp_path / "out" / "encoder.onnx").read_bytes() == (exported / "encoder.onnx").read_bytes()
+
+
+def test_a_network_that_fits_no_single_file_has_its_weights_beside_it(phantom, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(onnx_files, "_LARGEST", 0)
+    made = train_run(phantom, tmp_path / "run", "unet", steps=1, encoder="pixels", options={"width": 8})
+    report = export_run(made, tmp_path / "out", format="onnx")
+    assert {"model/model.onnx", "model/model.onnx.data"} < set(report.files)
+    about = json.loads((tmp_path / "out" / "model.json").read_text())
+    assert set(about["files"]) == {"model/model.onnx", "model/model.onnx.data", "runner.py"}
 
 
 # ---------------------------------------------------------------- the table

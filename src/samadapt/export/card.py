@@ -32,7 +32,7 @@ def card_text(job: Job, comparison: Mapping[str, Any]) -> str:
     used = f"encoder `{encoder['name']}` ({TUNINGS[about['tuning']].text}) and " if encoder["used"] else ""
     lines = [
         f"# {head} on {encoder['name'] if encoder['used'] else 'pixels'}: {about['task']} of {name}",
-        f"Trained with [samadapt](https://pypi.org/project/samadapt/): {used}head `{head}`, on {data['training_cases']} labelled cases{patients} of {name}. "
+        f"Trained with samadapt: {used}head `{head}`, on {data['training_cases']} labelled cases{patients} of {name}. "
         "It is a research model and not a medical device.",
         "## Use",
         '```python\nimport samadapt\n\nmodel = samadapt.load_run("OWNER/NAME@REVISION")  # or this folder\nlabel = model.predict("scan.nii.gz")\n```',
