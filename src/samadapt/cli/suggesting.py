@@ -9,12 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samadapt.cli.app import app
-from samadapt.cli.options import Device, Quiet, Store, check_device
+from samadapt.cli.options import (
+    Data,
+    Device,
+    Out,
+    Quiet,
+    Store,
+    check_device,
+    choice_note,
+    make_learner,
+    open_data,
+    suited,
+)
 from samadapt.cli.parameters import Given
 from samadapt.cli.results import Result, command, verb
-from samadapt.cli.terminal import case_line, say
+from samadapt.cli.terminal import case_line, data_summary, say, seen_before
 from samadapt.records import SamAdaptError
-from samadapt.settings import LearnerSettings, OpenOptions, SuggestOptions
+from samadapt.settings import (
+    LearnerSettings,
+    OpenOptions,
+    SuggestOptions,
+    SuggestStudySettings,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from samadapt.suggest import Suggestion
@@ -75,6 +92,53 @@ def suggest(
         "label all scans of these patients, put them with their labels into the data set, and train again ("
         + command("train", "DATA", "--out", "runs/next")
         + ")",
+    )
+
+
+@verb(app, "suggest-study")
+def suggest_study(
+    data: Data,
+    out: Out,
+    *,
+    study: SuggestStudySettings,
+    settings: LearnerSettings,
+    common: Annotated[
+        dict[str, Any], Given(TrainConfig, ("steps", "batch_size", "lr", "precision", "device"))
+    ],
+    opening: OpenOptions,
+    store: Store = Path("features"),
+    quiet: Quiet = False,
+) -> Result:
+    """Simulate `suggest` on a labelled data set: does choosing patients beat random? Rerunning the same command resumes."""
+    chosen, config = make_learner(settings), TrainConfig(**common)
+    check_device(config.device)
+    from samadapt.features import FeatureStore, encode_line
+    from samadapt.files import demand_writable
+    from samadapt.suggest import findings_text, simulate, verdict_text
+
+    for folder, option in ((out, "--out"), (store, "--store")):
+        demand_writable(folder, option)
+    opened = open_data(data, opening, settings.head)
+    say(data_summary(opened), quiet)
+    say(choice_note(settings.encoder, chosen), quiet)
+    chosen = suited(chosen, opened, quiet)
+    for note in seen_before(opened, chosen):
+        say(note, quiet)
+    found = simulate(
+        opened,
+        chosen,
+        config,
+        study,
+        out,
+        FeatureStore(store),
+        encoding=partial(encode_line, quiet=quiet),
+        say=lambda text: say(text, quiet),
+    )
+    metric = "Dice" if opened.task == "segmentation" else "accuracy"
+    rows = [{**vars(row), "verdict": row.verdict} for row in found.findings]
+    return Result(
+        {**vars(found), "findings": rows, "verdict": verdict_text(found.findings)},
+        findings_text(found.findings, metric),
     )
 
 

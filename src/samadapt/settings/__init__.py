@@ -13,6 +13,7 @@ from samadapt.settings.studies import (
     NnUNetConfig,
     SimclrConfig,
     StudySettings,
+    SuggestStudySettings,
 )
 from samadapt.settings.training import (
     FinishOptions,
