@@ -148,8 +148,10 @@ def _saved(curve: Mapping[int, float], n: int, difference: Estimate) -> Saved | 
         return counts[i - 1] + share * (counts[i] - counts[i - 1])
 
     own = labels_for(curve[n])
-    values = (labels_for(curve[n] + d) - own for d in (difference.mean, difference.low, difference.high))
-    return Saved(*values, most=counts[-1] - n)
+    labels, low, high = (
+        labels_for(curve[n] + d) - own for d in (difference.mean, difference.low, difference.high)
+    )
+    return Saved(labels, low, high, counts[-1] - n)
 
 
 # ---------------------------------------------------------------- in words
@@ -158,7 +160,7 @@ def _saved(curve: Mapping[int, float], n: int, difference: Estimate) -> Saved | 
 def findings_text(findings: Sequence[Finding], metric: str) -> str:
     """A table for the terminal, and what follows from it."""
     head = ("strategy", "labelled", metric, "minus random (95 %)", "p (Holm)", "labels saved")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for row in findings:
         cells = [row.strategy, str(row.labels), f"{row.score:.3f}", "", "", ""]
         if row.difference is not None:
@@ -180,8 +182,7 @@ def _saved_text(row: Finding) -> str:
         return "cannot be told: random's curve does not rise"
     if row.verdict == "better":
         return row.saved.text()
-    interval = "" if math.isnan(row.saved.low) else f": {row.saved.text()}"
-    return f"none can be shown{interval}"
+    return "none can be shown"
 
 
 def verdict_text(findings: Sequence[Finding]) -> str:

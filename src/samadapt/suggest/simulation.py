@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from samadapt.datasets import Dataset, Split
@@ -191,7 +191,13 @@ class _Work:
         return cell_of(self.data, (self.method.learner.head, self.method), len(known), own, config)
 
     def _choice(
-        self, name: str, seed: int, known: list[str], cell: Cell, features: dict[str, Any], bare: Dataset
+        self,
+        name: str,
+        seed: int,
+        known: list[str],
+        cell: Cell,
+        features: Mapping[str, np.ndarray],
+        bare: Dataset,
     ) -> list[str]:
         """The next k patients, as they were chosen before, or now."""
         path = self.out / "choices.json"

@@ -125,9 +125,9 @@ def suggest(
     members = asked.members if asked_for.needs_model else ()
     _encode(asked, vectors, members, store, device, encoding)
     known = {p: ids for p, ids in asked.pool.cases.items() if p in asked.pool.known}
-    apart = look_at(asked.pool.data, known, vectors, (), store).features
+    apart = dict(look_at(asked.pool.data, known, vectors, (), store).features)
     if asked.elsewhere is not None:
-        apart = apart | look_at(asked.elsewhere, _by_patient(asked.elsewhere), vectors, (), store).features
+        apart |= look_at(asked.elsewhere, _by_patient(asked.elsewhere), vectors, (), store).features
     look = look_at(asked.pool.data, chosen, vectors, members, store, progress)
     candidates = Candidates.of(look.features, list(apart.values()), look.uncertainty or None, options.seed)
     picks = pick(name, candidates, options.k)
