@@ -145,7 +145,7 @@ def _saved(curve: Mapping[int, float], n: int, difference: Estimate) -> Saved | 
         if i == 0:
             return float(counts[0])
         share = (score - rising[i - 1]) / (rising[i] - rising[i - 1])
-        return counts[i - 1] + share * (counts[i] - counts[i - 1])
+        return float(counts[i - 1] + share * (counts[i] - counts[i - 1]))
 
     own = labels_for(curve[n])
     labels, low, high = (

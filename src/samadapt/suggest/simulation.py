@@ -150,7 +150,7 @@ class _Work:
         """Maps of the pool, to compare patients by, and of the scored patients, once for all trainings."""
         device = pick_device(self.config.device)
         self.vectors.encode(self._bare(), device, progress)
-        scored = self.data[self.first_split(self.settings.draws[0]).val]
+        scored = self.data.without_labels(self.first_split(self.settings.draws[0]).val)
         for encode in self.method.encode(self.data, 0):
             if encode.scored and not self.method.seeded_encoder:
                 told = progress(len(scored)) if progress else None
