@@ -266,6 +266,7 @@ def test_a_pool_of_known_patients_alone_is_refused(run, data, tmp_path):
 
 def test_a_data_set_that_nobody_learned_from_is_no_labelled_one(run, data, store, tmp_path):
     other = make_phantom(tmp_path / "other", patients=3, size=48, slices=3)
+    (other / "splits_final.json").unlink()
     for folder in ("imagesTr", "labelsTr"):
         for file in (other / folder).iterdir():
             file.rename(file.with_name(file.name.replace("patient", "person")))
