@@ -24,7 +24,7 @@ from samadapt.names import STRATEGIES as NAMES
 from samadapt.phantom import make_phantom
 from samadapt.prediction import load_run
 from samadapt.settings import SuggestOptions, SuggestStudySettings
-from samadapt.suggest import STRATEGIES, ColdStart, suggest
+from samadapt.suggest import STRATEGIES, ColdStart, suggest_patients
 from samadapt.suggest.findings import compare, findings_text, patient_scores, verdict_text
 from samadapt.suggest.looking import (
     FeatureVectors,
@@ -110,7 +110,7 @@ def test_the_names_are_those_of_the_table():
 def test_no_label_of_the_pool_is_read(run, data, store, tmp_path, read_labels, strategy):
     copy = without_label_files(data, tmp_path)
     options = SuggestOptions(k=2, strategy=strategy)
-    found = suggest(run, copy, options, FeatureStore(store), device="cpu")
+    found = suggest_patients(run, copy, options, FeatureStore(store), device="cpu")
     assert len(found.patients) == 2 and not read_labels
     split = Split.read(run / "split.json")
     apart = {split.patient_of.get(i, i) for i in (*split.train, *split.val)}
@@ -160,7 +160,7 @@ def test_a_folder_of_pictures_is_a_pool(store, tmp_path):
     for i in range(5):
         pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"lesion{i}.png")
-    found = suggest(
+    found = suggest_patients(
         None, tmp_path, SuggestOptions(k=3, strategy="coverage"), FeatureStore(store),
         start=ColdStart("sam_nano", side=64), device="cpu",
     )  # fmt: skip
@@ -170,10 +170,10 @@ def test_a_folder_of_pictures_is_a_pool(store, tmp_path):
 def test_maps_are_encoded_once_and_taken_from_the_store(run, data, tmp_path, monkeypatch):
     store = FeatureStore(tmp_path / "store")
     options = SuggestOptions(k=2, strategy="coverage")
-    first = suggest(run, data, options, store, device="cpu")
+    first = suggest_patients(run, data, options, store, device="cpu")
     monkeypatch.setattr(EncoderSpec, "load", lambda *a, **k: pytest.fail("the encoder was loaded again"))
     monkeypatch.setattr("samadapt.adapted.AdaptedModel.load", lambda self, drawn=False: None)
-    assert suggest(run, data, options, store, device="cpu") == first
+    assert suggest_patients(run, data, options, store, device="cpu") == first
 
 
 def test_views_that_a_training_stored_are_read(data, tmp_path):
@@ -204,9 +204,9 @@ def test_labelled_patients_elsewhere_count_for_distances(run, data, store, tmp_p
         if file.name.split("_")[0] not in learned:
             shutil.copy(file, others)
     options = dict(k=1, strategy="coverage")
-    alone = suggest(run, others, SuggestOptions(**options), FeatureStore(store), device="cpu")
+    alone = suggest_patients(run, others, SuggestOptions(**options), FeatureStore(store), device="cpu")
     assert alone.patients[0].distance is None and "give their data set" in " ".join(alone.notes)
-    known = suggest(
+    known = suggest_patients(
         run, others, SuggestOptions(**options, labelled=str(data)), FeatureStore(store), device="cpu"
     )
     assert known.patients[0].distance > 0 and "give their data set" not in " ".join(known.notes)
@@ -216,7 +216,7 @@ def test_a_u_net_reads_no_encoder_and_is_compared_by_another(data, store, tmp_pa
     unet = Learner("unet", "pixels", side=32, options={"width": 2})
     opened = open_dataset(data)
     run = fit(unet, opened, opened.split(2), CONFIG, tmp_path / "unet")
-    found = suggest(
+    found = suggest_patients(
         run,
         data,
         SuggestOptions(k=2),
@@ -244,6 +244,7 @@ def test_a_u_net_reads_no_encoder_and_is_compared_by_another(data, store, tmp_pa
         (("nowhere", "{data}"), r"nowhere does not exist; give the --out of `samadapt train`"),
         (("{data}", "--labelled", "x"), r"--labelled x says what a RUN was trained on, and no RUN was given"),
         (("{run}", "{data}", "--labelled", "x"), r"--labelled x does not exist; give the data set that RUN was trained on"),
+        (("{run}", "{data}", "--side", "96"), r"--side 96 is for the maps of another encoder .* have the side 64"),
         (("{run}", "{data}", "--group", "(p)"), r"--group '\(p\)' is for a pool without a RUN"),
     ],
 )  # fmt: skip
@@ -272,7 +273,7 @@ def test_a_data_set_that_nobody_learned_from_is_no_labelled_one(run, data, store
             file.rename(file.with_name(file.name.replace("patient", "person")))
     options = SuggestOptions(k=1, labelled=str(other))
     with pytest.raises(SamAdaptError, match=r"has none of the 4 cases that RUN was trained on"):
-        suggest(run, data, options, FeatureStore(store), device="cpu")
+        suggest_patients(run, data, options, FeatureStore(store), device="cpu")
 
 
 # ---------------------------------------------------------------- uncertainty and features
@@ -315,7 +316,7 @@ def test_a_classifier_is_unsure_where_its_probabilities_are_even(tmp_path, store
     run = fit(learner, data, data.split(4), dataclasses.replace(CONFIG, lr=1e-4), tmp_path / "run")
     read_labels.clear()
     start = ColdStart("sam_nano", side=64)
-    found = suggest(
+    found = suggest_patients(
         run,
         archive,
         SuggestOptions(k=5, strategy="uncertainty"),
@@ -435,6 +436,24 @@ def test_the_command_of_the_simulation(simulated, data, store):
     assert told["trained"] == 0 and len(told["findings"]) == 5 and told["verdict"]
     shown = type_("suggest-study", data, *words).stdout
     assert "minus random (95 %)" in shown and shown.rstrip().endswith(told["verdict"])
+
+
+def test_a_simulation_of_a_classification(store, tmp_path):
+    data = open_dataset(two_class_archive(tmp_path / "two.npz"))
+    learner = Learner("plain", "pixels", side=32, options={"backbone": "resnet18"}, augment="none")
+    settings = SuggestStudySettings(k=1, start=4, seeds=2, strategies=("typical", "uncertainty"))
+    found = simulate(data, learner, CONFIG, settings, tmp_path / "sim", FeatureStore(store))
+    assert [(f.strategy, f.labels) for f in found.findings[:3]] == [
+        ("random", 4),
+        ("random", 5),
+        ("random", 6),
+    ]
+    assert all(0 <= f.score <= 1 for f in found.findings) and found.findings[-1].difference.n_groups == 10
+    few = dataclasses.replace(settings, start=1)
+    with pytest.raises(
+        SamAdaptError, match=r"expected two classes at least: .*the first 1 patients of draw 0: --start"
+    ):
+        simulate(data, learner, CONFIG, few, tmp_path / "few", FeatureStore(store))
 
 
 # ---------------------------------------------------------------- what it shows

@@ -65,12 +65,11 @@ def suggest(
     from samadapt.features import FeatureStore, encode_line
     from samadapt.files import demand_writable
     from samadapt.inputs import Taken
-    from samadapt.suggest import ColdStart, write_suggestion
-    from samadapt.suggest import suggest as choose
+    from samadapt.suggest import ColdStart, suggest_patients, write_suggestion
 
     if out is not None:
         demand_writable(out.parent, "--out")
-    found = choose(
+    found = suggest_patients(
         run,
         pool,
         options,

@@ -3,4 +3,4 @@
 from samadapt.suggest.findings import Finding, compare, findings_text, verdict_text
 from samadapt.suggest.simulation import Simulation, simulate
 from samadapt.suggest.strategies import STRATEGIES, Candidates, Pick, pick
-from samadapt.suggest.suggestion import ColdStart, Suggested, Suggestion, suggest, write_suggestion
+from samadapt.suggest.suggestion import ColdStart, Suggested, Suggestion, suggest_patients, write_suggestion

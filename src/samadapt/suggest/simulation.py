@@ -114,7 +114,12 @@ class _Work:
 
     def first_split(self, seed: int) -> Split:
         """With the patients that are labelled before the first round."""
-        return self.data.split(self.settings.start, seed, fold=self.settings.fold)
+        try:
+            return self.data.split(self.settings.start, seed, fold=self.settings.fold)
+        except SamAdaptError as error:
+            raise SamAdaptError(
+                f"{error} (the first {self.settings.start} patients of draw {seed}: --start)"
+            ) from error
 
     def patients(self) -> dict[str, tuple[str, ...]]:
         """Patient -> cases, of all with a label who are not kept apart."""

@@ -1,4 +1,4 @@
-"""`suggest`: what `samadapt suggest` does."""
+"""`suggest_patients`: what `samadapt suggest` does."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Asked:
     notes: tuple[str, ...] = ()
 
 
-def suggest(
+def suggest_patients(
     run: str | Path | None,
     pool: str | Path,
     options: SuggestOptions,
@@ -176,6 +176,11 @@ def _with_run(
     elsewhere = None if options.labelled is None else _elsewhere(options.labelled, members, split, found)
     head, notes = model.head, list[str]()
     own = not head.pixels_only and not start.encoder
+    if own and start.side is not None:
+        raise SamAdaptError(
+            f"--side {start.side} is for the maps of another encoder (--encoder), and those of the run's have the side "
+            f"{model.model.spec.side}; leave it out, or name an encoder"
+        )
     spec = model.model.spec if own else _spec(start, found.data)
     if head.pixels_only and not start.encoder:
         notes.append(
