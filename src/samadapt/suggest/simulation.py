@@ -146,7 +146,7 @@ class _Work:
         learner = self.method.learner
         head = learner.build(max(2, len(self.data.classes)), started=False).head
         if head.pixels_only:
-            spec = Learner(side=learner.side).suited_to(self.data).spec()
+            spec = Learner().suited_to(self.data).spec()  # its side is its own affair
             return FeatureVectors(MapSpec(spec, coarsest(spec), self.data.window), self.store)
         spec = learner.spec()
         return FeatureVectors(MapSpec(spec, coarsest(spec, head.reads), self.data.window), self.store)
