@@ -265,7 +265,7 @@ def _notes(asked: _Asked, rows: Sequence[Suggested], has_run: bool, known: int) 
         )
     if already := [row.patient for row in rows if row.labelled]:
         notes.append(
-            f"{len(already)} of these patients have a label file already ({already[0]}), which was not read: train with it"
+            f"{len(already)} of these patients {'has' if len(already) == 1 else 'have'} a label file already ({already[0]}), which was not read: train with it"
         )
     return tuple(notes)
 
