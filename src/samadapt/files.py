@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import zlib
@@ -71,6 +72,18 @@ def _writing(path: Path, cure: str) -> Iterator[None]:
         if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
             raise  # these two are what torch.save says of a full disk
         raise WriteError(f"could not write {path}: {error}; {cure}") from error
+
+
+@contextlib.contextmanager
+def marker(folder: Path) -> Iterator[Path]:
+    """A file of no meaning in a folder, which another machine sees if it sees the same folder; removed at the end."""
+    path = folder / f"{_prefix()}shared-{secrets.token_hex(8)}"
+    with _writing(path, MAKE_ROOM):
+        path.touch()
+    try:
+        yield path
+    finally:
+        _remove(path)
 
 
 class Drafts(contextlib.AbstractContextManager):

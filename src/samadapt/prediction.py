@@ -42,6 +42,10 @@ class _Seen:
     frame: Frame | None = None
     problem: SamAdaptError | None = None
 
+    @property
+    def is_picture(self) -> bool:
+        return self.case.image.shape[1] == 1
+
 
 def _sound(answers: Iterable[tuple[_Seen, Tensor | None]]) -> Iterator[tuple[Tensor, Frame]]:
     """The logits of a case, as long as nothing is wrong with them."""
@@ -102,7 +106,8 @@ class Predictor:
     ) -> Iterator[tuple[Case, Iterator[tuple[Tensor, Frame]]]]:
         """`logits` of one case after the other, each with its case; take what is needed of one before the next.
 
-        A batch does not end with a case: pictures, which are volumes of one slice, pass the network together. The next
+        Pictures, which are volumes of one slice, pass the network together. A volume shares no batch with another case, for the
+        last digits depend on how many slices a batch has: its answer is the same whatever else is predicted. The next
         slices, and the next cases, are read while the network computes. What is wrong with a case is raised by its own
         logits; the others go on.
 
@@ -121,6 +126,13 @@ class Predictor:
         batch: list[_Seen] = []
         with closing(slices):
             for seen in slices:
+                if (
+                    batch
+                    and seen.number != batch[-1].number
+                    and not (seen.is_picture and batch[-1].is_picture)
+                ):
+                    yield from self._answer(batch)
+                    batch = []
                 batch.append(seen)
                 if len(batch) >= self.max_batch(seen.stored):
                     yield from self._answer(batch)

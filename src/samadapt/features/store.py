@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samadapt.features.encoding import CaseDraft, EncodeReport, Encoding
+from samadapt.features.encoding import CaseDraft, EncodeReport, Encoding, Load
 from samadapt.features.maps import MapSpec
 from samadapt.features.notes import folder_of, map_file, missing_maps
 from samadapt.files import Drafts, demand_writable
@@ -28,11 +28,20 @@ from samadapt.types import Case, Frame, SamAdaptError, tap_of
 _CURE = "make room or choose another --store, then rerun: finished cases are kept"
 
 
-class FeatureStore:
-    """A folder of feature maps. Safe to kill, to rerun and to share between runs."""
+#: `FeatureStore.encode` as others do it: cases, maps, progress -> what was done.
+Spread = Callable[[Iterable[Case], MapSpec, Callable[[EncodeReport], None] | None], EncodeReport]
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+
+class FeatureStore:
+    """A folder of feature maps. Safe to kill, to rerun and to share between runs and machines.
+
+    Args:
+        load: gives the network of an encoder; a long-lived process may keep it. None: it is loaded for each `encode`.
+        spread: encodes in place of this process, as on a cluster.
+    """
+
+    def __init__(self, root: str | Path, load: Load | None = None, spread: Spread | None = None) -> None:
+        self.root, self._load, self._spread = Path(root), load, spread
 
     def encode(
         self,
@@ -51,10 +60,12 @@ class FeatureStore:
                 of 256, more of smaller ones.
             progress: called after each batch with the running report.
         """
+        if self._spread is not None:
+            return self._spread(cases, maps, progress)
         parts = maps.parts.values()
         if len(parts) > 1 and isinstance(cases, Iterator):
             cases = list(cases)  # it can be gone through only once
-        runs = [Encoding(part, device, batch_size, progress) for part in parts]
+        runs = [Encoding(part, device, batch_size, progress, self._load) for part in parts]
         begun: list[set[Path]] = [set() for _ in runs]
         for run, folders in zip(runs, begun, strict=True):
             with Drafts(_CURE) as drafts:
