@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from samadapt.types import SamAdaptError
 
 #: In place of an address: a cluster of this machine alone that ends with the command.
 LOCAL = "local"
+AUTO = "auto"  # the cluster that this machine is part of
+_PATIENCE = 10.0  # seconds
 #: Of the driver's environment, what its workers are to have too. Tokens are not passed on.
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "SAMADAPT_CACHE", "SAMADAPT_QUIET", "PYTHONWARNINGS")
 _CURE = (
@@ -40,6 +43,7 @@ def connect(address: str, device: str = "auto") -> Iterator[Cluster]:
         raise SamAdaptError(
             f"--ray {address} needs the package ray, which is not installed; pip install 'samadapt[cluster]', or leave it out"
         )
+    _demand_answer(address)
     _join(address)
     import ray
 
@@ -48,6 +52,23 @@ def connect(address: str, device: str = "auto") -> Iterator[Cluster]:
         yield Cluster(_device(device, nodes, address), torch.get_num_threads(), nodes)
     finally:
         ray.shutdown()
+
+
+def _demand_answer(address: str) -> None:
+    """Ray ends the whole process where nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in (AUTO, LOCAL):
+        return
+    if not host or not port.isdigit():
+        raise SamAdaptError(
+            f"--ray {address} is no address; expected {AUTO}, {LOCAL}, or HOST:PORT of the head: {_CURE}"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
+    except OSError as error:
+        raise SamAdaptError(
+            f"no Ray cluster answers at --ray {address}: {error.strerror or error}; {_CURE}"
+        ) from error
 
 
 def _join(address: str) -> None:

@@ -1,0 +1,167 @@
+"""Machines of a Ray cluster for the tests: each a raylet in processes of its own, on this host or in a network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_RAY = Path(sys.executable).with_name("ray")
+_SRC = str(Path(__file__).parents[1] / "src")
+_PORT = 6399  # of the head, in a namespace of its own
+
+
+@dataclass(frozen=True)
+class Machines:
+    """A cluster that runs.
+
+    Args:
+        address: HOST:PORT of its head.
+        environment: of every process that works with it.
+        roots: the process that each machine was started as.
+        prefix: before a command that is to run on the first machine.
+    """
+
+    address: str
+    environment: dict[str, str]
+    roots: tuple[int, ...]
+    prefix: tuple[str, ...] = ()
+
+    def busy(self) -> list[tuple[int, int]]:
+        """(number of the machine, process) of the workers that compute something now."""
+        children = _children()
+        return [
+            (machine, process)
+            for machine, root in enumerate(self.roots)
+            for process in _below(root, children)
+            if (title := _title(process)).startswith("ray::")
+            and not title.startswith(("ray::IDLE", "ray::Dashboard", "ray::Runtime"))
+        ]
+
+
+@contextlib.contextmanager
+def machines(cores: Sequence[int], namespaces: Sequence[str] = ()) -> Iterator[Machines]:
+    """One machine for each number of cores; with namespaces, each in its own, at 10.77.0.1, 10.77.0.2, ..."""
+    token = secrets.token_hex(32)  # else Ray would make one in the user's home
+    environment = {
+        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": _SRC,
+        "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0",
+    }  # fmt: skip
+    port = _PORT if namespaces else _free_port()
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True))
+        hosts = [f"10.77.0.{n + 1}" if namespaces else "127.0.0.1" for n in range(len(cores))]
+        roots = []
+        for n, (host, number) in enumerate(zip(hosts, cores, strict=True)):
+            prefix = ("ip", "netns", "exec", namespaces[n]) if namespaces else ()
+            joins = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={place}"]
+            if n:
+                joins = [f"--address={hosts[0]}:{port}"]
+            command = [*prefix, str(_RAY), "start", "--block", "--disable-usage-stats", *joins]
+            command += [
+                f"--num-cpus={number}",
+                f"--node-ip-address={host}",
+                "--object-store-memory=100000000",
+            ]
+            log = stack.enter_context(open(Path(place) / f"machine{n}.log", "wb"))
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+            stack.callback(_end, process)
+            roots.append(process.pid)
+            _await(process, Path(log.name), "Ray runtime started")
+        first = ("ip", "netns", "exec", namespaces[0]) if namespaces else ()
+        yield Machines(f"{hosts[0]}:{port}", environment, tuple(roots), first)
+
+
+@contextlib.contextmanager
+def namespaces(names: Sequence[str]) -> Iterator[None]:
+    """Network namespaces that see each other over a bridge, and nothing else."""
+
+    def ip(*words: str, inside: str = "") -> None:
+        place = ["-n", inside] if inside else []
+        subprocess.run(["ip", *place, *words], check=True, capture_output=True, text=True)
+
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "del", name)
+            ip("link", "set", "lo", "up", inside=name)
+        ip("link", "add", "br77", "type", "bridge", inside=names[0])
+        ip("addr", "add", "10.77.0.1/24", "dev", "br77", inside=names[0])
+        ip("link", "set", "br77", "up", inside=names[0])
+        for n, name in enumerate(names[1:], start=1):
+            ip(
+                "link",
+                "add",
+                f"v{n}",
+                "netns",
+                names[0],
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                name,
+            )
+            ip("link", "set", f"v{n}", "master", "br77", inside=names[0])
+            ip("link", "set", f"v{n}", "up", inside=names[0])
+            ip("addr", "add", f"10.77.0.{n + 1}/24", "dev", "eth0", inside=name)
+            ip("link", "set", "eth0", "up", inside=name)
+        yield
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def _await(process: subprocess.Popen[bytes], log: Path, word: str) -> None:
+    limit = time.monotonic() + 180
+    while word not in (text := log.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > limit:
+            raise RuntimeError(f"Ray did not start:\n{text}")
+        time.sleep(0.2)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """A machine, and what it has started."""
+    below = _below(process.pid, _children())
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    for one in (process.pid, *below):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    process.wait()
+
+
+def _children() -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            parent = int(place.read_text().rpartition(")")[2].split()[1])
+            found.setdefault(parent, []).append(int(place.parent.name))
+    return found
+
+
+def _below(root: int, children: dict[int, list[int]]) -> list[int]:
+    own = children.get(root, [])
+    return [*own, *(each for child in own for each in _below(child, children))]
+
+
+def _title(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
