@@ -64,6 +64,7 @@ def machines(cores: Sequence[int], namespaces: Sequence[str] = ()) -> Iterator[M
         for n, (host, number) in enumerate(zip(hosts, cores, strict=True)):
             prefix = ("ip", "netns", "exec", namespaces[n]) if namespaces else ()
             joins = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={place}"]
+            joins += [f"--ray-client-server-port={_free_port()}"]
             if n:
                 joins = [f"--address={hosts[0]}:{port}"]
             command = [*prefix, str(_RAY), "start", "--block", "--disable-usage-stats", *joins]

@@ -21,8 +21,8 @@ from PIL import Image
 
 from ray_machines import Machines, machines, namespaces
 from samadapt.cluster import Cluster, connect, connection
-from samadapt.cluster.pool import RETRIES, Pool
 from samadapt.cluster.spread import _shards
+from samadapt.cluster.tasks import RETRIES
 from samadapt.cluster.worker import EncodeWorker, Home, keys_of, work_on_cell
 from samadapt.datasets import open_dataset
 from samadapt.experiment import Grid, Study, TrainedMethod, run_part
@@ -271,37 +271,38 @@ def test_volumes_are_predicted_as_by_one_process(data, folder, tmp_path, ray_clu
 
 
 class Fragile:
-    """A worker that dies as often as its shard says."""
+    """A worker that dies as often as its first case says."""
 
     def ready(self) -> None: ...
 
-    def work(self, shard: tuple[str, int]) -> int:
-        file, times = Path(shard[0]), shard[1]
+    def work(self, shard: tuple[str, ...]) -> tuple[int, str]:
+        file, times = Path(shard[0]), int(shard[1])
         deaths = len(file.read_text()) if file.is_file() else 0
         if deaths < times:
             file.write_text("x" * (deaths + 1))
             os.kill(os.getpid(), signal.SIGKILL)
-        return deaths
+        return deaths, "a processor"
 
 
 @pytest.fixture
 def fragile(ray_cluster):
-    import ray
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    yield Pool(lambda: ray.remote(num_cpus=1)(Fragile).remote(), 2, "the test")
+    yield lambda shards: list(ray_cluster._results("the test", Fragile, (), shards))
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def test_work_of_a_lost_worker_is_given_to_another(fragile, tmp_path):
-    shards = [(str(tmp_path / f"{n}"), n % 2 * 2) for n in range(5)]
-    assert sorted(fragile.results(shards)) == [(shard, shard[1]) for shard in shards]
+def test_work_of_a_lost_worker_is_done_by_another(fragile, tmp_path):
+    shards = [(str(tmp_path / f"{n}"), str(n % 2 * 2)) for n in range(5)]
+    assert sorted(fragile(shards)) == [(shard, int(shard[1])) for shard in shards]
 
 
 def test_work_that_kills_every_worker_ends_with_an_error(fragile, tmp_path):
-    with pytest.raises(SamAdaptError, match="the test lost its worker 4 times with the same cases"):
-        list(fragile.results([(str(tmp_path / "a"), 99)]))
+    with pytest.raises(
+        SamAdaptError, match=r"the test of 2 cases failed: its process died 4 times \(out of memory\?"
+    ):
+        fragile([(str(tmp_path / "a"), "99")])
     assert len((tmp_path / "a").read_text()) == RETRIES + 1
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, final
 
 from samadapt.answering import Answered, PredictJob
-from samadapt.cluster.pool import RETRIES, Pool, cause_of
-from samadapt.cluster.worker import EncodeWorker, Home, PredictWorker, keys_of, work_on_cell
+from samadapt.cluster.tasks import (
+    LostError,
+    Worker,
+    as_they_end,
+    remote,
+    result_of,
+    work_on_one_cell,
+    work_on_shard,
+)
+from samadapt.cluster.worker import EncodeWorker, Home, PredictWorker, keys_of
 from samadapt.datasets import Dataset
 from samadapt.experiment import Cell, Executor, Study, record_death
 from samadapt.experiment.grid import fingerprints
@@ -22,6 +31,9 @@ from samadapt.inputs import Input
 from samadapt.types import Case, SamAdaptError
 
 S = TypeVar("S", tuple[str, ...], range)
+R = TypeVar("R")
+#: Tasks for each worker that are sent before they can begin, so that no worker waits, and machines that join find work.
+_AHEAD = 10
 #: Shards for each worker, so that all end at nearly the same time; and cases of a shard, which a lost worker may have to do again.
 _SHARDS, _MOST_CASES = 8, 256
 
@@ -88,54 +100,30 @@ class Cluster(Executor):
     def _cells(self, study: Study, cells: list[Cell], kind: str) -> Iterator[tuple[Cell, str]]:
         import ray
 
-        self.room(study.threads)
+        room = self.room(study.threads)
         if not cells:
             return
         plain = dataclasses.replace(
             study, out=study.out.absolute(), store=FeatureStore(study.store.root.absolute())
         )
         weights = fingerprints({cell.learner: cell.method for cell in cells})
-        settings: Any = {**self._resources(study.threads), "max_retries": RETRIES, "max_calls": 0}
-        task: Any = ray.remote(**settings)(work_on_cell)
+        task = remote(work_on_one_cell, self._resources(study.threads))
         with marker(study.out) as mark:
             home, shared = Home.of_driver(mark), ray.put(plain)
-            running = {
-                task.options(name=str(cell)).remote(
+
+            def send(cell: Cell) -> Any:
+                return task.options(name=str(cell)).remote(
                     home, shared, cell, self.device, weights.get(cell.learner), kind
-                ): cell
-                for cell in cells
-            }
-            try:
-                while running:
-                    (reference,), _ = ray.wait(list(running), num_returns=1)
-                    cell = running.pop(reference)
-                    yield cell, self._ended(plain, cell, reference)
-            finally:
-                for reference in running:
-                    ray.cancel(reference, force=True)
+                )
 
-    def _ended(self, study: Study, cell: Cell, reference: Any) -> str:
-        import ray
-        from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
-
-        try:
-            result, processor = ray.get(reference)
-        except (
-            RayTaskError
-        ) as error:  # not of the cell, which records its own: the machine is not like the others
-            raise cause_of(error) from error
-        except (WorkerCrashedError, OutOfMemoryError) as error:
-            why = "out of memory" if isinstance(error, OutOfMemoryError) else "out of memory?"
-            return record_death(
-                study,
-                cell,
-                f"its process died {RETRIES + 1} times ({why}); run the experiment again, with more --threads, so that fewer cells share "
-                "a machine, if it stays so",
-            )
-        except RayError as error:
-            return record_death(study, cell, f"Ray lost it: {str(error).strip().splitlines()[0]}")
-        self.processors.add(processor)
-        return str(result)
+            for cell, reference in as_they_end(send, cells, _AHEAD * room):
+                try:
+                    result, processor = result_of(reference)
+                    self.processors.add(processor)
+                except LostError as error:
+                    more = "with more --threads, so that fewer cells share a machine, if it stays so"
+                    result = record_death(plain, cell, f"{error}; run the experiment again, {more}")
+                yield cell, result
 
     # ------------------------------------------------ shards of cases
 
@@ -147,22 +135,23 @@ class Cluster(Executor):
         self, root: Path, cases: Iterable[Case], maps: MapSpec, progress: Callable[[EncodeReport], None] | None
     ) -> EncodeReport:  # fmt: skip
         """`FeatureStore.encode` of a data set into the store at `root`, by all machines."""
-        import ray
-
         assert isinstance(cases, Dataset)
         room = self.room(self.threads)
         demand_writable(root, "--store")
         root.mkdir(parents=True, exist_ok=True)
-        report = EncodeReport()
+        report, start = EncodeReport(), time.monotonic()
         with marker(root) as mark:
-            given = ray.put(cases), ray.put(maps)
-            fixed = Home.of_driver(mark), *given, keys_of(maps), root.absolute(), self.device, self.threads
-            settings: Any = self._resources(self.threads)
-            actor: Any = ray.remote(**settings)(EncodeWorker)
-            pool = Pool[tuple[str, ...]](lambda: actor.remote(*fixed), room, "encoding")
-            start = time.monotonic()
-            for _, (one, processor) in pool.results(_shards(cases.ids, room)):
-                self.processors.add(processor)
+            fixed = (
+                Home.of_driver(mark),
+                cases,
+                maps,
+                keys_of(maps),
+                root.absolute(),
+                self.device,
+                self.threads,
+            )
+            shards = _shards(cases.ids, room)
+            for _, one in self._results("encoding", EncodeWorker, fixed, shards):
                 for name in ("cases", "written", "bytes", "slices"):
                     setattr(report, name, getattr(report, name) + getattr(one, name))
                 report.seconds = time.monotonic() - start
@@ -176,25 +165,48 @@ class Cluster(Executor):
         Args:
             together: how many pictures pass the network at once; the last digits depend on it, so no shard cuts a batch.
         """
-        import ray
-
         if not cases:
             return
-        room = self.room(self.threads)
         there = dataclasses.replace(job, device=self.device, out=job.out.absolute())
+        shards = _shards(range(len(cases)), self.room(self.threads), together)
         with marker(job.out) as mark:
-            fixed = Home.of_driver(mark), ray.put(there), ray.put(list(cases)), self.threads
-            settings: Any = self._resources(self.threads)
-            actor: Any = ray.remote(**settings)(PredictWorker)
-            pool = Pool[range](lambda: actor.remote(*fixed), room, "prediction")
+            fixed = Home.of_driver(mark), there, list(cases), self.threads
             ended: dict[int, list[Answered]] = {}
             begin = 0  # of the next shard in order
-            for shard, (answers, processor) in pool.results(_shards(range(len(cases)), room, together)):
-                self.processors.add(processor)
+            for shard, answers in self._results("prediction", PredictWorker, fixed, shards):
                 ended[shard.start] = answers
                 while begin in ended:
                     yield from (answers := ended.pop(begin))
                     begin += len(answers)
+
+    def _results(
+        self, what: str, kind: Callable[..., Worker[S, tuple[R, str]]], arguments: Sequence[Any], shards: Sequence[S]
+    ) -> Iterator[tuple[S, R]]:  # fmt: skip
+        """Each shard with its result, as it ends.
+
+        Args:
+            what: the work, in words, for messages.
+            kind: of the workers, and what they are made with.
+        """
+        import ray
+
+        made_of = ray.put((kind, arguments))
+        task = remote(work_on_shard, self._resources(self.threads)).options(name=what)
+        key = secrets.token_hex(8)
+
+        def send(shard: S) -> Any:
+            return task.remote(key, [made_of], shard)
+
+        for shard, reference in as_they_end(send, shards, _AHEAD * self.room(self.threads)):
+            try:
+                result, processor = result_of(reference)
+            except LostError as error:
+                raise SamAdaptError(
+                    f"{what} of {len(shard)} cases failed: {error}; what was finished is kept, and the same command goes on: give the "
+                    "workers more memory, or have fewer of them on a machine (OMP_NUM_THREADS is the number of cores of each)"
+                ) from error
+            self.processors.add(processor)
+            yield shard, result
 
 
 def _shards(items: S, workers: int, multiple: int = 1) -> list[S]:
