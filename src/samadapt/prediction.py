@@ -188,9 +188,10 @@ class Segmenter(Predictor):
     ) -> np.ndarray:
         """(D, H, W) uint8, in the file's own grid."""
         case = self.case(image)
-        return self._label(case, self.answers(case, maps))
+        return self.label_map(case, self.answers(case, maps))
 
-    def _label(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
+    def label_map(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
+        """(D, H, W) uint8 of what `answers` gives of a case, slice by slice."""
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
         for index, logits in enumerate(answers):
             label[index] = logits.argmax(0).numpy()
@@ -217,7 +218,7 @@ class Segmenter(Predictor):
         """
         found = self.answers(case) if answers is None else answers
         if probabilities is None:
-            label = self._label(case, found)
+            label = self.label_map(case, found)
             io.write_label(path, label, case, asked, legend)
             return label
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
