@@ -124,7 +124,8 @@ class Job:
 
     def without_folders(self, text: str) -> str:
         """What is said of a file names the file, as its sender knows it."""
-        for folder in (self.folder, self.folder.resolve()):
+        inside = (self.folder / "scan", self.folder)
+        for folder in (*inside, *(each.resolve() for each in inside)):
             text = text.replace(f"{folder}/", "").replace(str(folder), "the upload")
         return text
 

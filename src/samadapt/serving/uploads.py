@@ -108,6 +108,8 @@ def unpack(uploads: Sequence[Upload], folder: Path, most: int) -> Path:
     Args:
         most: bytes of the largest upload.
     """
+    folder = folder / "scan"  # by which a series is called
+    folder.mkdir()
     if len(uploads) == 1 and uploads[0].content.startswith(_ZIP):
         _unzip(uploads[0], folder, most * MOST_UNPACKED)
         return folder
