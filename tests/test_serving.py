@@ -274,6 +274,11 @@ def test_bodies_that_are_no_form(served):
     assert served.call("POST", "/predict?model=heart", b"rubbish", Content_Type=kind).status in (400, 422)
     assert served.call("POST", "/predict?model=heart", b"x", Content_Type="multipart/form-data").status == 400
     assert served.call("GET", "/predict").status == 405
+    text = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nheart\r\n--x--\r\n'
+    said = served.call("POST", "/predict?model=heart", text, Content_Type=kind)
+    assert said.status == 422 and said.error.startswith(
+        "the form has a text in the field 'model'; expected the image"
+    )
     assert served.call("GET", "/nothing").json["error"].startswith("there is no such path")
 
 
@@ -568,6 +573,8 @@ def test_the_client_is_one_file_that_needs_numpy_alone(served):
 def test_openapi_names_every_path_and_refusal(served):
     schema = served.call("GET", "/openapi.json").json
     assert set(schema["paths"]) == {"/models", "/predict", "/view", "/healthz", "/metrics"}
+    (model,) = (each for each in schema["paths"]["/predict"]["post"]["parameters"] if each["name"] == "model")
+    assert model["required"] and model["schema"]["enum"] == ["heart", "photos"]
     assert {"413", "422", "503", "504"} <= set(schema["paths"]["/predict"]["post"]["responses"])
 
 

@@ -217,6 +217,10 @@ def make_app(models: Mapping[str, Served], options: ServeOptions, token: str | N
         open_paths=["/healthz", *(page.path for page in PAGES)],
     )
     app.state.server = server
+    schema = contract.with_models(
+        app.openapi(), {name: len(each.opening.channel_names) for name, each in models.items()}
+    )
+    app.openapi = lambda: schema  # type: ignore[method-assign]
     return app
 
 

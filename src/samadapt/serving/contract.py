@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import Query
 from pydantic import BaseModel
 
 from samadapt.serving.answers import OUTPUTS
-from samadapt.serving.uploads import MOST_FILES
 
 DESCRIPTION = "Trained segmentation and classification models of samadapt. Not a medical device."
 
@@ -67,6 +67,24 @@ OutputName = Annotated[
     str, Query(description=f"Form of the answer. {_HELP}", json_schema_extra={"enum": _OUTPUTS})
 ]
 
+
+def with_models(schema: dict[str, Any], files: Mapping[str, int]) -> dict[str, Any]:
+    """OpenAPI with the models of this server: their names, one of which must be given where there are several.
+
+    Args:
+        files: of each model, how many files it reads of a scan.
+    """
+    for method in (each for path in schema["paths"].values() for each in path.values()):
+        for parameter in method.get("parameters", ()):
+            if parameter["name"] == "model":
+                parameter["schema"] = {"type": "string", "enum": list(files)}
+                parameter["required"] = len(files) > 1
+        if "requestBody" in method:
+            form = method["requestBody"]["content"]["multipart/form-data"]["schema"]
+            form["properties"]["files"]["maxItems"] = max(files.values())
+    return schema
+
+
 Responses = dict[int | str, dict[str, Any]]
 _REASONS = {
     400: "The form cannot be read.",
@@ -117,11 +135,11 @@ COUNTED: Responses = {
 _FORM = {
     "type": "object",
     "required": ["files"],
+    "additionalProperties": False,
     "properties": {
         "files": {
             "type": "array",
             "minItems": 1,
-            "maxItems": MOST_FILES,
             "items": {"type": "string", "format": "binary"},
             "description": "One image file; one for each channel (CASE_0000, CASE_0001, ...); or one zip of a DICOM series.",
         }

@@ -72,7 +72,14 @@ async def receive(request: Request, most: int) -> list[Upload]:
             400, f"the form cannot be read ({said.rstrip('.')}); send it as multipart/form-data"
         ) from error
     try:
-        sent = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
+        for name, each in form.multi_items():
+            if name != _FIELD or not isinstance(each, UploadFile):
+                raise RefusedError(
+                    422,
+                    f"the form has {'a text' if isinstance(each, str) else 'a file'} in the field {name!r}; expected the image as a file in "
+                    f"the field {_FIELD!r}, and model and output in the address (?model=...&output=...)",
+                )
+        sent = [each for each in form.getlist(_FIELD) if isinstance(each, UploadFile)]
         if not sent:
             raise RefusedError(
                 422, f"no file was sent; expected the image as a file in the field {_FIELD!r} of the form"
