@@ -164,6 +164,7 @@ ROOMS: dict[str, set[str]] = {
         "opening",
         "options",
         "prediction",
+        "runs",
     },
     "evaluation": {
         "calibration",

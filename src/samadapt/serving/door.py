@@ -39,7 +39,7 @@ def serve(
     options = options or ServeOptions()
     token = read_token(options)
     with _listen(options) as listener:
-        models = load_models([Path(run) for run in runs], device, checkpoint)
+        models = load_models(runs, device, checkpoint)
         app = make_app(models, options, token)
         _log()
         if ready is not None:

@@ -14,6 +14,7 @@ from samadapt.figures import COLOURS
 from samadapt.folders import load_heads
 from samadapt.opening import Opening
 from samadapt.prediction import Classifier, Segmenter
+from samadapt.runs import find_run
 from samadapt.types import SamAdaptError
 
 
@@ -86,21 +87,26 @@ def colour_of(value: int, task: str) -> str | None:
     return None if value < first else COLOURS[(value - first) % len(COLOURS)]
 
 
-def load_models(runs: Sequence[Path], device: str, checkpoint: str | None = None) -> dict[str, Served]:
+def load_models(runs: Sequence[str | Path], device: str, checkpoint: str | None = None) -> dict[str, Served]:
     """The runs by the names of their folders, in their order.
+
+    Args:
+        runs: folders, or runs of the Hugging Face hub, as for `load_run`.
+        device, checkpoint: as for `load_run`.
 
     Raises:
         SamAdaptError: two folders have one name, or a run cannot be loaded.
     """
     found: dict[str, Served] = {}
-    places: dict[str, Path] = {}
+    places: dict[str, str | Path] = {}
     for run in runs:
-        name = run.resolve().name
+        folder = find_run(run)
+        name = (folder.resolve() if Path(run).exists() else Path(run)).name  # NAME@REVISION of the hub
         if name in found:
             raise SamAdaptError(
                 f"{places[name]} and {run} are both called {name!r}, by which clients ask for a model; rename one of the folders"
             )
-        heads = member_runs(run)
+        heads = member_runs(folder)
         found[name] = Served(name, tuple(load_heads(heads, device, checkpoint)), model_hash(heads))
         places[name] = run
     return found
