@@ -162,6 +162,18 @@ ROOMS: dict[str, set[str]] = {
         "runs",
         "settings",
     },
+    "serving": {
+        "ensemble",
+        "figures",
+        "files",
+        "folders",
+        "inputs",
+        "io",
+        "opening",
+        "options",
+        "prediction",
+        "runs",
+    },
     "evaluation": {
         "calibration",
         "ensemble",
@@ -248,9 +260,9 @@ DOORS = {"cli", "__init__"}
 #: Modules that look at the end of a file's name, though not at an image's: weights and tables.
 OWN_SUFFIXES = {"weights.py", "checkpoints.py", "csvs.py"}
 
-#: Leaves the project with exported models, alone and without samadapt: one file that has its own way to write and its own
-#: list of formats (decision 028).
-SHIPPED = {"runner.py"}
+#: Leave the project, with exported models and to clients of a server, alone and without samadapt: each is one file that has
+#: its own way to write, and the runner its own list of formats (decisions 028, 029).
+SHIPPED = {"runner.py", "client.py"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

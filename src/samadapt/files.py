@@ -150,7 +150,7 @@ def is_leftover(path: Path) -> bool:
     return _TEMPORARY.match(path.name) is not None
 
 
-@functools.cache  # once for each folder and process
+@functools.lru_cache(maxsize=1024)  # once for each folder and process; a server makes folders without end
 def _remove_leftovers(folder: Path, process: int) -> None:
     for entry in os.scandir(folder):
         match = _TEMPORARY.match(entry.name)
@@ -193,6 +193,30 @@ def write_bytes(path: str | Path, content: bytes, finished: bool = False) -> Non
     """Whole or not at all; `finished` as for `replacing`."""
     with replacing(path, finished) as temporary:
         temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A folder for this user alone, which is deleted at the end; what killed processes left of such is removed first."""
+    _remove_leftovers(place.absolute(), os.getpid())
+    folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}scratch-", dir=place))
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
+def taken_out(path: Path) -> bytes:
+    """The content of a file, which is deleted."""
+    try:
+        return path.read_bytes()
+    finally:
+        path.unlink()
 
 
 def reserve(temporary: Path) -> None:

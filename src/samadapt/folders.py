@@ -81,10 +81,9 @@ def predict_folder(
     """
     run, out, what = find_run(run), Path(out), PredictOptions(**options)
     runs = member_runs(run)
-    members = [load_run(one, device, checkpoint) for one in runs]
-    demand_alike(members, runs)
-    members[0], cleaned = _cleaning(members[0], runs, what.keep_largest)
+    members = load_heads(runs, device, checkpoint, what.keep_largest)
     model = members[0]
+    cleaned = model.keep_largest if isinstance(model, Segmenter) else ()
     output = Output.of(model, runs, what)
     cases, opening = find_inputs(
         Path(inputs), model.opening, joint_split(runs), what.subset, taken or Taken()
@@ -112,6 +111,25 @@ def predict_folder(
     return _demand_any(report)
 
 
+def load_heads(
+    runs: Sequence[Path],
+    device: str = "auto",
+    checkpoint: str | None = None,
+    keep_largest: Sequence[str] = (),
+) -> list[Segmenter | Classifier]:
+    """The models of run folders that answer together; the first one cleans label maps up as was asked for, else as trained.
+
+    Args:
+        runs: as `ensemble.member_runs` gives them.
+        device, checkpoint: as for `load_run`.
+        keep_largest: as in `PredictOptions`.
+    """
+    members = [load_run(one, device, checkpoint) for one in runs]
+    demand_alike(members, runs)
+    members[0] = _cleaning(members[0], runs, keep_largest)
+    return members
+
+
 def _where(inputs: Path, opening: Opening) -> tuple[str, tuple[str, ...]]:
     """Where the inputs are, and what they are called, as far as it may be written down."""
     where = recorded_path(inputs, opening)
@@ -133,18 +151,17 @@ def _weights_read(members: Sequence[Segmenter | Classifier]) -> tuple[str | None
 
 def _cleaning(
     model: Segmenter | Classifier, runs: Sequence[Path], asked: Sequence[str]
-) -> tuple[Segmenter | Classifier, tuple[str, ...]]:
-    """The model with the clean-up that was asked for, else what every training chose; and the classes that this concerns."""
+) -> Segmenter | Classifier:
+    """The model with the clean-up that was asked for, else what every training chose."""
     if isinstance(model, Classifier):
         if asked:
             raise SamAdaptError(
                 f"{runs[0]} is a classifier, which has no label maps; leave out --keep-largest"
             )
-        return model, ()
+        return model
     chosen = [read_postprocessing(run) for run in runs]
     of_all = tuple(name for name in chosen[0] if all(name in each for each in chosen))
-    found = classes_to_clean(asked, model.classes) if asked else of_all
-    return replace(model, keep_largest=found), found
+    return replace(model, keep_largest=classes_to_clean(asked, model.classes) if asked else of_all)
 
 
 def _demand_any(report: PredictReport) -> PredictReport:

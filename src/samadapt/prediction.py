@@ -42,9 +42,9 @@ class _Seen:
     frame: Frame | None = None
     problem: SamAdaptError | None = None
 
-    @property
-    def is_picture(self) -> bool:
-        return self.case.image.shape[1] == 1
+    def may_follow(self, other: _Seen) -> bool:
+        """Whether both may pass the network in one batch: slices of one case, or pictures."""
+        return self.number == other.number or self.case.image.shape[1] == other.case.image.shape[1] == 1
 
 
 def _sound(answers: Iterable[tuple[_Seen, Tensor | None]]) -> Iterator[tuple[Tensor, Frame]]:
@@ -126,11 +126,7 @@ class Predictor:
         batch: list[_Seen] = []
         with closing(slices):
             for seen in slices:
-                if (
-                    batch
-                    and seen.number != batch[-1].number
-                    and not (seen.is_picture and batch[-1].is_picture)
-                ):
+                if batch and not seen.may_follow(batch[-1]):
                     yield from self._answer(batch)
                     batch = []
                 batch.append(seen)
@@ -200,9 +196,10 @@ class Segmenter(Predictor):
     ) -> np.ndarray:
         """(D, H, W) uint8, in the file's own grid."""
         case = self.case(image)
-        return self._label(case, self.answers(case, maps))
+        return self.label_map(case, self.answers(case, maps))
 
-    def _label(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
+    def label_map(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
+        """(D, H, W) uint8 of what `answers` gives of a case, slice by slice."""
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
         for index, logits in enumerate(answers):
             label[index] = logits.argmax(0).numpy()
@@ -229,7 +226,7 @@ class Segmenter(Predictor):
         """
         found = self.answers(case) if answers is None else answers
         if probabilities is None:
-            label = self._label(case, found)
+            label = self.label_map(case, found)
             io.write_label(path, label, case, asked, legend)
             return label
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
