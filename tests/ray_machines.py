@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -15,7 +14,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_RAY = Path(sys.executable).with_name("ray")
+from samadapt.cluster import connection
+
+# The command `ray`. It would take 127.0.0.1 for the address of this host in the network, and listen on all interfaces.
+_RAY = """
+from ray._private import services
+from ray.scripts.scripts import main
+services.resolve_ip_for_localhost = lambda host: host
+main()
+"""
 _SRC = str(Path(__file__).parents[1] / "src")
 _PORT = 6399  # of the head, in a namespace of its own
 
@@ -43,7 +50,7 @@ class Machines:
             (machine, process)
             for machine, root in enumerate(self.roots)
             for process in _below(root, children)
-            if (title := _title(process)).startswith("ray::")
+            if (title := " ".join(words_of(process))).startswith("ray::")
             and not title.startswith(("ray::IDLE", "ray::Dashboard", "ray::Runtime"))
         ]
 
@@ -51,9 +58,8 @@ class Machines:
 @contextlib.contextmanager
 def machines(cores: Sequence[int], namespaces: Sequence[str] = ()) -> Iterator[Machines]:
     """One machine for each number of cores; with namespaces, each in its own, at 10.77.0.1, 10.77.0.2, ..."""
-    token = secrets.token_hex(32)  # else Ray would make one in the user's home
     environment = {
-        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": _SRC,
+        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": connection._TOKEN, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": _SRC,
         "OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0",
     }  # fmt: skip
     port = _PORT if namespaces else _free_port()
@@ -67,7 +73,16 @@ def machines(cores: Sequence[int], namespaces: Sequence[str] = ()) -> Iterator[M
             joins += [f"--ray-client-server-port={_free_port()}"]
             if n:
                 joins = [f"--address={hosts[0]}:{port}"]
-            command = [*prefix, str(_RAY), "start", "--block", "--disable-usage-stats", *joins]
+            command = [
+                *prefix,
+                sys.executable,
+                "-c",
+                _RAY,
+                "start",
+                "--block",
+                "--disable-usage-stats",
+                *joins,
+            ]
             command += [
                 f"--num-cpus={number}",
                 f"--node-ip-address={host}",
@@ -157,12 +172,38 @@ def _children() -> dict[int, list[int]]:
     return found
 
 
+def listening(processes: Sequence[int]) -> list[str]:
+    """Addresses of the ports that they wait at, in the hexadecimal digits of /proc/net, without those of loopback."""
+    sockets = set()
+    for place in (path for process in processes for path in Path(f"/proc/{process}/fd").glob("*")):
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(place))
+    lines = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    own = [
+        line[1].partition(":")[0] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets
+    ]
+    assert own  # else there is nothing to see
+    return [
+        address for address in own if not address.endswith(("0100007F", "00000000000000000000000001000000"))
+    ]
+
+
+def below(root: int) -> list[int]:
+    """Processes that a process has started, and they in turn."""
+    return _below(root, _children())
+
+
 def _below(root: int, children: dict[int, list[int]]) -> list[int]:
     own = children.get(root, [])
     return [*own, *(each for child in own for each in _below(child, children))]
 
 
-def _title(process: int) -> str:
+def words_of(process: int) -> list[str]:
+    """Its command line; empty where it has ended."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
+        return Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")[:-1]
+    return []

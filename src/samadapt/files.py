@@ -262,12 +262,28 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def demand_path(folder: str | Path, option: str) -> None:
+    """Refuse a URL, which would else become a folder of an odd name below the current one.
+
+    Args:
+        option: what the user would change, "--out" for example.
+    """
+    if re.match(
+        r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)
+    ):  # a Path keeps one slash; a drive of Windows has one letter
+        raise SamAdaptError(
+            f"{option} {folder} looks like a URL; expected a folder: of an object store, mount the bucket, or copy to and from it "
+            "(docs/cluster.md)"
+        )
+
+
 def demand_writable(folder: str | Path, option: str) -> None:
     """Before hours of work: whether a folder can be made there and written into. Nothing is left behind.
 
     Args:
         option: what the user would change, "--out" for example.
     """
+    demand_path(folder, option)
     folder = Path(folder)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:

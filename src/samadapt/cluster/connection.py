@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from samadapt.cluster.spread import Cluster
+from samadapt.experiment.executors import variables
 from samadapt.runs import pick_device
 from samadapt.types import SamAdaptError
 
@@ -20,6 +23,8 @@ from samadapt.types import SamAdaptError
 LOCAL = "local"
 AUTO = "auto"  # the cluster that this machine is part of
 _PATIENCE = 10.0  # seconds
+#: Of clusters that this process starts. One for all: Ray reads it once.
+_TOKEN = secrets.token_hex(32)
 #: Of the driver's environment, what its workers are to have too. Tokens are not passed on.
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_HOME", "SAMADAPT_CACHE", "SAMADAPT_QUIET", "PYTHONWARNINGS")
 _CURE = (
@@ -29,12 +34,13 @@ _CURE = (
 
 
 @contextmanager
-def connect(address: str, device: str = "auto") -> Iterator[Cluster]:
+def connect(address: str, device: str = "auto", cores: int | None = None) -> Iterator[Cluster]:
     """A cluster for as long as the block runs.
 
     Args:
         address: auto, local, or HOST:PORT of the head, as `samadapt --ray` takes it.
         device: to compute on; auto: the GPUs if the cluster has any, else the processors.
+        cores: of this machine, that `local` may use; None: all of them.
 
     Raises:
         SamAdaptError: Ray is not installed, no cluster answers, or it has no such device.
@@ -44,14 +50,40 @@ def connect(address: str, device: str = "auto") -> Iterator[Cluster]:
             f"--ray {address} needs the package ray, which is not installed; pip install 'samadapt[cluster]', or leave it out"
         )
     _demand_answer(address)
-    _join(address)
-    import ray
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a hospital's machines leaves them
+    with ExitStack() as stack:
+        if address == LOCAL:
+            settings = {"include_dashboard": False, "num_cpus": cores} | stack.enter_context(_private())
+        else:
+            settings = {}
+        import ray
 
-    try:
+        stack.callback(ray.shutdown)  # also where it failed to begin
+        _join(address, settings)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield Cluster(_device(device, nodes, address), torch.get_num_threads(), nodes)
-    finally:
-        ray.shutdown()
+
+
+@contextmanager
+def _private() -> Iterator[dict[str, Any]]:
+    """For a cluster of this machine alone: no port that others reach, no file that stays, a token of its own.
+
+    Ray would listen on all network interfaces, keep its logs in /tmp/ray and write a token into the user's home.
+    """
+    token = os.environ.get("RAY_AUTH_TOKEN", _TOKEN)
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as place,
+        # Where the mode is not set, Ray sets it itself, and it is to be forgotten with the token.
+        variables({"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}),
+    ):
+        from ray._private import ray_constants
+
+        # As Ray does on macOS and Windows. A test looks at the ports, for this name is not public.
+        before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+        try:
+            yield {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": place}
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _demand_answer(address: str) -> None:
@@ -71,14 +103,12 @@ def _demand_answer(address: str) -> None:
         ) from error
 
 
-def _join(address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about a hospital's machines leaves them
+def _join(address: str, settings: dict[str, Any]) -> None:
     import ray
 
-    more: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
-        ray.init(address, logging_level=logging.ERROR, runtime_env={"env_vars": passed_on} if passed_on else None, **more)  # fmt: skip
+        ray.init(address, logging_level=logging.ERROR, runtime_env={"env_vars": passed_on} if passed_on else None, **settings)  # fmt: skip
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SamAdaptError(f"no Ray cluster answers at --ray {address}: {first}; {_CURE}") from error

@@ -21,7 +21,7 @@ import torch
 from samadapt.features.encoding import CaseDraft, EncodeReport, Encoding, Load
 from samadapt.features.maps import MapSpec
 from samadapt.features.notes import folder_of, map_file, missing_maps
-from samadapt.files import Drafts, demand_writable
+from samadapt.files import Drafts, demand_path, demand_writable
 from samadapt.transforms import image_hash
 from samadapt.types import Case, Frame, SamAdaptError, tap_of
 
@@ -38,9 +38,13 @@ class FeatureStore:
     Args:
         load: gives the network of an encoder; a long-lived process may keep it. None: it is loaded for each `encode`.
         spread: encodes in place of this process, as on a cluster.
+
+    Raises:
+        SamAdaptError: `root` is a URL.
     """
 
     def __init__(self, root: str | Path, load: Load | None = None, spread: Spread | None = None) -> None:
+        demand_path(root, "--store")
         self.root, self._load, self._spread = Path(root), load, spread
 
     def encode(
