@@ -15,14 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from benchmarks.cluster import cell_cost, encode_cost
 
-from cluster_studies import CONFIG, FUSED, UNET, files_of, fragile, make_pictures, study
+from cluster_studies import CONFIG, FUSED, files_of, fragile, make_pictures, study
 from ray_machines import Machines, below, listening, machines, namespaces
 from samadapt.cluster import Cluster, connect
 from samadapt.cluster.tasks import RETRIES
 from samadapt.datasets import open_dataset
-from samadapt.experiment import Grid, Study, TrainedMethod
-from samadapt.experiment.grid import make_cells
 from samadapt.features import FeatureStore
 from samadapt.folders import predict_folder
 from samadapt.learner import Learner, encode, fit
@@ -176,24 +175,11 @@ def test_2000_pictures_are_equal_when_workers_are_killed(tmp_path, two, ray_clus
 
 def test_what_a_task_costs(data, tmp_path, ray_cluster):
     """Cells that are done already: all that is left of a task is what it costs to send it, to check the machine, and to answer."""
-    learners = {"unet": TrainedMethod(UNET)}
-    study(data, tmp_path / "out", learners=learners, labels=(1,))
-    cells = make_cells(data, Grid(learners, (1,), (0,), threads=1), CONFIG)
-    the_study = Study(data, (tmp_path / "out").absolute(), FeatureStore(tmp_path / "maps"))
-    list(ray_cluster.run(the_study, cells * 4))  # the workers are there now
-    times = {}
-    for number in (100, 1000):
-        start = time.monotonic()
-        assert {result for _, result in ray_cluster.run(the_study, cells * number)} == {"done"}
-        times[number] = (time.monotonic() - start) / number
+    times = {number: cell_cost(ray_cluster, data, tmp_path, number) for number in (100, 1000)}
     each = ", ".join(f"{1000 * value:.2f} ms with {number}" for number, value in times.items())
     print(f"\noverhead of a cell on two workers: {each}")
-    maps = FUSED.maps({"neck": 1}, data.window)
-    ray_cluster.encode(tmp_path / "maps", data, maps, None)
-    start = time.monotonic()
-    assert ray_cluster.encode(tmp_path / "maps", data, maps, None).written == 0
     print(
-        f"an encode of {len(data)} cases that are all there: {time.monotonic() - start:.2f} s, the start of two workers included"
+        f"an encode of {len(data)} cases that are all there: {encode_cost(ray_cluster, data, tmp_path):.2f} s"
     )
     assert times[1000] < 0.1
 
