@@ -46,7 +46,15 @@ ROOMS: dict[str, set[str]] = {
     "calibration": {"files", "runs"},
     "ensemble": {"datasets", "files", "flips", "inputs", "prediction", "runs"},
     "pictures": {"course", "figures", "prediction", "transforms"},
-    "finishing": {"calibration", "course", "datasets", "pictures", "postprocessing", "prediction"},
+    "finishing": {
+        "calibration",
+        "course",
+        "datasets",
+        "pictures",
+        "postprocessing",
+        "prediction",
+        "settings",
+    },
     "folds": {
         "datasets",
         "evaluation",

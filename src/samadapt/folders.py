@@ -29,7 +29,7 @@ from samadapt.names import LABEL_FORMATS
 from samadapt.opening import Opening
 from samadapt.overlap import names_of
 from samadapt.pictures import draw_sheet
-from samadapt.postprocessing import classes_to_clean, read_postprocessing
+from samadapt.postprocessing import Postprocessing, classes_to_clean, read_postprocessing
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.records import WriteError
@@ -81,8 +81,8 @@ def predict_folder(
     runs = member_runs(run)
     members = [load_run(one, device, checkpoint) for one in runs]
     demand_alike(members, runs)
-    model, cleaned = _cleaning(members[0], runs, what.keep_largest)
-    members[0] = model
+    members[0] = model = _postprocessed(members[0], runs, what)
+    done = model.postprocessing if isinstance(model, Segmenter) else Postprocessing()
     output = _Output.of(model, runs, what)
     cases, opening = find_inputs(
         Path(inputs), model.opening, joint_split(runs), what.subset, taken or Taken()
@@ -93,7 +93,7 @@ def predict_folder(
     note = Predictions(
         str(run), model_hash(runs), where, what.subset, opening,
         {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=what.format, names=names,
-        codes=None if what.codes is None else file_sha256(what.codes), keep_largest=cleaned, flips=what.flips, abstain=what.abstain,
+        codes=None if what.codes is None else file_sha256(what.codes), keep_largest=done.keep_largest, smooth_slices=done.smooth_slices, flips=what.flips, abstain=what.abstain,
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out, labelled=any(case.of_data_set for case in cases))
@@ -132,20 +132,24 @@ def _weights_read(members: Sequence[Segmenter | Classifier]) -> tuple[str | None
     return TOGETHER.join(dict.fromkeys(names)) or None, own
 
 
-def _cleaning(
-    model: Segmenter | Classifier, runs: Sequence[Path], asked: Sequence[str]
-) -> tuple[Segmenter | Classifier, tuple[str, ...]]:
-    """The model with the clean-up that was asked for, else what every training chose; and the classes that this concerns."""
+def _postprocessed(
+    model: Segmenter | Classifier, runs: Sequence[Path], what: PredictOptions
+) -> Segmenter | Classifier:
+    """The model with what was asked for, else with what every training chose."""
     if isinstance(model, Classifier):
-        if asked:
-            raise SamAdaptError(
-                f"{runs[0]} is a classifier, which has no label maps; leave out --keep-largest"
-            )
-        return model, ()
+        asked = {"--keep-largest": what.keep_largest != (), "--smooth-slices": what.smooth_slices is not None}
+        for flag in (flag for flag, given in asked.items() if given):
+            raise SamAdaptError(f"{runs[0]} is a classifier, which has no label maps; leave out {flag}")
+        return model
     chosen = [read_postprocessing(run) for run in runs]
-    of_all = tuple(name for name in chosen[0] if all(name in each for each in chosen))
-    found = classes_to_clean(asked, model.classes) if asked else of_all
-    return replace(model, keep_largest=found), found
+    of_all = tuple(
+        name for name in chosen[0].keep_largest if all(name in each.keep_largest for each in chosen)
+    )
+    found = Postprocessing(
+        classes_to_clean(what.keep_largest, model.classes) if what.keep_largest else of_all,
+        min(each.smooth_slices for each in chosen) if what.smooth_slices is None else what.smooth_slices,
+    )
+    return replace(model, postprocessing=found)
 
 
 def _nothing_predicted(report: PredictReport) -> SamAdaptError:

@@ -20,7 +20,7 @@ from samadapt.encoders import ENCODERS, EncoderSpec, versions_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
-from samadapt.postprocessing import keep_largest
+from samadapt.postprocessing import UNCHANGED, Postprocessing, keep_largest, smoothed
 from samadapt.runs import find_run, load_state, pick_device, read_config
 from samadapt.transforms import identity_of, to_original
 from samadapt.tuning import TUNINGS
@@ -172,7 +172,7 @@ class Predictor:
 class Segmenter(Predictor):
     """A label map for a case."""
 
-    keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component is kept
+    postprocessing: Postprocessing = UNCHANGED
 
     def answers(self, case: Case, maps: Maps | None = None) -> Iterator[Tensor]:
         """Per slice, in order: logits (K, H, W) on the file's own pixels; one slice of them exists at a time."""
@@ -192,12 +192,12 @@ class Segmenter(Predictor):
 
     def _label(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
-        for index, logits in enumerate(answers):
+        for index, logits in enumerate(smoothed(answers, self.postprocessing.smooth_slices)):
             label[index] = logits.argmax(0).numpy()
         return self._cleaned(label)
 
     def _cleaned(self, label: np.ndarray) -> np.ndarray:
-        return keep_largest(label, [self.classes.index(name) for name in self.keep_largest])
+        return keep_largest(label, [self.classes.index(name) for name in self.postprocessing.keep_largest])
 
     def predict_to(
         self,
@@ -223,7 +223,7 @@ class Segmenter(Predictor):
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
 
         def slices() -> Iterator[Tensor]:
-            for index, logits in enumerate(found):
+            for index, logits in enumerate(smoothed(found, self.postprocessing.smooth_slices)):
                 label[index] = logits.argmax(0).numpy()
                 yield logits.softmax(0)
 
