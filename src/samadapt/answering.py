@@ -20,6 +20,7 @@ from samadapt.inputs import Input
 from samadapt.names import LABEL_FORMATS
 from samadapt.opening import Opening
 from samadapt.pictures import draw_sheet
+from samadapt.postprocessing import Postprocessing
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.records import WriteError
 from samadapt.runs import read_config
@@ -126,14 +127,14 @@ class PredictJob:
     """What is asked of every case. It can be sent to another process, which loads the models itself.
 
     Args:
-        keep_largest: classes of which the largest component is kept.
+        postprocessing: of label maps.
         out: the folder of the predictions.
     """
 
     runs: tuple[Path, ...]
     device: str
     checkpoint: str | None
-    keep_largest: tuple[str, ...]
+    postprocessing: Postprocessing
     output: Output
     out: Path
 
@@ -141,7 +142,7 @@ class PredictJob:
         """The heads that answer together."""
         members = [load_run(run, self.device, self.checkpoint) for run in self.runs]
         if isinstance(members[0], Segmenter):
-            members[0] = replace(members[0], keep_largest=self.keep_largest)
+            members[0] = replace(members[0], postprocessing=self.postprocessing)
         return members  # type: ignore[return-value]  # `demand_alike` was asked before
 
     def answer(self, members: Sequence[Segmenter | Classifier], cases: Sequence[Input]) -> Iterator[Answered]:

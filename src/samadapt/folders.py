@@ -15,7 +15,7 @@ from samadapt.files import demand_writable, file_sha256, write_csv
 from samadapt.inputs import Input, Taken, find_inputs, recorded_path
 from samadapt.opening import Opening
 from samadapt.overlap import names_of
-from samadapt.postprocessing import classes_to_clean, read_postprocessing
+from samadapt.postprocessing import Postprocessing, classes_to_clean, read_postprocessing
 from samadapt.predicted import NAME, Predictions, read_predictions
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.runs import find_run
@@ -81,9 +81,9 @@ def predict_folder(
     """
     run, out, what = find_run(run), Path(out), PredictOptions(**options)
     runs = member_runs(run)
-    members = load_heads(runs, device, checkpoint, what.keep_largest)
+    members = load_heads(runs, device, checkpoint, what)
     model = members[0]
-    cleaned = model.keep_largest if isinstance(model, Segmenter) else ()
+    done = model.postprocessing if isinstance(model, Segmenter) else Postprocessing()
     output = Output.of(model, runs, what)
     cases, opening = find_inputs(
         Path(inputs), model.opening, joint_split(runs), what.subset, taken or Taken()
@@ -94,11 +94,11 @@ def predict_folder(
     note = Predictions(
         str(run), model_hash(runs), where, what.subset, opening,
         {case.id: case.planned for case in cases}, encoder=encoder, checkpoint=own, label_format=what.format, names=names,
-        codes=None if what.codes is None else file_sha256(what.codes), keep_largest=cleaned, flips=what.flips, abstain=what.abstain,
+        codes=None if what.codes is None else file_sha256(what.codes), keep_largest=done.keep_largest, smooth_slices=done.smooth_slices, flips=what.flips, abstain=what.abstain,
     )  # fmt: skip
     fresh = _open_output(out, note, overwrite)
     report = PredictReport(out, labelled=any(case.of_data_set for case in cases))
-    job = PredictJob(runs, device, checkpoint, cleaned, output, out)
+    job = PredictJob(runs, device, checkpoint, done, output, out)
     answer = partial(spread, job, together=model.max_batch(False)) if spread else partial(job.answer, members)
     try:
         collect = _rows if isinstance(model, Classifier) else _label_maps
@@ -115,18 +115,18 @@ def load_heads(
     runs: Sequence[Path],
     device: str = "auto",
     checkpoint: str | None = None,
-    keep_largest: Sequence[str] = (),
+    what: PredictOptions = PredictOptions(),  # noqa: B008 (it is frozen)
 ) -> list[Segmenter | Classifier]:
-    """The models of run folders that answer together; the first one cleans label maps up as was asked for, else as trained.
+    """The models of run folders that answer together; the first one postprocesses as was asked for, else as trained.
 
     Args:
         runs: as `ensemble.member_runs` gives them.
         device, checkpoint: as for `load_run`.
-        keep_largest: as in `PredictOptions`.
+        what: of which the postprocessing counts here.
     """
     members = [load_run(one, device, checkpoint) for one in runs]
     demand_alike(members, runs)
-    members[0] = _cleaning(members[0], runs, keep_largest)
+    members[0] = _postprocessed(members[0], runs, what)
     return members
 
 
@@ -149,19 +149,24 @@ def _weights_read(members: Sequence[Segmenter | Classifier]) -> tuple[str | None
     return TOGETHER.join(dict.fromkeys(names)) or None, own
 
 
-def _cleaning(
-    model: Segmenter | Classifier, runs: Sequence[Path], asked: Sequence[str]
+def _postprocessed(
+    model: Segmenter | Classifier, runs: Sequence[Path], what: PredictOptions
 ) -> Segmenter | Classifier:
-    """The model with the clean-up that was asked for, else what every training chose."""
+    """The model with what was asked for, else with what every training chose."""
     if isinstance(model, Classifier):
-        if asked:
-            raise SamAdaptError(
-                f"{runs[0]} is a classifier, which has no label maps; leave out --keep-largest"
-            )
+        asked = {"--keep-largest": what.keep_largest != (), "--smooth-slices": what.smooth_slices is not None}
+        for flag in (flag for flag, given in asked.items() if given):
+            raise SamAdaptError(f"{runs[0]} is a classifier, which has no label maps; leave out {flag}")
         return model
     chosen = [read_postprocessing(run) for run in runs]
-    of_all = tuple(name for name in chosen[0] if all(name in each for each in chosen))
-    return replace(model, keep_largest=classes_to_clean(asked, model.classes) if asked else of_all)
+    of_all = tuple(
+        name for name in chosen[0].keep_largest if all(name in each.keep_largest for each in chosen)
+    )
+    found = Postprocessing(
+        classes_to_clean(what.keep_largest, model.classes) if what.keep_largest else of_all,
+        min(each.smooth_slices for each in chosen) if what.smooth_slices is None else what.smooth_slices,
+    )
+    return replace(model, postprocessing=found)
 
 
 def _demand_any(report: PredictReport) -> PredictReport:

@@ -1,14 +1,23 @@
-"""Connected components of label maps: of a class that is one piece in the body, the largest one may be kept."""
+"""What is done between a head's answers and the label map: probabilities smoothed over slices, the largest component kept.
+
+Both are off unless they are asked for, by hand (`samadapt predict`) or as chosen on selection cases (`samadapt train`).
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch import Tensor
 
 from samadapt.files import write_json
 from samadapt.metrics import MaskPair, dsc
@@ -16,7 +25,63 @@ from samadapt.types import SamAdaptError
 
 #: In a run folder: what the training chose on its selection cases.
 NAME = "postprocessing.json"
+#: Standard deviations, in slices, among which a training chooses.
+SMOOTHINGS = (0.0, 0.5, 1.0, 1.5)
 _CONNECTED = ndimage.generate_binary_structure(3, 3)  # voxels that share a face, an edge or a corner
+
+
+@dataclass(frozen=True)
+class Postprocessing:
+    """What becomes of the answers of a segmentation."""
+
+    keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component is kept
+    #: Standard deviation, in slices, of the Gaussian by which probabilities are averaged over neighbouring slices; 0: not.
+    smooth_slices: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        parts = [f"largest component of {', '.join(self.keep_largest)}"] if self.keep_largest else []
+        parts += [f"smoothed over slices (sigma {self.smooth_slices:g})"] if self.smooth_slices else []
+        return "; ".join(parts) or "none"
+
+
+UNCHANGED = Postprocessing()
+
+
+def smoothed(answers: Iterable[Tensor], sigma: float) -> Iterator[Tensor]:
+    """Answers of slices in order, averaged over their neighbours; a slice at an end has fewer.
+
+    Args:
+        answers: logits (K, H, W).
+        sigma: standard deviation of the weights, in slices; three of them are looked at to either side. 0: as they are.
+
+    Returns:
+        Per slice the logarithm of the mean probabilities (K, H, W), which takes the place of logits.
+    """
+    if not sigma:
+        yield from answers
+        return
+    radius = math.ceil(3 * sigma)
+    weights = {step: math.exp(-0.5 * (step / sigma) ** 2) for step in range(-radius, radius + 1)}
+    waiting = iter(answers)
+    near: deque[tuple[int, Tensor]] = deque()  # slices with their numbers, no more than the mean needs
+
+    def take(number: int) -> None:
+        answer = next(waiting, None)
+        if answer is not None:
+            near.append((number, answer.softmax(0)))
+
+    for number in range(radius):
+        take(number)
+    for middle in itertools.count():
+        take(middle + radius)
+        while near and near[0][0] < middle - radius:
+            near.popleft()
+        if not near or near[-1][0] < middle:
+            return
+        mean = torch.stack([weights[n - middle] * p for n, p in near]).sum(0)
+        yield (mean / sum(weights[n - middle] for n, _ in near)).clamp_min(1e-12).log()
 
 
 def keep_largest(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
@@ -92,23 +157,60 @@ def choose_classes(
     }
 
 
-def write_postprocessing(
-    run: Path, dice: Mapping[str, Mapping[str, float]], cases: Sequence[str]
-) -> tuple[str, ...]:
-    """Record in a run folder the classes whose Dice the clean-up raised on these cases; these classes."""
-    better = tuple(name for name, of in dice.items() if of["largest"] > of["all"])
+def choose_smoothing(
+    cases: Iterable[tuple[Iterable[Tensor], np.ndarray]], classes: Sequence[str], ignored: int
+) -> dict[float, float]:
+    """The mean Dice of some cases by each of `SMOOTHINGS`, over the classes that are there or were answered.
+
+    Args:
+        cases: (logits (K, H, W) of the slices in order, reference (D, H, W)) each.
+        ignored: value of the reference that is not scored.
+    """
+    dice: dict[float, list[float]] = {sigma: [] for sigma in SMOOTHINGS}
+    for answers, reference in cases:
+        # All at once, so that the network runs once and no volume of probabilities is kept.
+        copies = itertools.tee(answers, len(SMOOTHINGS))
+        ways = [smoothed(copy, sigma) for copy, sigma in zip(copies, SMOOTHINGS, strict=True)]
+        slices = (
+            [x.argmax(0).to(torch.uint8).numpy() for x in of_slice] for of_slice in zip(*ways, strict=True)
+        )
+        for sigma, label in zip(SMOOTHINGS, zip(*slices, strict=True), strict=True):
+            answer, unknown = np.stack(label), reference == ignored
+            found = [
+                dsc(MaskPair.of(answer == value, reference == value, ignored=unknown))
+                for value in range(1, len(classes))
+            ]
+            dice[sigma].append(float(np.nanmean(found)) if not np.isnan(found).all() else 1.0)
+    return {sigma: float(np.mean(values)) for sigma, values in dice.items()}
+
+
+def best_smoothing(dice: Mapping[float, float]) -> float:
+    """The least one of the best."""
+    return min(dice, key=lambda sigma: (-dice[sigma], sigma))
+
+
+def better_classes(dice: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+    """The classes whose Dice the largest component alone has raised; see `choose_classes`."""
+    return tuple(name for name, of in dice.items() if of["largest"] > of["all"])
+
+
+def write_postprocessing(run: Path, chosen: Postprocessing, **why: Any) -> None:
+    """Record in a run folder what its predictions do, and by which scores it was chosen."""
     write_json(
-        run / NAME, {"keep_largest": list(better), "selection_dice": dice, "selection_cases": list(cases)}
+        run / NAME, {"keep_largest": list(chosen.keep_largest), "smooth_slices": chosen.smooth_slices, **why}
     )
-    return better
 
 
-def read_postprocessing(run: Path) -> tuple[str, ...]:
-    """The classes of which a run's predictions keep the largest component; none where nothing was chosen."""
+def read_postprocessing(run: Path) -> Postprocessing:
+    """What a run's predictions do; nothing where nothing was chosen."""
     path = run / NAME
     if not path.is_file():
-        return ()
+        return Postprocessing()
     try:
-        return tuple(map(str, json.loads(path.read_text(encoding="utf-8"))["keep_largest"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        sigma = float(found.get("smooth_slices", 0.0))
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"smooth_slices is {sigma}")
+        return Postprocessing(tuple(map(str, found["keep_largest"])), sigma)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SamAdaptError(f"{path} cannot be read ({error}); copy the whole run folder again") from error

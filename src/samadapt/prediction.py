@@ -20,7 +20,7 @@ from samadapt.encoders import ENCODERS, EncoderSpec, versions_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
-from samadapt.postprocessing import keep_largest
+from samadapt.postprocessing import UNCHANGED, Postprocessing, keep_largest, smoothed
 from samadapt.runs import find_run, load_state, pick_device, read_config
 from samadapt.transforms import identity_of, to_original
 from samadapt.tuning import TUNINGS
@@ -106,10 +106,9 @@ class Predictor:
     ) -> Iterator[tuple[Case, Iterator[tuple[Tensor, Frame]]]]:
         """`logits` of one case after the other, each with its case; take what is needed of one before the next.
 
-        Pictures, which are volumes of one slice, pass the network together. A volume shares no batch with another case, for the
-        last digits depend on how many slices a batch has: its answer is the same whatever else is predicted. The next
-        slices, and the next cases, are read while the network computes. What is wrong with a case is raised by its own
-        logits; the others go on.
+        Pictures, which are volumes of one slice, pass the network together. A volume shares no batch with another case, for the last
+        digits depend on its size. The next slices, and the next cases, are read while the network computes. What is wrong
+        with a case is raised by its own logits; the others go on.
 
         Args:
             read_ahead: whether cases are read in a second thread; whoever measures what reading takes does not want it.
@@ -180,7 +179,7 @@ class Predictor:
 class Segmenter(Predictor):
     """A label map for a case."""
 
-    keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component is kept
+    postprocessing: Postprocessing = UNCHANGED
 
     def answers(self, case: Case, maps: Maps | None = None) -> Iterator[Tensor]:
         """Per slice, in order: logits (K, H, W) on the file's own pixels; one slice of them exists at a time."""
@@ -201,12 +200,16 @@ class Segmenter(Predictor):
     def label_map(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
         """(D, H, W) uint8 of what `answers` gives of a case, slice by slice."""
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
-        for index, logits in enumerate(answers):
+        for index, logits in enumerate(self.smooth(answers)):
             label[index] = logits.argmax(0).numpy()
         return self._cleaned(label)
 
+    def smooth(self, answers: Iterable[Tensor]) -> Iterable[Tensor]:
+        """Answers, or what is averaged of them over slices where that was chosen."""
+        return smoothed(answers, self.postprocessing.smooth_slices)
+
     def _cleaned(self, label: np.ndarray) -> np.ndarray:
-        return keep_largest(label, [self.classes.index(name) for name in self.keep_largest])
+        return keep_largest(label, [self.classes.index(name) for name in self.postprocessing.keep_largest])
 
     def predict_to(
         self,
@@ -232,7 +235,7 @@ class Segmenter(Predictor):
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
 
         def slices() -> Iterator[Tensor]:
-            for index, logits in enumerate(found):
+            for index, logits in enumerate(self.smooth(found)):
                 label[index] = logits.argmax(0).numpy()
                 yield logits.softmax(0)
 

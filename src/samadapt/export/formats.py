@@ -97,7 +97,7 @@ def load_again(folder: Path) -> Answer:
     """The folder as samadapt itself loads it."""
     predictor = load_run(folder, "cpu")
     if isinstance(predictor, Segmenter):
-        predictor = replace(predictor, keep_largest=read_postprocessing(folder))
+        predictor = replace(predictor, postprocessing=read_postprocessing(folder))
     return lambda case, _: predictor.predict(case)
 
 

@@ -119,14 +119,17 @@ def _label_about(made: Computed) -> Answer:
 
 
 def _probability_array(made: Computed) -> Answer:
-    classes, case = made.model.first.classes, made.case
+    model, classes, case = made.model.first, made.model.first.classes, made.case
+    assert isinstance(model, Segmenter)
     if (count := len(classes) * math.prod(case.image.shape[1:])) > _MOST_PROBABILITIES:
         raise RefusedError(
             413, f"the probabilities of this scan would be {count:,} numbers; at most {_MOST_PROBABILITIES:,} are sent: ask for the "
             "label map, or use samadapt predict --probabilities"
         )  # fmt: skip
     path = made.folder / "probabilities.npy"
-    io.write_probabilities(path, (logits.softmax(0) for logits in made.slices), len(classes), case)
+    io.write_probabilities(
+        path, (logits.softmax(0) for logits in model.smooth(made.slices)), len(classes), case
+    )
     return Answer(taken_out(path), _BYTES, path.name)
 
 
