@@ -272,8 +272,8 @@ def demand_path(folder: str | Path, option: str) -> None:
         r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)
     ):  # a Path keeps one slash; a drive of Windows has one letter
         raise SamAdaptError(
-            f"{option} {folder} looks like a URL; expected a folder: of an object store, mount the bucket, or copy to and from it "
-            "(docs/cluster.md)"
+            f"{option} {folder} looks like a URL; expected a folder: runs, studies and predictions are kept in folders, and only feature maps "
+            "(--store) behind a URL (docs/cluster.md)"
         )
 
 

@@ -64,10 +64,9 @@ def encode(
     """Run the frozen encoder once and store the maps that a head reads."""
     chosen = make_learner(settings)
     from samadapt import learner
-    from samadapt.features import FeatureStore, encode_line
-    from samadapt.files import demand_writable
+    from samadapt.features import FeatureStore, demand_store, encode_line
 
-    demand_writable(store, "--store")
+    demand_store(store)
     opened = open_data(data, opening, settings.head)
     total = len(opened)
     say(choice_note(settings.encoder, chosen), quiet)
@@ -294,11 +293,11 @@ def experiment(
     part.demand_fits(ray)
     from samadapt.cli import studying
     from samadapt.experiment import run_part
-    from samadapt.features import FeatureStore
+    from samadapt.features import FeatureStore, demand_store
     from samadapt.files import demand_writable
 
-    for folder, option in ((out, "--out"), (store, "--store")):
-        demand_writable(folder, option)
+    demand_writable(out, "--out")
+    demand_store(store)
     studying.demand_one_source(study, grid)
     opened = open_data(data, opening)
     typed = {"encoder": shared, "train": common, "nnunet": nnunet}

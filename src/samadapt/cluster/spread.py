@@ -25,8 +25,8 @@ from samadapt.cluster.worker import EncodeWorker, Home, PredictWorker, keys_of
 from samadapt.datasets import Dataset
 from samadapt.experiment import Cell, Executor, Study, record_death
 from samadapt.experiment.grid import fingerprints
-from samadapt.features import EncodeReport, FeatureStore, MapSpec
-from samadapt.files import demand_writable, marker
+from samadapt.features import EncodeReport, FeatureStore, MapSpec, demand_store
+from samadapt.files import marker
 from samadapt.inputs import Input
 from samadapt.types import Case, SamAdaptError
 
@@ -103,9 +103,7 @@ class Cluster(Executor):
         room = self.room(study.threads)
         if not cells:
             return
-        plain = dataclasses.replace(
-            study, out=study.out.absolute(), store=FeatureStore(study.store.root.absolute())
-        )
+        plain = dataclasses.replace(study, out=study.out.absolute(), store=FeatureStore(study.store.place))
         weights = fingerprints({cell.learner: cell.method for cell in cells})
         task = remote(work_on_one_cell, self._resources(study.threads))
         with marker(study.out) as mark:
@@ -137,16 +135,18 @@ class Cluster(Executor):
         """`FeatureStore.encode` of a data set into the store at `root`, by all machines."""
         assert isinstance(cases, Dataset)
         room = self.room(self.threads)
-        demand_writable(root, "--store")
-        root.mkdir(parents=True, exist_ok=True)
+        demand_store(root)
+        store = FeatureStore(root)
+        shared = store.place == store.root.absolute()  # else each machine has a mirror of its own
+        store.root.mkdir(parents=True, exist_ok=True)
         report, start = EncodeReport(), time.monotonic()
-        with marker(root) as mark:
+        with marker(store.root if shared else Path.cwd()) as mark:
             fixed = (
                 Home.of_driver(mark),
                 cases,
                 maps,
                 keys_of(maps),
-                root.absolute(),
+                store.place,
                 self.device,
                 self.threads,
             )

@@ -146,7 +146,7 @@ class EncodeWorker:
     """
 
     def __init__(
-        self, home: Home, data: Dataset, maps: MapSpec, key: Sequence[str], root: Path, device: str, threads: int
+        self, home: Home, data: Dataset, maps: MapSpec, key: Sequence[str], root: str | Path, device: str, threads: int
     ) -> None:  # fmt: skip
         self.home, self.data, self.maps, self.key, self.root = home, data, maps, key, root
         self.device, self.threads = device, threads

@@ -11,6 +11,8 @@ from samadapt.features.maps import MapSpec
 from samadapt.files import write_json
 from samadapt.types import Case, Frame
 
+NOTE = "frame.json"
+
 
 def folder_of(root: Path, case: Case, digest: str) -> Path:
     """Under the folder of an encoder; both names: the case's seeds its views, and is not the only one of that name."""
@@ -25,7 +27,7 @@ def map_file(folder: Path, tap: str, window: int) -> Path:
 def read_note(folder: Path, digest: str) -> dict[str, Any]:
     """What stands in `frame.json`; nothing where it is missing, broken or about another image."""
     try:
-        note = json.loads((folder / "frame.json").read_text(encoding="utf-8"))
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     about = (
@@ -39,7 +41,7 @@ def write_note(folder: Path, digest: str, frame: Frame, sizes: dict[Path, int], 
     stored = dict(read_note(folder, digest).get("maps", {}))
     stored |= {path.stem: {"views": views, "bytes": size} for path, size in sizes.items()}
     note = {"image_sha256": digest, "frame": dataclasses.asdict(frame), "maps": stored}
-    write_json(folder / "frame.json", note)
+    write_json(folder / NOTE, note)
 
 
 def missing_maps(folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
@@ -54,3 +56,12 @@ def missing_maps(folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
             return False
 
     return {tap: w for tap, w in maps.taps.items() if not is_there(map_file(folder, tap, w))}
+
+
+def maps_of_note(note: bytes) -> dict[str, int]:
+    """File -> bytes, of the maps that a note says are there; none where it is not as we write it."""
+    try:
+        maps = json.loads(note)["maps"]
+        return {f"{stem}.npy": int(about["bytes"]) for stem, about in maps.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

@@ -21,7 +21,8 @@ import torch
 from samadapt.features.encoding import CaseDraft, EncodeReport, Encoding, Load
 from samadapt.features.maps import MapSpec
 from samadapt.features.notes import folder_of, map_file, missing_maps
-from samadapt.files import Drafts, demand_path, demand_writable
+from samadapt.features.remote import remote_of
+from samadapt.files import Drafts, demand_writable
 from samadapt.transforms import image_hash
 from samadapt.types import Case, Frame, SamAdaptError, tap_of
 
@@ -36,16 +37,20 @@ class FeatureStore:
     """A folder of feature maps. Safe to kill, to rerun and to share between runs and machines.
 
     Args:
+        root: the folder, or the URL of one (`s3://bucket/features`), of which this machine then keeps a mirror.
         load: gives the network of an encoder; a long-lived process may keep it. None: it is loaded for each `encode`.
         spread: encodes in place of this process, as on a cluster.
 
     Raises:
-        SamAdaptError: `root` is a URL.
+        SamAdaptError: `root` is a URL that nothing here can read.
     """
 
     def __init__(self, root: str | Path, load: Load | None = None, spread: Spread | None = None) -> None:
-        demand_path(root, "--store")
-        self.root, self._load, self._spread = Path(root), load, spread
+        self._remote = remote_of(root)
+        self.root = Path(root) if self._remote is None else self._remote.mirror
+        #: By which another process opens the same store: an absolute path, or the URL.
+        self.place = self.root.absolute() if self._remote is None else self._remote.url
+        self._load, self._spread = load, spread
 
     def encode(
         self,
@@ -72,8 +77,11 @@ class FeatureStore:
         runs = [Encoding(part, device, batch_size, progress, self._load) for part in parts]
         begun: list[set[Path]] = [set() for _ in runs]
         for run, folders in zip(runs, begun, strict=True):
-            with Drafts(_CURE) as drafts:
-                run.encode(self._incomplete(cases, run, folders, drafts), drafts)
+            try:
+                with Drafts(_CURE) as drafts:
+                    run.encode(self._incomplete(cases, run, folders, drafts), drafts)
+            finally:  # what is finished is kept, whatever happened
+                self._send(folders)
             run.tell()
         written = len({folder.name for folders in begun for folder in folders})
         return EncodeReport.together([run.report for run in runs], written)
@@ -86,7 +94,7 @@ class FeatureStore:
         for case in cases:
             digest = image_hash(case)
             folder = folder_of(self.root / maps.key, case, digest)
-            missing = {} if folder in begun else missing_maps(folder, digest, maps)
+            missing = {} if folder in begun else self._missing(folder, digest, maps)
             if not missing:
                 report.cases += 1
                 continue
@@ -95,6 +103,21 @@ class FeatureStore:
             report.written += 1
             begun.add(folder)
             yield CaseDraft(case, digest, folder, dataclasses.replace(maps, reads=missing), drafts)
+
+    def _missing(self, folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
+        """Tap -> window of the maps of a case that are nowhere."""
+        if self._remote is not None:
+            self._remote.fetch(folder)
+        missing = missing_maps(folder, digest, maps)
+        if not missing:  # an earlier process may have ended before it had sent them
+            self._send([folder])
+        return missing
+
+    def _send(self, folders: Iterable[Path]) -> None:
+        """Of a mirror: what is complete in it."""
+        if self._remote is not None:
+            for folder in sorted(folders):
+                self._remote.send(folder)
 
     def disk_note(self, size: int) -> str:
         """How much of the disk feature maps take, of which some may be there already.
@@ -118,7 +141,7 @@ class FeatureStore:
     def _read(self, case: Case, digest: str, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
         """As `read`, of one encoder."""
         folder = folder_of(self.root / maps.key, case, digest)
-        if missing_maps(folder, digest, maps):
+        if self._missing(folder, digest, maps):
             names = sorted(map_file(folder, tap, window).stem for tap, window in maps.taps.items())
             raise SamAdaptError(
                 f"case {case.id!r} has no stored maps {names} for this encoder, window and augmentation under {self.root}; "
