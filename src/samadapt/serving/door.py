@@ -103,7 +103,9 @@ def _log() -> None:
         logger.setLevel(level)
         logger.propagate = False
         logger.handlers = [handler]
-    for name in list(logging.root.manager.loggerDict):  # those of libraries that brought handlers of their own
+    for name in list(
+        logging.root.manager.loggerDict
+    ):  # those of libraries that brought handlers of their own
         logger = logging.getLogger(name)
         if logger.handlers and logger.handlers != [handler]:
             logger.handlers, logger.propagate = [], True

@@ -100,7 +100,9 @@ class Guard:
     def _refusal(self, scope: Scope) -> RefusedError | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self.token is None and not is_local(_name_of(host)):  # a page that had its name point here (DNS rebinding)
+        if self.token is None and not is_local(
+            _name_of(host)
+        ):  # a page that had its name point here (DNS rebinding)
             return RefusedError(
                 403, "the address that was asked is not this machine's own; without a token only 127.0.0.1 and localhost are "
                 "answered"

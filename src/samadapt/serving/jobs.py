@@ -23,7 +23,9 @@ from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 T = TypeVar("T")
 
 
-_SMALL = 1 << 22  # values of a picture: those that wait are read together, so that large ones would fill the memory
+_SMALL = (
+    1 << 22
+)  # values of a picture: those that wait are read together, so that large ones would fill the memory
 
 
 class GoneError(Exception):

@@ -153,7 +153,9 @@ def _unzip(upload: Upload, folder: Path, most: int) -> None:
                 base = safe_name(member.filename)
                 if (inside / base).exists():
                     raise SamAdaptError(f"{name} has two members called {base!r} in one folder; rename one")
-                with archive.open(member) as packed:  # `archive.read` unpacks all of it, whatever its header says
+                with archive.open(
+                    member
+                ) as packed:  # `archive.read` unpacks all of it, whatever its header says
                     write_bytes(inside / base, packed.read(member.file_size))
     except (
         zipfile.BadZipFile,
