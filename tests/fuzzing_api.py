@@ -34,7 +34,11 @@ def main() -> None:
         photos = train(folder / "two.npz", folder / "photos", "attentive_probe")
         with running([heart, photos], token=SECRET) as found:
             command = [args.schemathesis, "--config-file", str(CONFIG), "run"]
-            command += [f"http://127.0.0.1:{found.port}/openapi.json", "--header", f"Authorization: Bearer {SECRET}"]
+            command += [
+                f"http://127.0.0.1:{found.port}/openapi.json",
+                "--header",
+                f"Authorization: Bearer {SECRET}",
+            ]
             done = subprocess.run([*command, *further], cwd=folder, check=False)
             left = found.left_behind
         print("files left behind:", len(left))

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 Scan = str | Path | Sequence[str | Path]
-_BUSY = 503
+_BUSY = (429, 503)
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -126,7 +126,7 @@ class Client:
                 said = headers.get("Samadapt-Answer")
                 return content, json.loads(content if said is None else said)
             except ServerError as error:
-                if error.status != _BUSY or time.monotonic() > given_up:
+                if error.status not in _BUSY or time.monotonic() > given_up:
                     raise
                 time.sleep(2)
 

@@ -33,7 +33,7 @@ class Places:
         """A place for the time of the block."""
         if self.taken >= self.count:
             raise RefusedError(
-                503, f"{self.taken} requests are received, wait or are computed, and no more are taken; try again in a few seconds",
+                429, f"{self.taken} requests are received, wait or are computed, and no more are taken; try again in a few seconds",
                 {"Retry-After": "5"},
             )  # fmt: skip
         self.taken += 1
