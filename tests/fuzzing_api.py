@@ -18,7 +18,7 @@ from samadapt.phantom import make_phantom
 from serving import running
 from test_serving import SECRET, train
 
-CONFIG = Path(__file__).parents[1] / "benchmarks" / "schemathesis.toml"
+CONFIG = Path(__file__).parent / "schemathesis.toml"
 
 
 def main() -> None:
