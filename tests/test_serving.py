@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import io as streams
+import json
 import logging
 import os
+import shutil
 import stat
 import threading
 import time
@@ -589,6 +591,22 @@ def test_heads_that_answer_together(segments, phantom, scan, tmp_path):
         assert answer.body == next((tmp_path / "out").glob("*.nii.gz")).read_bytes()
         assert set(answer.about["agreement"]) == set(load_run(segments, "cpu").classes[1:])
         assert found.call("GET", "/models").json["models"][0]["heads"] == 2
+
+
+def test_answers_are_smoothed_and_cleaned_as_the_training_chose(segments, scan, predicted, tmp_path):
+    run = shutil.copytree(segments, tmp_path / "heart")
+    (run / "postprocessing.json").write_text(
+        json.dumps({"keep_largest": list(load_run(run, "cpu").classes[1:]), "smooth_slices": 1.0})
+    )
+    folders.predict_folder(run, scan, tmp_path / "out", device="cpu", probabilities=True)
+    expected = next((tmp_path / "out").glob("*.nii.gz")).read_bytes()
+    assert expected != predicted.read_bytes()
+    with running([run]) as found:
+        assert found.post("/predict", scan).body == expected
+        array = np.load(streams.BytesIO(found.post("/predict?output=npy", scan).body))
+        probabilities = np.load(streams.BytesIO(found.post("/predict?output=probabilities", scan).body))
+    assert np.array_equal(array, label_of(expected))
+    assert np.array_equal(probabilities, np.load(next((tmp_path / "out").glob("*.npy"))))
 
 
 def test_an_engine_that_died_is_told(models):
