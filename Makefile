@@ -43,7 +43,7 @@ test-hostile: $(STAMP) ## the tables of bad inputs, and faults injected for real
 	$(PYTEST) tests/test_hostile.py tests/test_dicom_errors.py tests/test_faults.py
 
 test-page: $(STAMP) ## the page of `samadapt serve` in a headless Chromium, which must be installed; screenshots: ARGS="--basetemp=FOLDER"
-	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "no Chromium found; install it, for instance: apt-get install chromium"; exit 1; }
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { echo "no Chromium found; install it, for instance: apt-get install chromium"; exit 1; }
 	$(PYTEST) tests/test_serving_page.py $(ARGS)
 
 fuzz-api: $(STAMP) ## schemathesis, in an environment of its own, against `samadapt serve` with two small runs that it trains

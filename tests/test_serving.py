@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import io as streams
+import json
 import logging
 import os
+import shutil
 import stat
 import threading
 import time
@@ -323,11 +325,12 @@ class Held:
     """The engine waits at the door of every answer."""
 
     def __init__(self, monkeypatch):
-        self.go_on, self.begun = threading.Event(), 0
+        self.go_on, self.begun, self.jobs = threading.Event(), 0, 0
         real = engine.answer_together
 
         def held(jobs, folder):
             self.begun += 1
+            self.jobs += len(jobs)
             self.go_on.wait(20)
             real(jobs, folder)
 
@@ -411,7 +414,7 @@ def test_one_that_fails_stops_no_other(models, monkeypatch):
         ]
         for thread in threads:
             thread.start()
-        assert until(lambda: found.server.engine.waiting + held.begun >= 2)
+        assert until(lambda: found.server.engine.waiting + held.jobs >= 2)
         time.sleep(0.1)
         held.go_on.set()
         for thread in threads:
@@ -588,6 +591,22 @@ def test_heads_that_answer_together(segments, phantom, scan, tmp_path):
         assert answer.body == next((tmp_path / "out").glob("*.nii.gz")).read_bytes()
         assert set(answer.about["agreement"]) == set(load_run(segments, "cpu").classes[1:])
         assert found.call("GET", "/models").json["models"][0]["heads"] == 2
+
+
+def test_answers_are_smoothed_and_cleaned_as_the_training_chose(segments, scan, predicted, tmp_path):
+    run = shutil.copytree(segments, tmp_path / "heart")
+    (run / "postprocessing.json").write_text(
+        json.dumps({"keep_largest": list(load_run(run, "cpu").classes[1:]), "smooth_slices": 1.0})
+    )
+    folders.predict_folder(run, scan, tmp_path / "out", device="cpu", probabilities=True)
+    expected = next((tmp_path / "out").glob("*.nii.gz")).read_bytes()
+    assert expected != predicted.read_bytes()
+    with running([run]) as found:
+        assert found.post("/predict", scan).body == expected
+        array = np.load(streams.BytesIO(found.post("/predict?output=npy", scan).body))
+        probabilities = np.load(streams.BytesIO(found.post("/predict?output=probabilities", scan).body))
+    assert np.array_equal(array, label_of(expected))
+    assert np.array_equal(probabilities, np.load(next((tmp_path / "out").glob("*.npy"))))
 
 
 def test_an_engine_that_died_is_told(models):
