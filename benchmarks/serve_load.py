@@ -128,7 +128,7 @@ class Load:
             status, headers, answer = self._post(model, content_type, body)
             with self.lock:
                 self.statuses[kind][status] += 1
-            if status != 503 or kind not in PATIENT:
+            if status != 429 or kind not in PATIENT:
                 break
             assert int(headers["retry-after"]) > 0
             time.sleep(rng.uniform(0.5, 1.5))
@@ -145,7 +145,7 @@ class Load:
             right = bool(np.abs(np.array(found) - self.bare.values[path]).max() < 1e-5)
         else:
             sentence = json.loads(answer)["error"]
-            right = kind not in PATIENT and (400 <= status < 500 or status == 503) and len(sentence) > 20
+            right = kind not in PATIENT and 400 <= status < 500 and len(sentence) > 20
             right &= "/dev/shm" not in sentence and "/tmp" not in sentence
         if not right:
             with self.lock:

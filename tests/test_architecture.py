@@ -270,7 +270,7 @@ DOORS = {"cli", "__init__"}
 OWN_SUFFIXES = {"weights.py", "checkpoints.py", "csvs.py"}
 
 #: Leave the project, with exported models and to clients of a server, alone and without samadapt: each is one file that has
-#: its own way to write, and the runner its own list of formats (decisions 028, 029).
+#: its own way to write, and the runner its own list of formats (decisions 028, 033).
 SHIPPED = {"runner.py", "client.py"}
 
 MAX_FILE_LINES = 400

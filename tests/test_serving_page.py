@@ -148,3 +148,29 @@ def test_what_cannot_be_read_is_said(page):
     ask(page, "heart", "a.nii.gz", b"rubbish")
     assert page.inner_text("#error").startswith("a.nii.gz cannot be read")
     assert page.inner_text("#status") == "No answer."
+
+
+@pytest.mark.slow
+def test_names_of_files_and_classes_are_text_and_no_markup(page):
+    evil = "<img src=x onerror=document.title='run'>"
+
+    def renamed(route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, body=re.sub(r'"(0|RV)"', f'"{evil}"', answer.text()))
+
+    page.route("**/models", renamed)
+    page.route("**/predict*output=json", renamed)
+    page.dispatch_event("#unlock", "click")  # the models are asked for again
+    page.wait_for_selector("#reads:text('<img')")
+    ask(page, "photos", f"{evil}.png", picture(1)[1])
+    assert evil in page.inner_text("#tables") and page.inner_text("#error") == ""
+    ask(page, "heart", f"{evil}.nii.gz", b"rubbish")
+    assert "cannot be read" in page.inner_text("#error")
+    assert page.title() == "samadapt" and page.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.slow
+def test_the_description_for_programs_is_downloaded_with_the_token(page):
+    with page.expect_download() as download:
+        page.click("#openapi")
+    assert '"/predict"' in Path(download.value.path()).read_text()

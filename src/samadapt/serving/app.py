@@ -145,7 +145,7 @@ class Server:
         """What was sent is unpacked, and found to be one scan."""
         given = unpack(uploads, job.folder, self.options.upload_bytes)
         uploads.clear()
-        job.input = find_scan(given, job.model.opening, self.options.voxels)
+        job.input, job.voxels = find_scan(given, job.model.opening, self.options.voxels)
 
     def _beside(self, job: Job, work: Callable[[], T]) -> asyncio.Future[T]:
         """In another thread, so that others are served meanwhile."""
@@ -193,8 +193,8 @@ def make_app(models: Mapping[str, Served], options: ServeOptions, token: str | N
     """The server as an ASGI application."""
     server = Server(models, options)
     app = FastAPI(
-        title="samadapt", version=version("samadapt"), lifespan=server.running, docs_url=None, redoc_url=None, telemetry=_NO_TELEMETRY,
-        description=contract.DESCRIPTION, responses=contract.REFUSED,
+        title="samadapt", version=version("samadapt"), lifespan=server.running, docs_url=None, redoc_url=None, redirect_slashes=False,
+        telemetry=_NO_TELEMETRY, description=contract.DESCRIPTION, responses=contract.REFUSED,
     )  # fmt: skip
     _add_paths(app, server, token is not None)
     for page in PAGES:

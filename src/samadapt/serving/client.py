@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 
 Scan = str | Path | Sequence[str | Path]
-_BUSY = 503
+_BUSY = (429, 503)
+_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 class ServerError(Exception):
@@ -42,6 +43,13 @@ class ServerError(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status = status
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """The server sends nobody elsewhere; scans and tokens are not sent after who does."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class Client:
@@ -59,6 +67,10 @@ class Client:
     ) -> None:
         self.address, self.token = address.rstrip("/"), token
         self.patience, self.timeout = patience, timeout
+        # A proxy of the environment is not asked for this machine's own server, and does not see its scans.
+        local = urllib.parse.urlsplit(self.address).hostname in _LOCAL
+        handlers = [urllib.request.ProxyHandler({})] if local else []
+        self._opener = urllib.request.build_opener(*handlers, _NoRedirects)
 
     def models(self) -> list[dict[str, Any]]:
         """The models: name, task, classes with their values, and the forms in which they answer."""
@@ -114,7 +126,7 @@ class Client:
                 said = headers.get("Samadapt-Answer")
                 return content, json.loads(content if said is None else said)
             except ServerError as error:
-                if error.status != _BUSY or time.monotonic() > given_up:
+                if error.status not in _BUSY or time.monotonic() > given_up:
                     raise
                 time.sleep(2)
 
@@ -128,7 +140,7 @@ class Client:
             headers["Authorization"] = f"Bearer {self.token}"
         request = urllib.request.Request(self.address + path, body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            with self._opener.open(request, timeout=self.timeout) as answer:
                 return answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             content = error.read()

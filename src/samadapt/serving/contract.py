@@ -95,9 +95,10 @@ _REASONS = {
     413: "The upload or the scan is too large.",
     415: "The body is no multipart form.",
     422: "The files cannot be used, or a parameter is wrong.",
+    429: "So many requests are taken already; try again after the seconds of Retry-After.",
     499: "The client left.",
     500: "A mistake of the server's own.",
-    503: "The server is busy or stops; try again after the seconds of Retry-After.",
+    503: "The server has no memory for this scan now, or stops; try again after the seconds of Retry-After.",
     504: "The answer took too long.",
 }
 
@@ -108,7 +109,7 @@ def _refused(*statuses: int) -> Responses:
 
 REFUSED = _refused(401, 403)
 HEALTH = _refused(503)
-_ASKED = _refused(400, 404, 408, 413, 415, 422, 500, 503, 504)
+_ASKED = _refused(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _FILES = ("application/gzip", "application/octet-stream", "application/dicom", "image/png")
 _ABOUT = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from samadapt.ensemble import class_answers, label_answers
 from samadapt.prediction import Classifier, Segmenter
@@ -16,6 +17,7 @@ from samadapt.serving.jobs import Job
 from samadapt.serving.refusals import RefusedError
 from samadapt.types import Case
 
+T = TypeVar("T")
 #: Told the number of requests that were answered in one go, and the seconds.
 Observe = Callable[[int, float], None]
 
@@ -31,7 +33,7 @@ class Places:
         """A place for the time of the block."""
         if self.taken >= self.count:
             raise RefusedError(
-                503, f"{self.taken} requests are received, wait or are computed, and no more are taken; try again in a few seconds",
+                429, f"{self.taken} requests are received, wait or are computed, and no more are taken; try again in a few seconds",
                 {"Retry-After": "5"},
             )  # fmt: skip
         self.taken += 1
@@ -141,7 +143,14 @@ def answer_together(jobs: list[Job], folder: Path) -> None:
                 return
         return
     classifiers = [each for each in members if isinstance(each, Classifier)]
-    for case, compute in class_answers(classifiers, cases(), flips=False):
-        job = read.pop(id(case))[0]
+
+    def watch(case: Case, logits: Iterable[T]) -> Iterator[T]:
+        return read[id(case)][0].unless_gone(logits)
+
+    for case, compute in class_answers(classifiers, cases(), flips=False, watch=watch):
+        job = read[id(case)][0]
         with job.told():
             job.finish(Computed(job.model, case, compute(), None, folder))
+        del read[id(case)]
+        if all(job.gone.is_set() for job in jobs):
+            return

@@ -22,6 +22,8 @@ NOTE = "samadapt.note"
 #: The status of a client that left before it was answered, as nginx calls it.
 LEFT = 499
 _READING = {"GET", "HEAD", "OPTIONS"}
+#: What proxies add, so that without a token a proxy on this machine does not open the server to others.
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 _DRAIN_SECONDS, _DRAIN_BYTES = 3.0, 1 << 28
 _CSP = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; "
@@ -98,13 +100,19 @@ class Guard:
     def _refusal(self, scope: Scope) -> RefusedError | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if self.token is None and not is_local(urlsplit(f"//{host}").hostname or ""):
+        if self.token is None and not is_local(
+            _name_of(host)
+        ):  # a page that had its name point here (DNS rebinding)
             return RefusedError(
                 403, "the address that was asked is not this machine's own; without a token only 127.0.0.1 and localhost are "
                 "answered"
             )  # fmt: skip
+        if self.token is None and any(name in headers for name in _FORWARDED):
+            return RefusedError(
+                403, "the request was passed on by a proxy, so it may come from anywhere; start the server with a token (--token-file)"
+            )  # fmt: skip
         origin = headers.get("origin")
-        if origin is not None and scope["method"] not in _READING and urlsplit(origin).netloc != host:
+        if origin is not None and scope["method"] not in _READING and origin.partition("://")[2] != host:
             return RefusedError(
                 403, "the request comes from a page of another address; use the page of this server"
             )
@@ -120,6 +128,14 @@ class Guard:
             "this server asks for its token; send it as: Authorization: Bearer TOKEN",
             {"WWW-Authenticate": "Bearer"},
         )
+
+
+def _name_of(host: str) -> str:
+    """Without its port; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 class _Exchange:

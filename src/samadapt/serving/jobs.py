@@ -23,6 +23,11 @@ from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 T = TypeVar("T")
 
 
+_SMALL = (
+    1 << 22
+)  # values of a picture: those that wait are read together, so that large ones would fill the memory
+
+
 class GoneError(Exception):
     """Nobody waits for the answer any more."""
 
@@ -35,23 +40,23 @@ class Job:
     folder: Path  # of what was sent; deleted with the request
     output: Output | None = None  # None until the files are there
     input: Input | None = None
+    voxels: int = 0  # of all its channels
     notes: list[str] = field(default_factory=list)  # what was assumed of the scan
     answer: Future[Answer] = field(default_factory=Future)
     gone: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_small(self) -> bool:
-        """Whether it is a picture, which is answered together with others that wait."""
+        """Whether it is a small picture, which is answered together with others that wait."""
         assert self.input is not None
-        return io.is_picture(self.input.files[0])
+        return self.voxels <= _SMALL and io.is_picture(self.input.files[0])
 
     def read(self) -> Case | None:
         """The case; None where nobody waits for it, or it cannot be read, which was said then."""
         assert self.input is not None
         with self.told():
             self.demand_asker()
-            with noting(self):
-                return self.input.load()
+            return self.input.load()
         return None
 
     def demand_asker(self) -> None:
@@ -94,9 +99,10 @@ class Job:
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """What is wrong with this scan is told to who sent it, and stops no other."""
+        """What is wrong with this scan, or assumed of it, is told to who sent it; it stops no other."""
         try:
-            yield
+            with noting(self):
+                yield
         except GoneError:
             self.answer.cancel()
         except Exception as error:
@@ -138,23 +144,20 @@ _listening = threading.local()
 @contextlib.contextmanager
 def noting(job: Job) -> Iterator[None]:
     """What is assumed in this block, by this thread, is told to who sent the scan."""
-    _listening.job = job
+    before, _listening.job = getattr(_listening, "job", None), job
     try:
         yield
     finally:
-        _listening.job = None
+        _listening.job = before
 
 
 @contextlib.contextmanager
 def notes_to_senders() -> Iterator[None]:
-    """While it lasts, warnings about a scan go to who sent it and not to the log, which is nobody's business."""
-    usual = warnings.showwarning
+    """While it lasts, our warnings about a scan go to who sent it. Others say values of headers, and are not written down."""
 
     def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
         job: Job | None = getattr(_listening, "job", None)
-        if job is None:
-            usual(message, category, *place, **more)  # type: ignore[arg-type]
-        elif issubclass(category, SamAdaptWarning):
+        if job is not None and issubclass(category, SamAdaptWarning):
             job.notes.append(job.without_folders(str(message)))
 
     with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from samadapt import io
 from samadapt.files import write_bytes
-from samadapt.inputs import NO_SPLIT, Input, Taken, find_inputs
+from samadapt.inputs import NO_SPLIT, Input, Taken, find_scans
 from samadapt.opening import Opening
 from samadapt.serving.refusals import RefusedError
 from samadapt.types import SamAdaptError
@@ -25,10 +25,11 @@ from samadapt.types import SamAdaptError
 MOST_FILES = 64  # of one request: channels, or the slices of a small series
 MOST_MEMBERS = 20_000  # of an archive
 MOST_UNPACKED = 4  # times the largest upload: what an archive may become
-MOST_SLICE = 1 << 25  # pixels: a slice is answered for all classes at once
+MOST_SLICE = 1 << 25  # pixels
+MOST_ANSWERS = 1 << 28  # numbers: a slice is answered for all classes at once
 _ZIP, _MEMBER = b"PK\3\4", b"PK\1\2"
 _PLAIN = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others unpack without bound before they can be stopped
-_LONGEST = 100  # characters of a name
+_LONGEST = 100  # bytes of a name: file systems take 255, and temporary files have longer ones
 _FIELD = "files"
 
 
@@ -130,7 +131,8 @@ def unpack(uploads: Sequence[Upload], folder: Path, most: int) -> Path:
 
 def safe_name(name: str) -> str:
     """A file's name as a client gives it -> one that leads nowhere; its end, which tells the format, is kept."""
-    name = re.sub(r"[^\w.()+=-]", "_", re.split(r"[/\\]", name)[-1])[-_LONGEST:].lstrip(".")
+    name = re.sub(r"[^\w.()+=-]", "_", re.split(r"[/\\]", name)[-1])
+    name = name.encode()[-_LONGEST:].decode(errors="ignore").lstrip(".")
     if not name:
         raise SamAdaptError("a file was sent without a name; its name tells the format, as in scan.nii.gz")
     return name
@@ -151,7 +153,10 @@ def _unzip(upload: Upload, folder: Path, most: int) -> None:
                 base = safe_name(member.filename)
                 if (inside / base).exists():
                     raise SamAdaptError(f"{name} has two members called {base!r} in one folder; rename one")
-                write_bytes(inside / base, archive.read(member))
+                with archive.open(
+                    member
+                ) as packed:  # `archive.read` unpacks all of it, whatever its header says
+                    write_bytes(inside / base, packed.read(member.file_size))
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -191,26 +196,25 @@ def _demand_harmless(name: Path, members: Sequence[zipfile.ZipInfo], most: int) 
 # ---------------------------------------------------------------- one scan
 
 
-def find_scan(given: Path, opening: Opening, voxels: int) -> Input:
-    """The scan that was sent, found as `samadapt predict` finds it; its headers are read, and not yet its voxels.
+def find_scan(given: Path, opening: Opening, voxels: int) -> tuple[Input, int]:
+    """The scan that was sent, found as `samadapt predict` finds it, and its voxels; its headers are read alone.
 
     Args:
-        given: as `unpack` gives it.
+        given: as `unpack` gives it. It is never taken for a data set, whose tables name files.
         voxels: at most so many are read.
     """
     plain = Taken(anonymous="none") if opening.anonymous else Taken()
-    cases, _ = find_inputs(given, opening, NO_SPLIT, None, plain)
+    cases, _ = find_scans(given, opening, NO_SPLIT, plain)
     if len(cases) != 1:
         names = ", ".join(repr(case.id) for case in cases[:5]) + (", ..." if len(cases) > 5 else "")
         raise SamAdaptError(
             f"{len(cases)} scans were sent ({names}); expected one: send them one after the other, and the channels of one scan "
             "as CASE_0000, CASE_0001, ..."
         )
-    _demand_voxels(cases[0].files, voxels)
-    return cases[0]
+    return cases[0], _demand_voxels(cases[0].files, voxels, len(opening.classes))
 
 
-def _demand_voxels(files: Sequence[Path], most: int) -> None:
+def _demand_voxels(files: Sequence[Path], most: int, classes: int) -> int:
     found = [io.read_geometry(path) for path in files]
     total = sum(prod(each.shape) * each.channels for each in found)
     slice_pixels = max(prod(sorted(each.shape)[1:]) for each in found)
@@ -219,8 +223,9 @@ def _demand_voxels(files: Sequence[Path], most: int) -> None:
             413, f"the scan has {total:,} voxels; at most {most:,} are read here: crop it, or ask for a server with a larger "
             "--max-voxels"
         )  # fmt: skip
-    if slice_pixels > MOST_SLICE:
+    if slice_pixels > (most_pixels := min(MOST_SLICE, MOST_ANSWERS // classes)):
         raise RefusedError(
             413,
-            f"a slice has {slice_pixels:,} pixels; at most {MOST_SLICE:,} are answered: crop or reduce the image",
+            f"a slice has {slice_pixels:,} pixels; at most {most_pixels:,} are answered: crop or reduce the image",
         )
+    return total

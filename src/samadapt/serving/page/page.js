@@ -19,6 +19,7 @@
   const say = (text) => { $("status").textContent = text; };
   const complain = (text) => { $("error").textContent = text; };
   const number = (value, digits) => value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
+  const listed = (names) => names.join(names.some((name) => name.includes(",")) ? "; " : ", ");
   const current = () => models.find((model) => model.name === $("model").value);
 
   // ------------------------------------------------------------ the server
@@ -66,8 +67,7 @@
     const model = current();
     if (!model) return;
     const classes = model.classes.filter((each) => each.colour).map((each) => each.name);
-    const comma = classes.some((name) => name.includes(",")) ? "; " : ", ";
-    const few = classes.slice(0, 6).join(comma) + (classes.length > 6 ? ` and ${classes.length - 6} more` : "");
+    const few = listed(classes.slice(0, 6)) + (classes.length > 6 ? ` and ${classes.length - 6} more` : "");
     const what = model.task === "segmentation" ? "Segments" : "Tells apart";
     const kind = model.pictures ? "pictures" : [model.modality, "volumes"].filter(Boolean).join(" ");
     const channels = model.files > 1 ? ` of ${model.files} files (${model.channels.join(", ")})` : "";
@@ -321,8 +321,8 @@
       return [name, meter, number(value, 3)];
     });
     table("Probabilities", ["class", "", "probability"], rows);
-    const found = Array.isArray(about.prediction) ? about.prediction.join(", ") || "none of the classes" : about.prediction;
-    const set = about.set ? ` Calibrated set: ${about.set.join(", ") || "empty"}.` : "";
+    const found = Array.isArray(about.prediction) ? listed(about.prediction) || "none of the classes" : about.prediction;
+    const set = about.set ? ` Calibrated set (90 % of cases like those of the training have their class in it): ${listed(about.set)}.` : "";
     tell(`${model.name} says: ${found}.${set}`, about.notes);
     offer(new Blob([JSON.stringify(about, null, 1)], { type: "application/json" }), `${stem()}_${model.name}.json`, "Download the probabilities");
     await drawn(showByServer);
@@ -382,6 +382,15 @@
   $("unlock").addEventListener("click", () => { token = $("token").value.trim(); loadModels(); });
   $("token").addEventListener("keydown", (event) => {
     if (event.key === "Enter") { event.preventDefault(); $("unlock").click(); }
+  });
+  $("openapi").addEventListener("click", async (event) => {
+    if (!token) return; // a link sends no token
+    event.preventDefault();
+    try {
+      const url = URL.createObjectURL(await (await call("openapi.json")).blob());
+      Object.assign(document.createElement("a"), { href: url, download: "openapi.json" }).click();
+      URL.revokeObjectURL(url);
+    } catch (error) { complain(error.message); }
   });
   for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
     document.addEventListener(kind, (event) => {
