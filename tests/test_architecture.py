@@ -264,7 +264,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 #: They may import everything; nobody imports them.
-DOORS = {"cli", "__init__"}
+DOORS = {"cli", "__init__", "__main__"}
 
 #: Modules that look at the end of a file's name, though not at an image's: weights and tables.
 OWN_SUFFIXES = {"weights.py", "checkpoints.py", "csvs.py"}
