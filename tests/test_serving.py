@@ -29,6 +29,7 @@ from samadapt import folders
 from samadapt.datasets import open_dataset
 from samadapt.files import scratch_folder
 from samadapt.learner import Learner, fit
+from samadapt.postprocessing import Postprocessing, write_postprocessing
 from samadapt.prediction import load_run
 from samadapt.serving import app as serving_app
 from samadapt.serving import engine, guard, pages, uploads
@@ -135,6 +136,21 @@ def test_all_forms_of_a_segmenter_are_of_one_label_map(served, scan, predicted):
     assert np.array_equal(np.load(streams.BytesIO(probabilities.body)), np.load(predicted.with_name(name)))
     said = served.post("/predict?model=heart&output=json", scan).json
     assert said["volumes"][0]["voxels"] == (label == 1).sum() and said["task"] == "segmentation"
+
+
+def test_answers_are_smoothed_over_slices_where_the_run_chose_it(segments, scan, predicted, tmp_path):
+    run = shutil.copytree(segments, tmp_path / "soft")
+    write_postprocessing(run, Postprocessing(smooth_slices=1.0))
+    folders.predict_folder(run, scan, tmp_path / "out", device="cpu", probabilities=True)
+    name = predicted.name.replace(".nii.gz", ".npy")
+    expected = np.load(tmp_path / "out" / name)
+    assert not np.array_equal(expected, np.load(predicted.with_name(name)))
+    with running(load_models([run], "cpu")) as soft:
+        label, probabilities = (
+            soft.post(f"/predict?output={form}", scan).body for form in ("nifti", "probabilities")
+        )
+    assert label == (tmp_path / "out" / predicted.name).read_bytes()
+    assert np.array_equal(np.load(streams.BytesIO(probabilities)), expected)
 
 
 def test_a_classifier_answers_as_alone(served, classifies):
