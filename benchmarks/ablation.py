@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from samadapt.datasets import Dataset, open_dataset
-from samadapt.ensemble import Agreement, answers_together
 from samadapt.features import FeatureStore
 from samadapt.files import write_json
 from samadapt.learner import Learner, fit
@@ -98,8 +97,8 @@ def _cell(asked: argparse.Namespace, data: Dataset, labels: int, draw: int) -> d
             three = dataclasses.replace(base, slices=3)
             note(together(heads(three, "three_slices", asked.heads), cases, "three slices"))
         if asked.lora and "lora" not in scores:
-            note({"new views": alone(heads(live, "new_views", 1)[0], cases)})
-            note({"lora": alone(heads(live, "lora", 1, "lora")[0], cases)})
+            note({"new views": together(heads(live, "new_views", 1), cases, "")["one head"]})
+            note({"lora": together(heads(live, "lora", 1, "lora"), cases, "")["one head"]})
     return {row: scores[row] for row in ROWS if row in scores}
 
 
@@ -107,55 +106,42 @@ def _cell(asked: argparse.Namespace, data: Dataset, labels: int, draw: int) -> d
 
 
 def together(models: Sequence[Segmenter], cases: Sequence[Case], name: str) -> dict[str, float]:
-    """Of several heads: each by itself (the mean of them), and all together."""
+    """Mean Dice over cases and classes, of the heads by themselves (their mean) and of all together; each network runs once."""
+    found: dict[str, list[float]] = {}
 
-    def one_by_one(sigma: float, clean: bool) -> float:
-        return float(
-            np.mean([score(lambda c, m=m: m.answers(c), cases, m.classes, sigma, clean) for m in models])
-        )  # type: ignore[misc]
+    def note(row: str, values: Sequence[float]) -> None:
+        found.setdefault(row, []).append(float(np.mean(values)))
 
-    def all_at_once(sigma: float, clean: bool) -> float:
-        classes = models[0].classes
-        return score(
-            lambda c: answers_together(models, c, False, Agreement(len(models), classes)), cases, classes, sigma, clean
-        )  # fmt: skip
-
-    if name:
-        return {
-            name: one_by_one(0, False), f"{name}, smoothed": one_by_one(1, False),
-            f"{name}, ensemble, smoothed": all_at_once(1, False),
-        }  # fmt: skip
-    return {
-        "one head": one_by_one(0, False), "smoothed": one_by_one(1, False), "clean-up": one_by_one(0, True),
-        "ensemble": all_at_once(0, False), "ensemble, smoothed": all_at_once(1, False),
-        "ensemble, smoothed, clean-up": all_at_once(1, True),
-    }  # fmt: skip
-
-
-def alone(model: Segmenter, cases: Sequence[Case]) -> float:
-    """Of one head, as it answers."""
-    return score(model.answers, cases, model.classes, 0, False)
-
-
-def score(
-    answers: Callable[[Case], Iterator[Tensor]],
-    cases: Sequence[Case],
-    classes: Sequence[str],
-    sigma: float,
-    clean: bool,
-) -> float:
-    """Mean Dice over classes and cases."""
-    found = []
     for case in cases:
-        assert case.label is not None
-        label = np.stack([x.argmax(0).to(torch.uint8).numpy() for x in smoothed(answers(case), sigma)])
-        if clean:
-            label = keep_largest(label, range(1, len(classes)))
-        truth = case.label.numpy()
-        for value in range(1, len(classes)):
-            pair = MaskPair.of(label == value, truth == value, ignored=truth == IGNORED)
-            found.append(dsc(pair))
-    return float(np.nanmean(found))
+        each = [torch.stack([x.softmax(0) for x in model.answers(case)]).log() for model in models]
+        mean = torch.stack([x.exp() for x in each]).mean(0).log()  # as `ensemble.answers_together`
+        if name:
+            note(name, [dice(x, case) for x in each])
+            note(f"{name}, smoothed", [dice(x, case, 1) for x in each])
+            note(f"{name}, ensemble, smoothed", [dice(mean, case, 1)])
+            continue
+        note("one head", [dice(x, case) for x in each])
+        note("smoothed", [dice(x, case, 1) for x in each])
+        note("clean-up", [dice(x, case, clean=True) for x in each])
+        note("ensemble", [dice(mean, case)])
+        note("ensemble, smoothed", [dice(mean, case, 1)])
+        note("ensemble, smoothed, clean-up", [dice(mean, case, 1, clean=True)])
+    return {row: float(np.nanmean(values)) for row, values in found.items()}
+
+
+def dice(logits: Tensor, case: Case, sigma: float = 0, clean: bool = False) -> float:
+    """Mean over the classes that are there, or were answered.
+
+    Args:
+        logits: (D, K, H, W).
+    """
+    assert case.label is not None
+    label = np.stack([x.argmax(0).to(torch.uint8).numpy() for x in smoothed(iter(logits), sigma)])
+    truth, classes = case.label.numpy(), range(1, logits.shape[1])
+    if clean:
+        label = keep_largest(label, classes)
+    ignored = truth == IGNORED
+    return float(np.nanmean([dsc(MaskPair.of(label == k, truth == k, ignored=ignored)) for k in classes]))
 
 
 def table(found: dict[int, list[dict[str, float]]]) -> str:
