@@ -145,6 +145,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "unlabelled": {"datasets", "files", "inputs", "opening"},
     "answering": {
+        "calibration",
         "ensemble",
         "figures",
         "flips",

@@ -165,7 +165,7 @@ def test_train_with_neighbours_and_a_chosen_smoothing(phantom, tmp_path):
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"]["slices"] == 3
     chosen = json.loads((run / "postprocessing.json").read_text())
-    assert list(chosen["smoothing_dice"]) == ["0", "0.5", "1", "1.5"] and "selection_dice" in chosen
+    assert list(chosen["smooth_slices_dice"]) == ["0", "0.5", "1", "1.5"] and "keep_largest_dice" in chosen
     model = load_run(run, "cpu")
     assert model.view.slices == 3
     type_(
@@ -179,6 +179,38 @@ def test_train_with_neighbours_and_a_chosen_smoothing(phantom, tmp_path):
     written = next((tmp_path / "one").glob(f"{case.id}*"))
     values = {v: v for v in range(len(data.classes))}
     assert np.array_equal(io.read_label(written, case, values, data.classes).numpy(), model.predict(case))
+
+
+@pytest.mark.parametrize("first", ["--keep-largest", "--smooth-slices"])
+def test_what_is_asked_for_later_is_chosen_too(first, phantom, tmp_path):
+    """A finished run says "as chosen on the selection cases" of nothing that was not."""
+    words = (
+        "--head",
+        "unet",
+        "--set",
+        "width=4",
+        "--side",
+        "64",
+        "--steps",
+        "3",
+        "--labels",
+        "2",
+        "--select",
+        "1",
+    )
+    command = ("train", phantom, *words, "--out", tmp_path / "run")
+    type_(*command, first)
+    path = tmp_path / "run" / "postprocessing.json"
+    before = json.loads(path.read_text())
+    type_(*command, "--keep-largest", "--smooth-slices")
+    after = json.loads(path.read_text())
+    assert {"keep_largest_dice", "smooth_slices_dice"} <= set(after) and not {
+        "keep_largest_dice",
+        "smooth_slices_dice",
+    } <= set(before)
+    changed = path.stat().st_mtime_ns
+    type_(*command, first)
+    assert path.stat().st_mtime_ns == changed  # what is there is kept
 
 
 def test_smoothing_needs_selection_cases_or_a_number(phantom, tmp_path):

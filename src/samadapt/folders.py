@@ -106,7 +106,8 @@ def predict_folder(
         if report.done:
             replace(note, failed=report.failed, finished=report.tried == len(cases)).write(out)
     finally:
-        if fresh and not report.done:
+        # On a cluster, cases may be answered that were not reported yet when it stopped: they are kept, to go on from.
+        if fresh and not report.done and not any(output.is_there(out, case.id) for case in cases):
             shutil.rmtree(out)
     return _demand_any(report)
 

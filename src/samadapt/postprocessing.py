@@ -25,6 +25,9 @@ from samadapt.types import SamAdaptError
 
 #: In a run folder: what the training chose on its selection cases.
 NAME = "postprocessing.json"
+#: What can be chosen, as the options and the fields of the file are called.
+CLEANUP, SMOOTHING = "keep_largest", "smooth_slices"
+MOST_SMOOTHING = 10.0  # slices
 #: Standard deviations, in slices, among which a training chooses.
 SMOOTHINGS = (0.0, 0.5, 1.0, 1.5)
 _CONNECTED = ndimage.generate_binary_structure(3, 3)  # voxels that share a face, an edge or a corner
@@ -201,16 +204,34 @@ def write_postprocessing(run: Path, chosen: Postprocessing, **why: Any) -> None:
     )
 
 
+def chosen_by(run: Path) -> set[str]:
+    """What of it was chosen on selection cases, `CLEANUP` and `SMOOTHING`."""
+    fields = _content(run / NAME)
+    # Before there was a smoothing, the scores of the clean-up were called after the selection.
+    known = {CLEANUP: ("keep_largest_dice", "selection_dice"), SMOOTHING: ("smooth_slices_dice",)}
+    return {name for name, scores in known.items() if any(score in fields for score in scores)}
+
+
 def read_postprocessing(run: Path) -> Postprocessing:
     """What a run's predictions do; nothing where nothing was chosen."""
-    path = run / NAME
-    if not path.is_file():
-        return Postprocessing()
+    found = _content(run / NAME)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
         sigma = float(found.get("smooth_slices", 0.0))
-        if not 0 <= sigma < math.inf:
+        if not 0 <= sigma <= MOST_SMOOTHING:
             raise ValueError(f"smooth_slices is {sigma}")
-        return Postprocessing(tuple(map(str, found["keep_largest"])), sigma)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SamAdaptError(f"{path} cannot be read ({error}); copy the whole run folder again") from error
+        return Postprocessing(tuple(map(str, found.get("keep_largest", ()))), sigma)
+    except (ValueError, TypeError) as error:
+        raise _unreadable(run / NAME, error) from error
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> SamAdaptError:
+    return SamAdaptError(f"{path} cannot be read ({error}); copy the whole run folder again")
