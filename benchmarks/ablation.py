@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--slices", action="store_true", help="also heads that see three slices")
     parser.add_argument("--lora", action="store_true", help="also low-rank adapters")
+    parser.add_argument("--scored", type=int, help="at most so many of the held-out cases, evenly spaced")
     parser.add_argument("--group")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", action="store_true", help="print what was measured, and measure nothing")
@@ -75,7 +76,8 @@ def _cell(asked: argparse.Namespace, data: Dataset, labels: int, draw: int) -> d
     base = Learner("fused", asked.encoder, views=asked.views).suited_to(data)
     live = dataclasses.replace(base, views=0)
     split = data.split(labels, draw)
-    cases, kept = [data.case(i) for i in split.val], FeatureStore(asked.out / "store")
+    scored = split.val[:: max(1, len(split.val) // (asked.scored or len(split.val)))][: asked.scored]
+    cases, kept = [data.case(i) for i in scored], FeatureStore(asked.out / "store")
 
     def heads(learner: Learner, name: str, number: int, tune: str = "none") -> list[Segmenter]:
         store = kept if learner.views else None
