@@ -123,9 +123,7 @@ GPU_ROWS = (
 def maps_of(encoder: str, side: int, head: str) -> tuple[int, int]:
     """Bytes of a slice in a store, one view of it, and how many maps it has: what samadapt itself says."""
     found = None if encoder != "sam_vit_b" else "random"  # SAM's weights are not needed to know its maps
-    learner = Learner(
-        encoder=encoder, head=head, side=side, checkpoint=found, views=1, augment="none", seed=0
-    )
+    learner = Learner(encoder=encoder, head=head, side=side, checkpoint=found, views=1, augment="none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the decoder that the head would start from
         maps = learner.maps(learner.build(4, started=False).head.reads, "percentile")
