@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from scale_measures import encode_seconds, listing, make_pictures, measure_parts, planning
+from scale_measures import encode_seconds, listing, make_pictures, measure_parts, planning, preparing
 from scale_model import Outcome, Storage, Work, Workers, simulate
 
 from samadapt.learner import Learner
@@ -47,14 +47,13 @@ INPUTS: dict[str, Input] = {
     "lite_medsam 256 float32": Input(1.25, "s/slice", MEASURED, _SPEED),
     "lite_medsam 256 bf16": Input(0.75, "s/slice", MEASURED, _SPEED),
     "imagenet_lite0 256 float32": Input(0.023, "s/slice", MEASURED, "benchmarks/README.md, costs.py, one round, one core of an AMD EPYC"),
-    "sam_vit_b 1024 float32": Input(12.79, "s/slice", MEASURED, f"{_SPEED} (--encoder sam_vit_b)"),
     "sam_vit_b 1024 bf16": Input(7.8, "s/slice", MEASURED, f"{_SPEED} (--encoder sam_vit_b --precision bf16), other work on the machine"),
     "sam_vit_b 1024 A100": Input(1 / 36.9, "s/slice", PUBLISHED, f"NOT MEASURED BY US: 36.9 images/s in {_SAF}"),
     "sam_vit_b 1024 A100, tuned": Input(1 / 88.9, "s/slice", PUBLISHED, f"NOT MEASURED BY US: 88.9 images/s, torch.compile, Triton and nested tensors, which samadapt has not: {_SAF}"),
     "spread": Input(0.06, "of the logarithm", MEASURED, "1.16 to 1.47 s around 1.25 in ten rounds of encoder_speed.py, taken as a range of four deviations"),
     "reading": Input(0.004, "s/slice", MEASURED, "scale.py --measure: 512 px PNG -> square of 256, hash included"),
     # ------------------------------------------------ driver and workers
-    "plan": Input(0.0008, "s/case", MEASURED, "scale.py --measure: open_dataset on a folder of classes"),
+    "plan": Input(0.0004, "s/case", MEASURED, "scale.py --measure: open_dataset on a folder of classes, 10,000 and 40,000 pictures"),
     "send": Input(0.005, "s/task", MEASURED, "decision 030: a cell that is done, on two Ray workers; an empty Ray task takes 1 ms, 0.8 ms of it in the driver"),
     "start": Input(20.0, "s", ASSUMED, "import and loading of the network take 5 to 10 s here; more from a shared disk"),
     "losses": Input(0.001, "per worker-hour", ASSUMED, "one worker in six weeks; interruptible machines are lost far more often"),
@@ -78,9 +77,7 @@ INPUTS: dict[str, Input] = {
     # ------------------------------------------------ money
     "core-hour": Input(0.051, "USD", ASSUMED, "list price of a c7a.large (two cores of an AMD EPYC) without any contract, us-east-1, read at second hand"),
     "GPU-hour": Input(1.84, "USD", PUBLISHED, "Amazon's page of capacity blocks, p4d, US East (Ohio), end of 2024"),
-    "GB-month s3": Input(0.023, "USD", PUBLISHED, "Amazon S3 Standard, us-east-1, first 50 TB"),
-    "GB-month nfs": Input(0.30, "USD", ASSUMED, "Amazon EFS Standard, us-east-1, from memory"),
-    "1000 puts": Input(0.005, "USD", PUBLISHED, "Amazon S3 Standard, us-east-1"),
+    "GB-month": Input(0.023, "USD", PUBLISHED, "Amazon S3 Standard, us-east-1, first 50 TB"),
 }  # fmt: skip
 
 
@@ -108,7 +105,6 @@ ROWS = (
     Row("lite_medsam", 256, "float32"),
     Row("lite_medsam", 256, "bf16"),
     Row("imagenet_lite0", 256, "float32"),
-    Row("sam_vit_b", 1024, "float32", "autosam"),
     Row("sam_vit_b", 1024, "bf16", "autosam"),
 )
 GPU_ROWS = (
@@ -192,13 +188,13 @@ def line(row: Row, slices: int, number: int, given: argparse.Namespace) -> str:
     hours = out.seconds / 3600
     price = of("GPU-hour" if row.gpu else "core-hour") * hours * number
     size, files = work.bytes_written * work.cases, work.files * work.cases
-    month = size / 1e9 * of(f"GB-month {given.storage}")
+    month = size / 1e9 * of("GB-month")
     unit = "GPUs" if row.gpu else "cores"
     cells = (
         f"{slices:.0e}".replace("e+0", "e"),
         f"`{row.encoder}` {row.side}, {row.speed}, `{row.head}`",
         f"{number} {unit}",
-        amount(hours),
+        f"{amount(out.planning / 3600)} + {amount(out.encoding / 3600)}",
         amount(hours * number),
         f"${amount(price)}",
         disk(size),
@@ -223,8 +219,8 @@ def table(given: argparse.Namespace) -> None:
         f"cases of {given.slices_per_case} slices, {given.pack} in a file, storage {given.storage}, one view, seed {given.seed}"
     )
     print(
-        "| slices | encoder and head | workers | hours | core- or GPU-hours | computing | maps | maps, a month | files | "
-        "in use |"
+        "| slices | encoder and head | workers | hours: listing + encoding | core- or GPU-hours | their price | maps | kept for a month | "
+        "files | takes most of the time: use while encoding |"
     )
     print("|" + "---|" * 10)
     for slices in (10**6, 10**8):
@@ -271,11 +267,12 @@ def measure(given: argparse.Namespace) -> None:
         for number in given.numbers:
             print(planning(number, root), flush=True)
         sample = make_pictures(root / "sample", 100, 512)
-        parts = measure_parts(
-            sample, Learner(encoder="imagenet_lite0", head="fused", side=256, views=1, augment="none")
+        learner = Learner(encoder="imagenet_lite0", head="fused", side=256, views=1, augment="none")
+        parts = measure_parts(sample, learner)
+        print(
+            f"a PNG of 512 px for a square of 256: {1e3 * preparing(sample, learner):.2f} ms of the processor; `fused` on `imagenet_lite0`: "
+            f"network {1e3 * parts.network:.1f} ms, maps written in {1e3 * parts.writing:.2f} ms"
         )
-        print(f"a PNG of 512 px for a square of 256: read and prepared in {1e3 * parts.reading:.2f} ms; `fused` on `imagenet_lite0`: "
-              f"network {1e3 * parts.network:.1f} ms, maps written in {1e3 * parts.writing:.2f} ms")  # fmt: skip
         print(listing(given.store, root))
 
 

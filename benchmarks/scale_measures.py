@@ -72,6 +72,16 @@ def measure_parts(data: Path, learner: Learner, head_classes: int = 2) -> Parts:
     return Parts(opening / number, reading / number, network / rounds, writing / (4 * _TOGETHER))
 
 
+def preparing(data: Path, learner: Learner) -> float:
+    """Seconds of the processor for a picture: file -> pixels of the encoder's square, and the hash of the image."""
+    opened = open_dataset(data)
+    maps = learner.maps(learner.build(2).head.reads, opened.window).unaugmented
+    start = time.process_time()
+    for name in opened.ids:
+        _prepared(opened, name, maps)
+    return (time.process_time() - start) / len(opened)
+
+
 def _prepared(data: Dataset, name: str, maps: MapSpec) -> torch.Tensor:
     case = data.case(name)
     image_hash(case)

@@ -18,6 +18,9 @@ from typing import Any
 import simpy
 
 
+LISTING = "listing the cases"
+
+
 @dataclass(frozen=True)
 class Work:
     """What is to be encoded.
@@ -91,21 +94,33 @@ class Storage:
 
 @dataclass
 class Outcome:
-    """What came of it: seconds, cases, and the share of the time that each resource was in use."""
+    """What came of it.
 
-    seconds: float = 0.0
+    Args:
+        planning: seconds before the first task is sent, in which all workers wait.
+        encoding: seconds from then on.
+        again: shards that were sent again.
+        use: the share of the encoding that each resource was in use.
+    """
+
     planning: float = 0.0
+    encoding: float = 0.0
     cases: int = 0
     failed: int = 0
     lost: int = 0
-    again: int = 0  # shards that were sent again
+    again: int = 0
     tasks: int = 0
     use: dict[str, float] = field(default_factory=dict)
 
     @property
     def bottleneck(self) -> str:
-        """The resource that was in use most of the time."""
-        return max(self.use, key=self.use.__getitem__)
+        """What took most of the time: listing the cases, else the resource that was in use most."""
+        return LISTING if self.planning > self.encoding else max(self.use, key=self.use.__getitem__)
+
+    @property
+    def seconds(self) -> float:
+        """Of both."""
+        return self.planning + self.encoding
 
 
 class Line:
@@ -154,7 +169,7 @@ class Simulation:
         sizes = [min(size, work.cases - start) for start in range(0, work.cases, size)]
         self.waiting = deque(_Shard(cases) for cases in sizes)
         self.running, self.ended = 0, 0.0
-        self.computing = 0.0
+        self.computing, self.waited = 0.0, 0.0
         self.changed = self.env.event()
 
     def run(self) -> Outcome:
@@ -165,12 +180,14 @@ class Simulation:
         for number in range(self.workers.number):
             self.env.process(self._worker(self.workers.slow[1] if number < slow else 1.0))
         self.env.run()
-        out.seconds = self.ended
-        whole = max(out.seconds, 1e-9)
+        out.encoding = self.ended - out.planning
+        whole = max(out.encoding, 1e-9)
+        of_workers = whole * self.workers.number
         out.use = {
-            "workers": self.computing / (whole * self.workers.number),
-            "driver": self.driver.busy / whole,
+            "computing": self.computing / of_workers,
+            "waits for single calls": self.waited / of_workers,
         }
+        out.use["driver"] = (self.driver.busy - out.planning) / whole
         out.use |= {name: line.busy / whole for name, line in self.lines.items()}
         return out
 
@@ -226,7 +243,9 @@ class Simulation:
             self._use("changes of folders", done * work.changes),
             self._use("bytes written", done * work.bytes_written),
         )
-        yield env.timeout(written - env.now + done * work.changes * storage.change_wait)
+        waits = done * work.changes * storage.change_wait
+        self.waited += waits
+        yield env.timeout(written - env.now + waits)
         self.outcome.cases += done
         return shard.cases - done
 

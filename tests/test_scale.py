@@ -8,7 +8,7 @@ import pytest
 
 simpy = pytest.importorskip("simpy")
 
-from benchmarks.scale_model import Storage, Work, Workers, simulate  # noqa: E402
+from benchmarks.scale_model import LISTING, Storage, Work, Workers, simulate  # noqa: E402
 
 #: 1,000 cases of 10 slices and half a second, as long as it takes whoever computes them.
 WORK = Work(
@@ -43,7 +43,7 @@ def test_twice_the_workers_take_half_the_time_until_the_files_saturate() -> None
         assert times[number] / times[2 * number] == pytest.approx(2, rel=0.1)
     disk = Storage(written=4e6)  # 1,000 MB in 250 s at best
     alone, few, many, more = (simulate(WORK, Workers(n), disk) for n in (1, 2, 64, 128))
-    assert alone.seconds / few.seconds == pytest.approx(2, rel=0.1) and few.bottleneck == "workers"
+    assert alone.seconds / few.seconds == pytest.approx(2, rel=0.1) and few.bottleneck == "computing"
     assert many.bottleneck == more.bottleneck == "bytes written" and more.use["bytes written"] <= 1
     assert more.seconds >= 250 and more.seconds / many.seconds > 0.9  # twice as many are of no use
 
@@ -54,10 +54,17 @@ def test_twice_the_workers_take_half_the_time_until_the_files_saturate() -> None
         (Storage(changes=10), "changes of folders"),
         (Storage(look_ups=10), "look-ups"),
         (Storage(read=1e5), "bytes read"),
+        (Storage(change_wait=1.0), "waits for single calls"),
     ],
 )
 def test_the_bottleneck_is_what_was_made_scarce(storage: Storage, name: str) -> None:
     assert simulate(WORK, Workers(64), storage).bottleneck == name
+
+
+def test_listing_is_the_bottleneck_where_it_takes_longest() -> None:
+    out = simulate(WORK, Workers(64, plan=1.0), FREE)
+    assert out.bottleneck == LISTING and out.planning == 1000
+    assert out.encoding == pytest.approx(seconds(64)) and out.seconds == out.planning + out.encoding
 
 
 def test_a_driver_that_sends_slowly_is_the_bottleneck() -> None:
