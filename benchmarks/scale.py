@@ -51,7 +51,7 @@ INPUTS: dict[str, Input] = {
     "sam_vit_b 1024 A100": Input(1 / 36.9, "s/slice", PUBLISHED, f"NOT MEASURED BY US: 36.9 images/s in {_SAF}"),
     "sam_vit_b 1024 A100, tuned": Input(1 / 88.9, "s/slice", PUBLISHED, f"NOT MEASURED BY US: 88.9 images/s, torch.compile, Triton and nested tensors, which samadapt has not: {_SAF}"),
     "spread": Input(0.06, "of the logarithm", MEASURED, "1.16 to 1.47 s around 1.25 in ten rounds of encoder_speed.py, taken as a range of four deviations"),
-    "reading": Input(0.004, "s/slice", MEASURED, "scale.py --measure: 512 px PNG -> square of 256, hash included"),
+    "reading": Input(0.0096, "s/slice", MEASURED, "scale.py --measure: 512 px PNG of noise -> square of 256, hash included"),
     # ------------------------------------------------ driver and workers
     "plan": Input(0.0004, "s/case", MEASURED, "scale.py --measure: open_dataset on a folder of classes, 10,000 and 40,000 pictures"),
     "send": Input(0.005, "s/task", MEASURED, "decision 030: a cell that is done, on two Ray workers; an empty Ray task takes 1 ms, 0.8 ms of it in the driver"),

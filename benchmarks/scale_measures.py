@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,12 @@ def planning(number: int, root: Path) -> str:
     start = time.process_time()
     data = open_dataset(folder)
     opening = time.process_time() - start
-    size = len(pickle.dumps(data))
+    sent = pickle.dumps(data)
+    tracemalloc.start()
+    copy = pickle.loads(sent)  # as each worker does
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del copy
     start = time.process_time()
     data.split(labels=10)
     splitting = time.process_time() - start
@@ -141,7 +147,8 @@ def planning(number: int, root: Path) -> str:
     _, headers = timed(lambda: [data.depth(name) for name in data.ids[:500]])
     return (
         f"{number} pictures: open_dataset {1e3 * opening / number:.2f} ms of the processor each, split {splitting:.2f} s, hash of all files "
-        f"{1e3 * hashing / number:.2f} ms each, header {2 * headers:.2f} ms each, {size / number:.0f} bytes each for a worker"
+        f"{1e3 * hashing / number:.2f} ms each, header {2 * headers:.2f} ms each, {len(sent) / number:.0f} bytes each sent to a worker, which "
+        f"holds {held / number:.0f} bytes each"
     )
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import simpy
 
-
 LISTING = "listing the cases"
 
 
