@@ -23,7 +23,6 @@ from scale_measures import encode_seconds, listing, make_pictures, measure_parts
 from scale_model import Outcome, Storage, Work, Workers, simulate
 
 from samadapt.learner import Learner
-from samadapt.types import SamAdaptError
 
 MEASURED, PUBLISHED, ASSUMED = "measured", "published", "assumed"
 
@@ -307,7 +306,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.slices_per_case < 1 or given.pack < 1:
-        raise SamAdaptError("--slices-per-case and --pack: expected at least 1")
+        parser.error("--slices-per-case and --pack: expected at least 1")
     if given.inputs:
         inputs()
     elif given.validate:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -107,3 +110,24 @@ def test_packing_changes_files_and_nothing_else() -> None:
     packed = WORK.packed(100)
     assert (packed.files, packed.changes, packed.look_ups) == pytest.approx((0.02, 0.08, 0.07))
     assert packed.bytes_written == WORK.bytes_written and packed.seconds == WORK.seconds
+
+
+@pytest.fixture
+def scale(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, as it is run: beside the modules that it imports."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("scale")
+
+
+def test_every_input_has_a_source_and_no_gpu_is_said_to_be_measured(scale: ModuleType) -> None:
+    for name, each in scale.INPUTS.items():
+        assert each.value > 0 and each.source and each.kind in ("measured", "published", "assumed"), name
+    for row in scale.GPU_ROWS:
+        assert scale.INPUTS[row.name].kind == "published" and "NOT MEASURED" in scale.INPUTS[row.name].source
+
+
+def test_bytes_are_those_that_samadapt_stores(scale: ModuleType) -> None:
+    row = scale.Row("sam_vit_b", 1024, "bf16", "autosam")
+    work = scale.work_of(row, slices=100, per_case=8)
+    assert work.cases == 13 and work.files == 2
+    assert work.bytes_written == 8 * 2 * 256 * 64 * 64  # the neck in float16
