@@ -127,6 +127,14 @@ class FeatureStore:
             f"feature maps take {amount} of disk in {self.root}; those that are there already are used again"
         )
 
+    def holds(self, case: Case, maps: MapSpec) -> bool:
+        """Whether all of these maps of the case are there, so that `read` gives them."""
+        digest = image_hash(case)
+        return not any(
+            missing_maps(folder_of(self.root / part.key, case, digest), digest, part)
+            for part in maps.parts.values()
+        )
+
     def read(self, case: Case, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
         """{tap: (V, D, C, h, w) float16, memory-mapped}, and the frame of view 0, which is the same for all encoders."""
         digest, found = image_hash(case), dict[str, np.ndarray]()
