@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -42,6 +43,8 @@ def other_machine(monkeypatch, tmp_path, name):
 
 def test_urls_and_folders_are_told_apart():
     assert url_of("s3://bucket/a/") == "s3://bucket/a" and url_of("s3:/bucket/a") == "s3://bucket/a"
+    assert url_of("memory://b") == "memory://b"
+    assert url_of("12:30/maps") is None
     assert url_of("features") is None and url_of("/data/a:b/c") is None and url_of(r"C:\maps") is None
 
 
@@ -148,7 +151,7 @@ def test_a_note_cannot_name_a_file_outside(url, cases, tmp_path, monkeypatch):
 
 def test_a_password_is_not_repeated():
     with pytest.raises(SamAdaptError) as caught:
-        FeatureStore("nonsense://user:secret@host/maps")
+        FeatureStore("ftp://user:secret@host/maps")
     assert "secret" not in str(caught.value)
 
 
@@ -166,18 +169,23 @@ def test_a_store_that_does_not_answer_is_an_error_in_words(url, cases, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
-    [
-        ("file:///maps", "is a folder of this machine; give its path alone"),
-        ("nonsense://bucket/maps", "cannot be reached"),
-    ],
-)
-def test_other_urls_are_refused(asked, said, tmp_path, monkeypatch):
+    "asked",
+    ["file:///maps", "nonsense://bucket/maps", "s3://", "s3:", "://x", "local:///tmp/maps", "dir:///tmp", "simplecache::s3://b/maps", "zip::x", "hdfs:///user/x"],
+)  # fmt: skip
+def test_other_urls_are_refused(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for does in (FeatureStore, demand_store):
-        with pytest.raises(SamAdaptError, match=said):
-            does(asked)
+    for root in (asked, Path(asked)):
+        for does in (FeatureStore, demand_store):
+            with pytest.raises(
+                SamAdaptError, match="looks like a URL; expected a folder, or BUCKET_OR_HOST/FOLDER"
+            ):
+                does(root)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_keeps_nothing_in_memory(url):
+    with pytest.raises(SamAdaptError, match="would end with this process"):
+        demand_store(url)
 
 
 def test_the_missing_package_is_named(monkeypatch):

@@ -137,9 +137,33 @@ def test_what_was_chosen_is_read_again(tmp_path):
     assert read_postprocessing(tmp_path) == Postprocessing(("a",), 1.5)
     (tmp_path / "postprocessing.json").write_text('{"keep_largest": ["a"]}')  # of an earlier version
     assert read_postprocessing(tmp_path) == Postprocessing(("a",), 0)
-    (tmp_path / "postprocessing.json").write_text('{"keep_largest": [], "smooth_slices": -1}')
-    with pytest.raises(SamAdaptError, match="smooth_slices is -1"):
-        read_postprocessing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"keep_largest": [], "smooth_slices": -1}', "smooth_slices is -1"),
+        ('{"keep_largest": [], "smooth_slices": true}', "smooth_slices is True"),
+        ('{"keep_largest": [], "smooth_slices": 1e300}', "smooth_slices is 1e"),
+        ('{"keep_largest": ["nope"]}', "keep_largest names 'nope', expected classes of a"),
+        ('{"keep_largest": ["background"]}', "keep_largest names 'background'"),
+        ('{"keep_largest": "a"}', "keep_largest is 'a', expected a list"),
+        ('{"keep_largest": {"a": false}}', "expected a list"),
+        ("{}", "keep_largest is None"),
+        ("[]", "keep_largest is None"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_an_edited_file_is_refused(content, said, tmp_path):
+    """Else a choice would be dropped without a word, or the first prediction would end in an internal error."""
+    (tmp_path / "postprocessing.json").write_text(content)
+    with pytest.raises(SamAdaptError, match=said):
+        read_postprocessing(tmp_path, ("background", "a"))
+
+
+def test_a_tiny_smoothing_is_none():
+    logits = torch.randn(3, 2, 4, 4)
+    assert torch.allclose(torch.stack(list(smoothed(iter(logits), 1e-200))), logits.log_softmax(1), atol=1e-5)
 
 
 # ---------------------------------------------------------------- from end to end

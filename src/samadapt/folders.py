@@ -159,7 +159,7 @@ def _postprocessed(
         for flag in (flag for flag, given in asked.items() if given):
             raise SamAdaptError(f"{runs[0]} is a classifier, which has no label maps; leave out {flag}")
         return model
-    chosen = [read_postprocessing(run) for run in runs]
+    chosen = [read_postprocessing(run, model.classes) for run in runs]
     of_all = tuple(
         name for name in chosen[0].keep_largest if all(name in each.keep_largest for each in chosen)
     )

@@ -66,7 +66,7 @@ def smoothed(answers: Iterable[Tensor], sigma: float) -> Iterator[Tensor]:
         yield from answers
         return
     radius = math.ceil(3 * sigma)
-    weights = {step: math.exp(-0.5 * (step / sigma) ** 2) for step in range(-radius, radius + 1)}
+    weights = {step: math.exp(-0.5 * (step / sigma) * (step / sigma)) for step in range(-radius, radius + 1)}
     waiting = iter(answers)
     near: deque[tuple[int, Tensor]] = deque()  # slices with their numbers, no more than the mean needs
 
@@ -212,16 +212,26 @@ def chosen_by(run: Path) -> set[str]:
     return {name for name, scores in known.items() if any(score in fields for score in scores)}
 
 
-def read_postprocessing(run: Path) -> Postprocessing:
-    """What a run's predictions do; nothing where nothing was chosen."""
-    found = _content(run / NAME)
-    try:
-        sigma = float(found.get("smooth_slices", 0.0))
-        if not 0 <= sigma <= MOST_SMOOTHING:
-            raise ValueError(f"smooth_slices is {sigma}")
-        return Postprocessing(tuple(map(str, found.get("keep_largest", ()))), sigma)
-    except (ValueError, TypeError) as error:
-        raise _unreadable(run / NAME, error) from error
+def read_postprocessing(run: Path, classes: Sequence[str] | None = None) -> Postprocessing:
+    """What a run's predictions do; nothing where nothing was chosen.
+
+    Args:
+        classes: of the model, the background first; where they are given, others are refused.
+    """
+    path = run / NAME
+    if not path.is_file():
+        return UNCHANGED
+    found = _content(path)
+    kept, sigma = found.get(CLEANUP), found.get(SMOOTHING, 0.0)
+    if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
+        raise _unreadable(path, f"{CLEANUP} is {kept!r}, expected a list of classes")
+    if unknown := [name for name in kept if classes is not None and name not in classes[1:]]:
+        raise _unreadable(
+            path, f"{CLEANUP} names {unknown[0]!r}, expected classes of {', '.join((classes or ())[1:])}"
+        )
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= MOST_SMOOTHING:
+        raise _unreadable(path, f"{SMOOTHING} is {sigma!r}, expected 0 to {MOST_SMOOTHING:g}")
+    return Postprocessing(tuple(kept), float(sigma))
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -233,5 +243,5 @@ def _content(path: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> SamAdaptError:
+def _unreadable(path: Path, error: object) -> SamAdaptError:
     return SamAdaptError(f"{path} cannot be read ({error}); copy the whole run folder again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from samadapt.adapted import AdaptedModel
 from samadapt.export import graph, runner
-from samadapt.files import replacing
+from samadapt.files import write_bytes
 
 RUNNER = "runner.py"
 
@@ -17,11 +18,10 @@ RUNNER = "runner.py"
 def write_program(model: AdaptedModel, path: Path) -> str:
     """Pixels -> logits; the name of the file."""
     program = graph.whole(model)
-    with (
-        replacing(path) as temporary,
-        warnings.catch_warnings(action="ignore"),
-    ):  # torch's, about its own insides
-        torch.export.save(program, temporary)
+    saved = io.BytesIO()  # where a disk is full, torch ends the process
+    with warnings.catch_warnings(action="ignore"):  # torch's, about its own insides
+        torch.export.save(program, saved)
+    write_bytes(path, saved.getvalue())
     return path.name
 
 

@@ -21,14 +21,32 @@ from samadapt.files import demand_writable, replacing, write_json
 from samadapt.types import SamAdaptError
 
 T = TypeVar("T")
-#: A `Path` keeps one slash of a URL; a drive of Windows has a single letter before its colon.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)")
+#: Where a bucket or a host comes first, so that it does not matter that a `Path` keeps one slash of a URL.
+_KINDS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "sftp", "ssh", "memory")
+_URL = re.compile(rf"({'|'.join(_KINDS)}):/+([^/]+/.*[^/]|[^/]+)/*")
+#: Of what looks like a URL, or like several (`simplecache::s3://...`); a drive of Windows has a single letter.
+_LIKE_ONE = re.compile(r"([^/\\]{2,}|):(:.*|/.*|)")
 
 
 def url_of(root: str | Path) -> str | None:
-    """The URL that is meant; None where it is a folder."""
+    """The URL that is meant; None where it is a folder.
+
+    Raises:
+        SamAdaptError: it looks like a URL, and is of no kind that is known here.
+    """
     found = _URL.fullmatch(str(root))
-    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
+    if found:
+        return f"{found[1]}://{found[2]}"
+    if _LIKE_ONE.fullmatch(str(root)):
+        raise SamAdaptError(
+            f"--store {_without_password(str(root))} looks like a URL; expected a folder, or BUCKET_OR_HOST/FOLDER behind one of "
+            f"{', '.join(f'{kind}://' for kind in _KINDS[:-1])}"
+        )
+    return None
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"/[^/@]*@", "/", url)
 
 
 class Remote:
@@ -45,7 +63,7 @@ class Remote:
         import fsspec  # comes with torch
 
         self.url = url
-        self.shown = re.sub(r"//[^/@]*@", "//", url)  # without a password
+        self.shown = _without_password(url)
         if url.startswith("file:"):
             raise SamAdaptError(f"--store {self.shown} is a folder of this machine; give its path alone")
         try:
@@ -145,6 +163,10 @@ def _size(folder: Path, stem: str) -> int | None:
 def demand_store(root: str | Path) -> None:
     """Before hours of work: whether feature maps can be kept there."""
     remote = remote_of(root)
+    if remote is not None and remote.url.startswith("memory:"):
+        raise SamAdaptError(
+            f"--store {remote.shown} would end with this process; give a folder, or s3://BUCKET/FOLDER"
+        )
     demand_writable(Path(root) if remote is None else remote.mirror, "--store")
 
 
