@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from samadapt.adapted import AdaptedModel
 from samadapt.export import graph, runner
-from samadapt.files import write_bytes
+from samadapt.files import write_through_memory
 
 RUNNER = "runner.py"
 
@@ -18,10 +18,8 @@ RUNNER = "runner.py"
 def write_program(model: AdaptedModel, path: Path) -> str:
     """Pixels -> logits; the name of the file."""
     program = graph.whole(model)
-    saved = io.BytesIO()  # where a disk is full, torch ends the process
     with warnings.catch_warnings(action="ignore"):  # torch's, about its own insides
-        torch.export.save(program, saved)
-    write_bytes(path, saved.getvalue())
+        write_through_memory(path, partial(torch.export.save, program))
     return path.name
 
 
