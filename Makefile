@@ -12,7 +12,7 @@ TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-hostile test-slow test-data fuzz coverage lint format types hooks clean distclean
+.PHONY: help venv demo test test-hostile test-slow test-data test-page fuzz fuzz-api coverage lint format types hooks clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -41,6 +41,15 @@ test-data: $(STAMP) ## the tests on real data, ../shared/data
 
 test-hostile: $(STAMP) ## the tables of bad inputs, and faults injected for real (a full disk, killed processes)
 	$(PYTEST) tests/test_hostile.py tests/test_dicom_errors.py tests/test_faults.py
+
+test-page: $(STAMP) ## the page of `samadapt serve` in a headless Chromium, which must be installed; screenshots: ARGS="--basetemp=FOLDER"
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { echo "no Chromium found; install it, for instance: apt-get install chromium"; exit 1; }
+	$(PYTEST) tests/test_serving_page.py $(ARGS)
+
+fuzz-api: $(STAMP) ## schemathesis, in an environment of its own, against `samadapt serve` with two small runs that it trains
+	$(PYTHON) -m venv $(VENV)/schemathesis
+	$(VENV)/schemathesis/bin/python -m pip install --quiet schemathesis==4.32.5
+	$(TEST_ENV) $(BIN)/python tests/fuzzing_api.py --schemathesis $(VENV)/schemathesis/bin/schemathesis $(ARGS)
 
 fuzz: $(STAMP) ## damaged files of every format, 30 seconds each; ARGS="--seconds 300 --formats .dcm" goes to it
 	$(TEST_ENV) $(BIN)/python tests/fuzzing.py $(ARGS)

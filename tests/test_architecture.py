@@ -46,7 +46,15 @@ ROOMS: dict[str, set[str]] = {
     "calibration": {"files", "runs"},
     "ensemble": {"datasets", "files", "flips", "inputs", "prediction", "runs"},
     "pictures": {"course", "figures", "prediction", "transforms"},
-    "finishing": {"calibration", "course", "datasets", "pictures", "postprocessing", "prediction"},
+    "finishing": {
+        "calibration",
+        "course",
+        "datasets",
+        "pictures",
+        "postprocessing",
+        "prediction",
+        "settings",
+    },
     "folds": {
         "datasets",
         "evaluation",
@@ -136,23 +144,45 @@ ROOMS: dict[str, set[str]] = {
         "unlabelled",
     },
     "unlabelled": {"datasets", "files", "inputs", "opening"},
-    "folders": {
-        "encoders",
+    "answering": {
+        "calibration",
         "ensemble",
-        "files",
         "figures",
         "flips",
         "inputs",
         "io",
         "names",
         "opening",
-        "overlap",
         "pictures",
+        "postprocessing",
+        "prediction",
+        "runs",
+        "settings",
+    },
+    "folders": {
+        "answering",
+        "ensemble",
+        "files",
+        "inputs",
+        "opening",
+        "overlap",
         "postprocessing",
         "predicted",
         "prediction",
         "runs",
         "settings",
+    },
+    "serving": {
+        "ensemble",
+        "figures",
+        "files",
+        "folders",
+        "inputs",
+        "io",
+        "opening",
+        "options",
+        "prediction",
+        "runs",
     },
     "evaluation": {
         "calibration",
@@ -226,6 +256,16 @@ ROOMS: dict[str, set[str]] = {
         "statistics",
         "tuning",
     },
+    "cluster": {
+        "answering",
+        "datasets",
+        "encoders",
+        "experiment",
+        "features",
+        "files",
+        "inputs",
+        "runs",
+    },
     "demo": {
         "encoders",
         "heads",
@@ -243,14 +283,14 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 #: They may import everything; nobody imports them.
-DOORS = {"cli", "__init__"}
+DOORS = {"cli", "__init__", "__main__"}
 
 #: Modules that look at the end of a file's name, though not at an image's: weights and tables.
 OWN_SUFFIXES = {"weights.py", "checkpoints.py", "csvs.py"}
 
-#: Leaves the project with exported models, alone and without samadapt: one file that has its own way to write and its own
-#: list of formats (decision 028).
-SHIPPED = {"runner.py"}
+#: Leave the project, with exported models and to clients of a server, alone and without samadapt: each is one file that has
+#: its own way to write, and the runner its own list of formats (decisions 028, 033).
+SHIPPED = {"runner.py", "client.py"}
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

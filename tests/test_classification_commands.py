@@ -9,7 +9,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fakes import two_class_archive
-from samadapt import folders, names
+from samadapt import answering, names
 from samadapt.backbones import BACKBONES, Backbone
 from samadapt.cli import app
 from samadapt.figures import attention_figure
@@ -121,7 +121,7 @@ def test_predict_draws_where_a_classifier_looked(archive, tmp_path, tiny_backbon
         drawn.append((image, dict(maps), title))
         return attention_figure(image, maps, title)
 
-    monkeypatch.setattr(folders, "attention_figure", figure)
+    monkeypatch.setattr(answering, "attention_figure", figure)
     run = trained(archive, tmp_path / "run", "se", "--set", "backbone=tiny")
     plain = type_("predict", run, archive, "--out", tmp_path / "plain", "--device", "cpu", "-q")
     assert not (tmp_path / "plain" / "attention").exists() and "10 cases" in plain

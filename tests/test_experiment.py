@@ -308,7 +308,7 @@ def test_a_study_notes_the_weights_that_its_learners_start_from(tiny):
         "drawn": TrainedMethod(dataclasses.replace(base, checkpoint="random")),
         "c": Constant(),
     }
-    found = grid_module._fingerprints(methods)
+    found = grid_module.fingerprints(methods)
     assert found == {"a": base.spec().fingerprint, "b": methods["b"].learner.spec().fingerprint}
     assert found["a"] != found["b"] and TinyNetwork.built == built
 

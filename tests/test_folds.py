@@ -10,7 +10,7 @@ from samadapt.cli import app
 from samadapt.datasets import open_dataset
 from samadapt.experiment import quick_settings
 from samadapt.phantom import make_phantom
-from samadapt.postprocessing import classes_to_clean, write_postprocessing
+from samadapt.postprocessing import Postprocessing, classes_to_clean, write_postprocessing
 from samadapt.predicted import read_predictions
 from samadapt.runs import open_run, read_config
 from samadapt.settings import SplitOptions
@@ -61,7 +61,7 @@ def test_folds_are_predicted_again_with_another_clean_up(phantom, tmp_path):
     chosen = tmp_path / "cv" / "predictions" / "fold_0"
     assert read_predictions(chosen).keep_largest == ()
     name = open_dataset(phantom).classes[1]
-    write_postprocessing(tmp_path / "cv" / "fold_0", {name: {"all": 0.5, "largest": 0.6}}, ())
+    write_postprocessing(tmp_path / "cv" / "fold_0", Postprocessing((name,)))
     untouched = (tmp_path / "cv" / "predictions" / "fold_1" / "predictions.json").stat().st_mtime_ns
     type_(*words)
     assert read_predictions(chosen).keep_largest == (name,)

@@ -28,7 +28,7 @@ from samadapt.flips import answers_over_flips, probabilities_over_flips
 from samadapt.inputs import NO_SPLIT, split_of
 from samadapt.prediction import Classifier, Segmenter
 from samadapt.runs import weights_file
-from samadapt.types import Case, SamAdaptError, Score
+from samadapt.types import Case, Frame, SamAdaptError, Score
 
 #: In a folder of predictions: by case, how far the heads agree.
 NAME = "agreement.csv"
@@ -135,10 +135,24 @@ def answers_together(
         yield torch.stack([answer.softmax(0) for answer in slices]).mean(0).clamp_min(1e-12).log()
 
 
-def probabilities_together(members: Sequence[Classifier], case: Case, flips: bool) -> Tensor:
-    """(D, K) of the slices of a case, the mean over the heads."""
+#: Passes on the answers to the slices of a case; it may stop by raising.
+Watch = Callable[[Case, Iterable[tuple[Tensor, Frame]]], Iterable[tuple[Tensor, Frame]]]
+
+
+def probabilities_together(
+    members: Sequence[Classifier], case: Case, flips: bool, watch: Watch | None = None
+) -> Tensor:
+    """(D, K) of the slices of a case, the mean over the heads.
+
+    Args:
+        watch: as for `class_answers`.
+    """
+    watched = watch or (lambda _, logits: logits)
     each = [
-        probabilities_over_flips(member, case) if flips else member.predict_slices(case) for member in members
+        probabilities_over_flips(member, case)
+        if flips
+        else member.probabilities(watched(case, member.logits(case)))
+        for member in members
     ]
     return torch.stack(each).mean(0)
 
@@ -159,15 +173,19 @@ def label_answers(
 
 
 def class_answers(
-    members: Sequence[Classifier], cases: Iterable[Case], flips: bool
+    members: Sequence[Classifier], cases: Iterable[Case], flips: bool, watch: Watch | None = None
 ) -> Iterator[tuple[Case, Callable[[], Tensor]]]:
-    """Each case with what computes the (D, K) probabilities of its slices, or says what is wrong with it."""
+    """Each case with what computes the (D, K) probabilities of its slices, or says what is wrong with it.
+
+    Args:
+        watch: sees the answer to each slice pass, unless slices are flipped.
+    """
     model = members[0]
     if flips or len(members) > 1:
-        yield from ((case, partial(probabilities_together, members, case, flips)) for case in cases)
+        yield from ((case, partial(probabilities_together, members, case, flips, watch)) for case in cases)
         return
     for case, logits in model.all_logits((case, None) for case in cases):
-        yield case, partial(model.probabilities, logits)
+        yield case, partial(model.probabilities, logits if watch is None else watch(case, logits))
 
 
 # ---------------------------------------------------------------- what is written of it

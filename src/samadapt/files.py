@@ -6,13 +6,15 @@ import contextlib
 import csv
 import functools
 import hashlib
+import io
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -71,6 +73,18 @@ def _writing(path: Path, cure: str) -> Iterator[None]:
         if not any(word in str(error) for word in ("PytorchStreamWriter", "inline_container")):
             raise  # these two are what torch.save says of a full disk
         raise WriteError(f"could not write {path}: {error}; {cure}") from error
+
+
+@contextlib.contextmanager
+def marker(folder: Path) -> Iterator[Path]:
+    """A file of no meaning in a folder, which another machine sees if it sees the same folder; removed at the end."""
+    path = folder / f"{_prefix()}shared-{secrets.token_hex(8)}"
+    with _writing(path, MAKE_ROOM):
+        path.touch()
+    try:
+        yield path
+    finally:
+        _remove(path)
 
 
 class Drafts(contextlib.AbstractContextManager):
@@ -137,7 +151,7 @@ def is_leftover(path: Path) -> bool:
     return _TEMPORARY.match(path.name) is not None
 
 
-@functools.cache  # once for each folder and process
+@functools.lru_cache(maxsize=1024)  # once for each folder and process; a server makes folders without end
 def _remove_leftovers(folder: Path, process: int) -> None:
     for entry in os.scandir(folder):
         match = _TEMPORARY.match(entry.name)
@@ -180,6 +194,37 @@ def write_bytes(path: str | Path, content: bytes, finished: bool = False) -> Non
     """Whole or not at all; `finished` as for `replacing`."""
     with replacing(path, finished) as temporary:
         temporary.write_bytes(content)
+
+
+def write_through_memory(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Whole or not at all, for writers that end the process where a disk is full."""
+    made = io.BytesIO()
+    write(made)
+    write_bytes(path, made.getvalue())
+
+
+@contextlib.contextmanager
+def scratch_folder(place: Path) -> Iterator[Path]:
+    """A folder for this user alone, which is deleted at the end; what killed processes left of such is removed first."""
+    _remove_leftovers(place.absolute(), os.getpid())
+    folder = Path(tempfile.mkdtemp(prefix=f"{_prefix()}scratch-", dir=place))
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder."""
+    return shutil.disk_usage(folder).free
+
+
+def taken_out(path: Path) -> bytes:
+    """The content of a file, which is deleted."""
+    try:
+        return path.read_bytes()
+    finally:
+        path.unlink()
 
 
 def reserve(temporary: Path) -> None:
@@ -225,12 +270,28 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def demand_path(folder: str | Path, option: str) -> None:
+    """Refuse a URL, which would else become a folder of an odd name below the current one.
+
+    Args:
+        option: what the user would change, "--out" for example.
+    """
+    if re.match(
+        r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)
+    ):  # a Path keeps one slash; a drive of Windows has one letter
+        raise SamAdaptError(
+            f"{option} {folder} looks like a URL; expected a folder: runs, studies and predictions are kept in folders, and only feature maps "
+            "(--store) behind a URL (docs/cluster.md)"
+        )
+
+
 def demand_writable(folder: str | Path, option: str) -> None:
     """Before hours of work: whether a folder can be made there and written into. Nothing is left behind.
 
     Args:
         option: what the user would change, "--out" for example.
     """
+    demand_path(folder, option)
     folder = Path(folder)
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     try:

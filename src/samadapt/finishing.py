@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +20,21 @@ from samadapt.calibration import (
 from samadapt.course import Course
 from samadapt.datasets import Dataset, Split
 from samadapt.pictures import draw_first_look, draw_loss
-from samadapt.postprocessing import NAME, choose_classes, read_postprocessing, write_postprocessing
+from samadapt.postprocessing import (
+    CLEANUP,
+    SMOOTHING,
+    UNCHANGED,
+    Postprocessing,
+    best_smoothing,
+    better_classes,
+    choose_classes,
+    choose_smoothing,
+    chosen_by,
+    read_postprocessing,
+    write_postprocessing,
+)
 from samadapt.prediction import Classifier, Segmenter, load_run
+from samadapt.settings import FinishOptions
 from samadapt.types import IGNORED, Case, SamAdaptError
 
 
@@ -31,7 +43,7 @@ class Finished:
     """What was left."""
 
     pictures: tuple[Path, ...]
-    keep_largest: tuple[str, ...] = ()  # classes that the clean-up was chosen for
+    postprocessing: Postprocessing = UNCHANGED  # what was chosen
     calibration: Calibration | None = None
     too_few_steps: str | None = None  # what to say where the loss was still falling fast
 
@@ -45,15 +57,22 @@ def demand_calibration(split: Split) -> None:
         )
 
 
-def demand_selection(data: Dataset, split: Split) -> None:
-    """Before the training: whether a clean-up can be chosen after it."""
-    if data.task != "segmentation":
-        raise SamAdaptError(f"--keep-largest is about label maps, and the task is {data.task}; leave it out")
-    if not split.select:
-        raise SamAdaptError(
-            "--keep-largest chooses the classes to clean up on the selection cases, and there are none; give --select 1 "
-            "(or more), or choose them yourself when you predict (samadapt predict --keep-largest all)"
-        )
+def demand_selection(data: Dataset, split: Split, ending: FinishOptions) -> None:
+    """Before the training: whether what is asked for can be chosen, or fitted, after it."""
+    by_hand = {
+        "--keep-largest": (ending.keep_largest, "chooses the classes to clean up", "--keep-largest all"),
+        "--smooth-slices": (ending.smooth_slices, "chooses how far to smooth", "--smooth-slices 1"),
+    }
+    for flag, (asked, does, own) in by_hand.items():
+        if asked and data.task != "segmentation":
+            raise SamAdaptError(f"{flag} is about label maps, and the task is {data.task}; leave it out")
+        if asked and not split.select:
+            raise SamAdaptError(
+                f"{flag} {does} on the selection cases, and there are none; give --select 1 (or more), or choose yourself when you "
+                f"predict (samadapt predict {own})"
+            )
+    if ending.calibrate:
+        demand_calibration(split)
 
 
 def finish(
@@ -61,16 +80,15 @@ def finish(
     data: Dataset,
     split: Split,
     device: str = "auto",
-    choose_cleanup: bool = False,
-    calibrate: bool = False,
+    ending: FinishOptions | None = None,
 ) -> Finished:
     """Draw and choose what is not there yet; a run that has all of it is left as it is.
 
     Args:
         data: that the run was trained on.
-        choose_cleanup: whether the classes of which the largest component is kept are chosen on the selection cases.
-        calibrate: whether the probabilities are calibrated on the selection cases.
+        ending: what is chosen, and fitted, on the selection cases.
     """
+    ending = ending or FinishOptions()
     pictures = run / "loss.png", run / "first_look.png"
     model = None
     if not pictures[0].is_file():
@@ -79,24 +97,33 @@ def finish(
         model = load_run(run, device)
         what, ids = ("selection", split.select) if split.select else ("training", split.train)
         draw_first_look(model, map(data.case, ids), what, run)
-    if choose_cleanup and not (run / NAME).is_file():
+    before = chosen_by(run)
+    asked = {name for name in (CLEANUP, SMOOTHING) if getattr(ending, name)}
+    if not asked <= before:
         model = model or load_run(run, device)
         assert isinstance(model, Segmenter)
-        _choose(model, data, split, run)
-    if calibrate and not (run / CALIBRATION).is_file():
+        _choose(model, data, split, run, asked | before)
+    if ending.calibrate and not (run / CALIBRATION).is_file():
         write_calibration(run, _calibrated(model or load_run(run, device), data, split))
     return Finished(pictures, read_postprocessing(run), read_calibration(run), Course.read(run).too_few_steps)
 
 
-def _choose(model: Segmenter, data: Dataset, split: Split, run: Path) -> None:
-    def answers() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for case_id in split.select:
-            case = data.case(case_id)
-            assert case.label is not None
-            yield model.predict(case), case.label.numpy()
-
-    dice = choose_classes(answers(), model.classes, IGNORED)
-    write_postprocessing(run, dice, split.select)
+def _choose(model: Segmenter, data: Dataset, split: Split, run: Path, asked: Collection[str]) -> None:
+    """The smoothing first, for the components are those of smoothed answers."""
+    cases = [data.case(case_id) for case_id in split.select]
+    why: dict[str, object] = {"selection_cases": list(split.select)}
+    sigma, kept = 0.0, tuple[str, ...]()
+    if SMOOTHING in asked:
+        given = ((model.answers(case), _label(case).numpy()) for case in cases)
+        dice = choose_smoothing(given, model.classes, IGNORED)
+        sigma = best_smoothing(dice)
+        why[f"{SMOOTHING}_dice"] = {f"{key:g}": value for key, value in dice.items()}
+    if CLEANUP in asked:
+        model = replace(model, postprocessing=Postprocessing(smooth_slices=sigma))
+        answers = ((model.predict(case), _label(case).numpy()) for case in cases)
+        by_class = choose_classes(answers, model.classes, IGNORED)
+        kept, why[f"{CLEANUP}_dice"] = better_classes(by_class), by_class
+    write_postprocessing(run, Postprocessing(kept, sigma), **why)
 
 
 def _calibrated(model: Segmenter | Classifier, data: Dataset, split: Split) -> Calibration:

@@ -22,7 +22,7 @@ from samadapt.inputs import Taken
 from samadapt.learner import FitOptions, Learner, fit
 from samadapt.metrics import ALL, MEAN, Summary, summarise
 from samadapt.predicted import Predictions, read_predictions
-from samadapt.settings import SplitOptions, TrainConfig
+from samadapt.settings import FinishOptions, SplitOptions, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,15 @@ class FoldOptions:
 
     Args:
         training: as for `fit`.
-        choose_cleanup: as for `finish`.
         taken: how the files of the data set were taken when it was opened; they are read so again to be predicted and scored.
         say: called with a line of text for each fold.
-        calibrate: as for `finish`.
+        ending: as for `finish`.
     """
 
     training: FitOptions = field(default_factory=FitOptions)
-    choose_cleanup: bool = False
     taken: Taken = field(default_factory=Taken)
     say: Callable[[str], None] = print
-    calibrate: bool = False
+    ending: FinishOptions = field(default_factory=FinishOptions)
 
 
 def fold_splits(data: Dataset, budget: SplitOptions, seed: int) -> list[Split]:
@@ -82,12 +80,10 @@ def cross_validate(
     for fold, split in enumerate(splits):
         options.say(f"fold {fold} of {len(splits)}: {split.rule}")
         run = fit(learner, data, split, config, out / f"fold_{fold}", store, options.training)
-        finished.append(finish(run, data, split, config.device, options.choose_cleanup, options.calibrate))
+        finished.append(finish(run, data, split, config.device, options.ending))
         runs.append(run)
         predictions = out / "predictions" / run.name
-        evaluation = _evaluated(
-            run, given, predictions, config.device, options.taken, finished[-1].keep_largest
-        )
+        evaluation = _evaluated(run, given, predictions, config.device, options.taken, finished[-1])
         options.say(f"fold {fold} of {len(splits)}: {_leading(evaluation)}")
         found.append(evaluation)
     summary = _over_folds(found)
@@ -106,11 +102,11 @@ def cross_validate(
 
 
 def _evaluated(
-    run: Path, data: Path, predictions: Path, device: str, taken: Taken, cleaned: tuple[str, ...]
+    run: Path, data: Path, predictions: Path, device: str, taken: Taken, done: Finished
 ) -> Evaluation:
     """The scores of the cases that the run holds out, predicted first where they are not yet."""
     note = read_predictions(predictions) if predictions.is_dir() else None
-    same = note is not None and _as_now(note, run, cleaned)
+    same = note is not None and _as_now(note, run, done)
     if note is None or not (note.finished and same):
         predict_folder(run, data, predictions, device=device, overwrite=not same, taken=taken)
     evaluation = evaluate_folder(
@@ -120,10 +116,10 @@ def _evaluated(
     return evaluation
 
 
-def _as_now(note: Predictions, run: Path, cleaned: tuple[str, ...]) -> bool:
-    """Whether predictions are those that the run would give now: of its model, with its clean-up, and nothing else."""
-    return (note.model, note.keep_largest, note.subset, note.flips) == (
-        file_sha256(run / "head.safetensors"), cleaned, None, False,
+def _as_now(note: Predictions, run: Path, done: Finished) -> bool:
+    """Whether predictions are those that the run would give now: of its model, with what it chose, and nothing else."""
+    return (note.model, note.keep_largest, note.smooth_slices, note.subset, note.flips) == (
+        file_sha256(run / "head.safetensors"), done.postprocessing.keep_largest, done.postprocessing.smooth_slices, None, False,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from samadapt.files import file_sha256, write_json
 from samadapt.heads import HEADS
 from samadapt.metrics import Summary, format_table, read_scores, summarise
 from samadapt.overlap import MARK, of_own_weights, overlaps
-from samadapt.postprocessing import read_postprocessing
+from samadapt.postprocessing import Postprocessing, read_postprocessing
 from samadapt.predicted import read_predictions
 from samadapt.runs import demand_split, find_run, read_config, read_json, weights_file
 from samadapt.types import SamAdaptError
@@ -70,7 +70,7 @@ def describe_run(run: str | Path) -> dict[str, Any]:
         "seed": trained["seed"],
         "train": trained,
         "selection": config["selection"],
-        "keep_largest": list(read_postprocessing(run)),
+        **asdict(read_postprocessing(run)),
         "calibration": asdict(found) if (found := read_calibration(run)) else None,
         "last_loss": course.loss[-1] if course and course.loss else None,
         "too_few_steps": course.too_few_steps if finished and course else None,
@@ -183,7 +183,7 @@ def format_run(about: Mapping[str, Any]) -> str:
         ("tuning", about["tuning"]),
         ("training", f"{about['steps']} steps, seed {about['seed']}, {views}, augmentation {about['augmentation']}"),
         ("kept", about["selection"]),
-        ("clean-up", f"largest component of {', '.join(about['keep_largest'])}" if about["keep_largest"] else "none"),
+        ("clean-up", Postprocessing(tuple(about["keep_largest"]), about["smooth_slices"]).text),
         ("calibration", _calibration(about["calibration"])),
         ("loss", "not known" if about["last_loss"] is None else f"{about['last_loss']:.3g} in the last batch"),
         ("size", f"{about['bytes'] / 2**20:.1f} MiB"),

@@ -112,6 +112,13 @@ def find_inputs(
         raise SamAdaptError(
             f"{given} is not a data set, so it has no subset {subset!r}; leave out --subset, or give the data set's folder"
         )
+    return find_scans(given, opening, split, taken)
+
+
+def find_scans(
+    given: Path, opening: Opening, split: Split, taken: Taken = Taken()
+) -> tuple[list[Input], Opening]:
+    """As `find_inputs`, but a folder is a folder of scans, also where it is laid out as a data set: no list in it is read."""
     key = find_key(taken.anonymous, opening)
     used = replace(opening, anonymous="" if key is None else key.recorded)
     return _known_as(_of_scans(given, used, split, key, taken), opening, used), used

@@ -62,13 +62,16 @@ class Learner(LearnerSettings):
 
     def spec(self, seed: int = 0) -> EncoderSpec:
         """Which encoder; the seed draws its weights where the checkpoint is "random"."""
-        return EncoderSpec(self.encoder, self.checkpoint, self.side, self.prepare, seed, self.dtype)  # type: ignore[arg-type]
+        side: Any = self.side  # None is the encoder's own, as of the next one
+        prepare: Any = self.prepare
+        return EncoderSpec(self.encoder, self.checkpoint, side, prepare, seed, self.dtype, self.slices)
 
     def identity(self) -> dict[str, Any]:
         """Its fields, by which a study knows it again. A field that came later is there where it is not its default."""
         fields = dataclasses.asdict(self)
-        if self.encoder_precision == LearnerSettings.encoder_precision:
-            del fields["encoder_precision"]
+        for name in ("encoder_precision", "slices"):
+            if fields[name] == getattr(LearnerSettings, name):
+                del fields[name]
         return fields
 
     def build(self, n_classes: int, seed: int = 0, started: bool = True) -> AdaptedModel:

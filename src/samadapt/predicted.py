@@ -46,6 +46,7 @@ class Predictions:
     label_format: str | None = None  # of the label maps, as asked for; None: by the scans
     codes: str | None = None  # sha256 of the user's table of codes; None: none was given
     keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component alone was kept
+    smooth_slices: float = 0.0  # standard deviation, in slices, of the smoothing over slices
     flips: bool = False  # whether answers are means over flipped slices
     abstain: float | None = None  # agreement of several heads below which a case is marked
 
@@ -64,6 +65,7 @@ class Predictions:
             "label_format",
             "codes",
             "keep_largest",
+            "smooth_slices",
             "flips",
             "abstain",
         )

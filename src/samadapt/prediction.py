@@ -20,7 +20,7 @@ from samadapt.encoders import ENCODERS, EncoderSpec, versions_in
 from samadapt.heads import build_head
 from samadapt.heads.classification import SaliencyHead
 from samadapt.opening import Opening
-from samadapt.postprocessing import keep_largest
+from samadapt.postprocessing import UNCHANGED, Postprocessing, keep_largest, smoothed
 from samadapt.runs import find_run, load_state, pick_device, read_config
 from samadapt.transforms import identity_of, to_original
 from samadapt.tuning import TUNINGS
@@ -41,6 +41,10 @@ class _Seen:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     frame: Frame | None = None
     problem: SamAdaptError | None = None
+
+    def may_follow(self, other: _Seen) -> bool:
+        """Whether both may pass the network in one batch: slices of one case, or pictures."""
+        return self.number == other.number or self.case.image.shape[1] == other.case.image.shape[1] == 1
 
 
 def _sound(answers: Iterable[tuple[_Seen, Tensor | None]]) -> Iterator[tuple[Tensor, Frame]]:
@@ -102,9 +106,9 @@ class Predictor:
     ) -> Iterator[tuple[Case, Iterator[tuple[Tensor, Frame]]]]:
         """`logits` of one case after the other, each with its case; take what is needed of one before the next.
 
-        A batch does not end with a case: pictures, which are volumes of one slice, pass the network together. The next
-        slices, and the next cases, are read while the network computes. What is wrong with a case is raised by its own
-        logits; the others go on.
+        Pictures, which are volumes of one slice, pass the network together. A volume shares no batch with another case, for the last
+        digits depend on its size. The next slices, and the next cases, are read while the network computes. What is wrong
+        with a case is raised by its own logits; the others go on.
 
         Args:
             read_ahead: whether cases are read in a second thread; whoever measures what reading takes does not want it.
@@ -121,6 +125,9 @@ class Predictor:
         batch: list[_Seen] = []
         with closing(slices):
             for seen in slices:
+                if batch and not seen.may_follow(batch[-1]):
+                    yield from self._answer(batch)
+                    batch = []
                 batch.append(seen)
                 if len(batch) >= self.max_batch(seen.stored):
                     yield from self._answer(batch)
@@ -172,7 +179,7 @@ class Predictor:
 class Segmenter(Predictor):
     """A label map for a case."""
 
-    keep_largest: tuple[str, ...] = ()  # classes of which the largest connected component is kept
+    postprocessing: Postprocessing = UNCHANGED
 
     def answers(self, case: Case, maps: Maps | None = None) -> Iterator[Tensor]:
         """Per slice, in order: logits (K, H, W) on the file's own pixels; one slice of them exists at a time."""
@@ -188,16 +195,21 @@ class Segmenter(Predictor):
     ) -> np.ndarray:
         """(D, H, W) uint8, in the file's own grid."""
         case = self.case(image)
-        return self._label(case, self.answers(case, maps))
+        return self.label_map(case, self.answers(case, maps))
 
-    def _label(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
+    def label_map(self, case: Case, answers: Iterable[Tensor]) -> np.ndarray:
+        """(D, H, W) uint8 of what `answers` gives of a case, slice by slice."""
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
-        for index, logits in enumerate(answers):
+        for index, logits in enumerate(self.smooth(answers)):
             label[index] = logits.argmax(0).numpy()
         return self._cleaned(label)
 
+    def smooth(self, answers: Iterable[Tensor]) -> Iterable[Tensor]:
+        """Answers, or what is averaged of them over slices where that was chosen."""
+        return smoothed(answers, self.postprocessing.smooth_slices)
+
     def _cleaned(self, label: np.ndarray) -> np.ndarray:
-        return keep_largest(label, [self.classes.index(name) for name in self.keep_largest])
+        return keep_largest(label, [self.classes.index(name) for name in self.postprocessing.keep_largest])
 
     def predict_to(
         self,
@@ -217,13 +229,13 @@ class Segmenter(Predictor):
         """
         found = self.answers(case) if answers is None else answers
         if probabilities is None:
-            label = self._label(case, found)
+            label = self.label_map(case, found)
             io.write_label(path, label, case, asked, legend)
             return label
         label = np.empty(tuple(case.image.shape[1:]), np.uint8)
 
         def slices() -> Iterator[Tensor]:
-            for index, logits in enumerate(found):
+            for index, logits in enumerate(self.smooth(found)):
                 label[index] = logits.argmax(0).numpy()
                 yield logits.softmax(0)
 

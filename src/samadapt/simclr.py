@@ -83,7 +83,7 @@ def gather_slices(cases: Iterable[Case], view: View, most_per_case: int) -> list
         seen, depth = view.of(case), case.image.shape[1]
         step = max(1.0, depth / most_per_case)
         for index in range(min(depth, most_per_case)):
-            slice_ = seen.windowed(int(index * step))
+            slice_ = seen.seen(int(index * step))
             if max(slice_.shape[-2:]) > view.side:
                 slice_ = resize(slice_, fit_longest((slice_.shape[-2], slice_.shape[-1]), view.side))
             slices.append(slice_.round().clamp(0, 255).to(torch.uint8))

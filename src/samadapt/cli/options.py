@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +14,10 @@ from samadapt.cli.parameters import Of
 from samadapt.cli.results import command
 from samadapt.options import Option
 from samadapt.records import TOGETHER
-from samadapt.settings import LearnerSettings, OpenOptions, TrainConfig
+from samadapt.settings import LearnerSettings, OpenOptions, RayOptions, TrainConfig
 
 if TYPE_CHECKING:
+    from samadapt.cluster import Cluster
     from samadapt.datasets import Dataset
     from samadapt.learner import Learner
 
@@ -82,12 +85,17 @@ def choice_note(named: str, chosen: Learner) -> str | None:
 
 
 def suited(chosen: Learner, data: Dataset, quiet: bool) -> Learner:
-    """The learner with the side that suits the slices, which is said."""
+    """The learner with the side that suits the slices, which is said, as is whether there are neighbours to be shown."""
     from samadapt.cli.terminal import say
     from samadapt.learner import side_note
 
     fitting = chosen.suited_to(data)
     say(side_note(chosen, fitting), quiet)
+    if chosen.slices > 1 and all(data.depth(case) == 1 for case in data.ids[:20]):
+        say(
+            "note: these cases have a single slice each, so --slices 3 shows it three times; --slices 1 is the same",
+            quiet,
+        )
     return fitting
 
 
@@ -117,6 +125,22 @@ def abstained_note(cases: list[str]) -> str:
         return ""
     few = ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
     return f"; the heads agree too little on {len(cases)} of them (agreement.csv): look at {few} before you use them"
+
+
+@contextmanager
+def on_cluster(options: RayOptions, device: str, quiet: bool) -> Iterator[Cluster | None]:
+    """The Ray cluster that was asked for, while the block runs; without one, None and a device that is here."""
+    if options.ray is None:
+        check_device(device)
+        yield None
+        return
+    from samadapt.cli.terminal import say
+    from samadapt.cluster import connect
+
+    with connect(options.ray, device) as cluster:
+        say(cluster.description, quiet)
+        yield cluster
+        say(cluster.note(), quiet)
 
 
 def check_device(device: str) -> None:

@@ -13,7 +13,7 @@ from samadapt.cli.terminal import say, speaks, split_summary, unlabelled_note
 from samadapt.datasets import Dataset, Split
 from samadapt.features import FeatureStore, encode_line
 from samadapt.files import demand_writable
-from samadapt.finishing import Finished, demand_calibration, demand_selection, finish
+from samadapt.finishing import Finished, demand_selection, finish
 from samadapt.folds import FoldOptions, cross_validate, fold_splits
 from samadapt.info import describe_run
 from samadapt.inputs import Taken
@@ -50,11 +50,8 @@ class Training:
     quiet: bool
 
     def begin(self, splits: Sequence[Split]) -> FitOptions:
-        """Refuse a clean-up that cannot be chosen, and say what is about to be learned; the options of each fit."""
-        if self.ending.keep_largest:
-            demand_selection(self.data, splits[0])
-        if self.ending.calibrate:
-            demand_calibration(splits[0])
+        """Refuse what cannot be chosen after it, and say what is about to be learned; the options of each fit."""
+        demand_selection(self.data, splits[0], self.ending)
         demand_writable(self.out, "--out")
         say(split_summary(self.data, splits[0], self.learner), self.quiet)
         say(self._disk(splits), self.quiet)
@@ -81,7 +78,7 @@ def train_once(asked: Training) -> Result:
     run = fit(asked.learner, data, split, config, asked.out, asked.store, more)
     if not speaks():
         return Result({})
-    finished = finish(run, data, split, config.device, asked.ending.keep_largest, asked.ending.calibrate)
+    finished = finish(run, data, split, config.device, asked.ending)
     for note in _notes(run, finished, asked):
         say(note, asked.quiet)
     return Result(
@@ -117,9 +114,7 @@ def train_heads(asked: Training) -> Result:
         own = dataclasses.replace(config, seed=(config.seed + _APART * k) % 2**32)
         run = fit(asked.learner, data, split, own, out / name, asked.store, more)
         if speaks():
-            finished = finish(
-                run, data, split, config.device, asked.ending.keep_largest, asked.ending.calibrate
-            )
+            finished = finish(run, data, split, config.device, asked.ending)
             notes += [f"note: {name}: {finished.too_few_steps}"] if finished.too_few_steps else []
     runs = [out / name for name in names]
     text = "\n".join([f"trained: {out}, {number} heads that answer together", *notes])
@@ -130,8 +125,12 @@ def _notes(run: Path, finished: Finished, asked: Training) -> list[str]:
     notes = [f"pictures: {', '.join(map(str, finished.pictures))}"]
     notes += [text] if (text := unlabelled_note(run)) else []
     if asked.ending.keep_largest:
-        kept = ", ".join(finished.keep_largest) or "no class"
+        kept = ", ".join(finished.postprocessing.keep_largest) or "no class"
         notes.append(f"predictions keep the largest component of {kept}, as chosen on the selection cases")
+    if asked.ending.smooth_slices:
+        sigma = finished.postprocessing.smooth_slices
+        how = f"smoothed over slices (sigma {sigma:g})" if sigma else "not smoothed over slices"
+        notes.append(f"predictions are {how}, as chosen on the selection cases")
     if (found := finished.calibration) is not None:
         sets = "" if found.least is None else f"; sets of classes hold those of {found.least:.2f} or more"
         notes.append(
@@ -163,10 +162,9 @@ def train_folds(asked: Training) -> Result:
     splits = fold_splits(data, asked.budget, config.seed)
     more = FoldOptions(
         asked.begin(splits),
-        asked.ending.keep_largest,
         asked.taken,
         lambda text: say(text, asked.quiet),
-        asked.ending.calibrate,
+        asked.ending,
     )
     found = cross_validate(asked.learner, data, splits, config, (asked.given, out), asked.store, more)
     notes = [f"note: {text}" for text in found.notes]

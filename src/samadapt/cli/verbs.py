@@ -26,15 +26,15 @@ from samadapt.cli.options import (
     choice_note,
     live_note,
     make_learner,
+    on_cluster,
     open_data,
     suited,
 )
 from samadapt.cli.parameters import Given, Of
 from samadapt.cli.results import Result, command, verb
-from samadapt.cli.terminal import case_line, data_summary, say
+from samadapt.cli.terminal import case_line, say
 from samadapt.options import Option
 from samadapt.progress import Progress
-from samadapt.records import SamAdaptError
 from samadapt.settings import (
     CellOptions,
     FinishOptions,
@@ -42,6 +42,7 @@ from samadapt.settings import (
     NnUNetConfig,
     OpenOptions,
     PredictOptions,
+    RayOptions,
     SplitOptions,
     StudySettings,
     TrainConfig,
@@ -57,24 +58,24 @@ def encode(
     store: Store = Path("features"),
     opening: OpenOptions,
     device: Device,
+    ray: RayOptions,
     quiet: Quiet = False,
 ) -> Result:
     """Run the frozen encoder once and store the maps that a head reads."""
     chosen = make_learner(settings)
-    check_device(device)
     from samadapt import learner
-    from samadapt.features import FeatureStore, encode_line
-    from samadapt.files import demand_writable
+    from samadapt.features import FeatureStore, demand_store, encode_line
 
-    demand_writable(store, "--store")
+    demand_store(store)
     opened = open_data(data, opening, settings.head)
     total = len(opened)
     say(choice_note(settings.encoder, chosen), quiet)
     chosen = suited(chosen, opened, quiet)
     say(live_note(chosen), quiet)
-    report = learner.encode(
-        chosen, opened, FeatureStore(store), device, progress=encode_line(total, quiet=quiet)
-    )
+    progress = encode_line(total, quiet=quiet)
+    with on_cluster(ray, device, quiet) as cluster:
+        maps = FeatureStore(store) if cluster is None else cluster.store(store)
+        report = learner.encode(chosen, opened, maps, "cpu" if cluster else device, progress=progress)
     typed = ["--encoder", chosen.encoder, "--head", chosen.head, "--store", store]
     typed += [] if chosen.views else ["--views", learner.STORED_VIEWS]
     return Result(
@@ -148,26 +149,28 @@ def predict(
     checkpoint: Annotated[str | None, Of(LearnerSettings)],
     taken: Annotated[dict[str, Any], Given(OpenOptions, ("modality", "anonymous", "allow_outside"))],
     device: Device,
+    ray: RayOptions,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> Result:
     """Segment (or classify) scans; label maps come in the source's own geometry."""
-    check_device(device)
     from samadapt.folders import predict_folder
     from samadapt.inputs import Taken
 
     progress = case_line("predicted", quiet)
-    report = predict_folder(
-        run,
-        inputs,
-        out,
-        **vars(what),
-        device=device,
-        checkpoint=checkpoint,
-        overwrite=overwrite,
-        progress=progress,
-        taken=Taken(**taken),
-    )
+    with on_cluster(ray, device, quiet) as cluster:
+        report = predict_folder(
+            run,
+            inputs,
+            out,
+            **vars(what),
+            device="cpu" if cluster else device,
+            checkpoint=checkpoint,
+            overwrite=overwrite,
+            progress=progress,
+            taken=Taken(**taken),
+            spread=cluster.predict if cluster else None,
+        )
     for case, message in report.failed.items():
         print(f"samadapt: {case} was not predicted: {message}", file=sys.stderr)
     return Result(
@@ -276,53 +279,38 @@ def experiment(
     grid: Annotated[str | None, Option("A TOML file or a preset that holds the study.")] = None,
     heads: Annotated[tuple[str, ...], Option("Heads on the encoder: linear,cnn,autosam.")] = (),
     baselines: Annotated[tuple[str, ...], Option("Methods beside them: unet,simclr,zero_shot.")] = (),
-    study: Annotated[dict[str, Any], Given(StudySettings, ("labels", "seeds", "quick"))],
+    study: Annotated[dict[str, Any], Given(StudySettings, ("labels", "seeds", "quick", "threads"))],
     shared: Annotated[dict[str, Any], Given(LearnerSettings, ("encoder", "checkpoint", "side"))],
     common: Annotated[dict[str, Any], Given(TrainConfig, ("steps", "device"))],
     nnunet: Annotated[dict[str, Any], Given(NnUNetConfig, ("budget", "bin"))],
     part: CellOptions,
+    ray: RayOptions,
     opening: OpenOptions,
     store: Store = Path("features"),
     quiet: Quiet = False,
 ) -> Result:
     """Compare methods at several numbers of labelled patients, with several seeds. Rerunning the same command resumes."""
-    check_device(common.get("device", TrainConfig.device))
-    from samadapt import experiment as studies
-    from samadapt.features import FeatureStore
+    part.demand_fits(ray)
+    from samadapt.cli import studying
+    from samadapt.experiment import run_part
+    from samadapt.features import FeatureStore, demand_store
     from samadapt.files import demand_writable
-    from samadapt.report import results_rows, results_table
 
-    for folder, option in ((out, "--out"), (store, "--store")):
-        demand_writable(folder, option)
-    if study.get("quick") and grid:
-        raise SamAdaptError(
-            f"--quick is a study of its own, and --grid {grid} holds another one; leave out one of them"
-        )
-    settings = studies.read_settings(grid) if grid else {}
+    demand_writable(out, "--out")
+    demand_store(store)
+    studying.demand_one_source(study, grid)
     opened = open_data(data, opening)
-    if study.get("quick"):
-        settings = studies.quick_settings(opened.task, None if "labels" in study else opened)
-    say(data_summary(opened), quiet)
     typed = {"encoder": shared, "train": common, "nnunet": nnunet}
-    settings |= study | ({"learners": [*heads, *baselines]} if heads or baselines else {})
-    settings |= {table: settings.get(table, {}) | given for table, given in typed.items()}
-    unnamed = not settings["encoder"].get("encoder")
-    if unnamed and (begun := studies.encoder_of(out)):
-        settings["encoder"]["encoder"] = begun
-    chosen, config = studies.make_study(settings, opened.task, opened)
-    if unnamed:
-        say(studies.encoder_note(settings, chosen), quiet)
+    chosen, config = studying.choose_study(grid, study, [*heads, *baselines], typed, opened, out, quiet)
     progress = None if quiet else print
-    outcome = studies.run_part(opened, chosen, config, out, FeatureStore(store), part, progress)
+    with on_cluster(ray, config.device, quiet) as cluster:
+        maps = FeatureStore(store)
+        if cluster is not None:
+            maps = cluster.store(store)
+            config = dataclasses.replace(config, device="cpu")  # of this process; the workers have their own
+        outcome = run_part(opened, chosen, config, out, maps, part, progress, executor=cluster)
     if part.list_cells:
-        lines = [f"{each['digest']}  {each['state']:<7}  {each['cell']}" for each in outcome.cells]
-        return Result(vars(outcome), "\n".join(lines))
+        return studying.cell_lines(outcome)
     for cell, message in outcome.failed.items() if quiet else ():  # else it was said when it happened
         print(f"samadapt: {cell}: {message}", file=sys.stderr)
-    any_scores = bool(outcome.found or outcome.done)
-    return Result(
-        {**vars(outcome), "results": results_rows(out) if any_scores else []},
-        results_table(out) if any_scores else "",
-        command("report", out) if any_scores else "",
-        bool(outcome.failed),
-    )
+    return studying.study_result(outcome)

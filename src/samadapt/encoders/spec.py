@@ -39,6 +39,7 @@ class EncoderSpec:
         prepare: a name in `views.PREPARES`; None is the way that the weights were trained.
         seed: draws the weights where the checkpoint is "random".
         dtype: in which the maps of a frozen encoder are computed: float32, or bfloat16 for products and convolutions.
+        slices: how many slices it is shown at once, 1 or 3; see `views.View`.
 
     Example:
         >>> EncoderSpec("pixels", side=64).taps
@@ -51,6 +52,7 @@ class EncoderSpec:
     prepare: str = None  # type: ignore[assignment]  # as above
     seed: int = 0
     dtype: str = FLOAT32
+    slices: int = 1
 
     def __post_init__(self) -> None:
         entries = find_entries(self.name)
@@ -92,6 +94,10 @@ class EncoderSpec:
             )
         if self.dtype not in (FLOAT32, BFLOAT16):
             raise SamAdaptError(f"dtype is {self.dtype!r}; expected {FLOAT32} or {BFLOAT16}")
+        if self.slices not in (1, 3):
+            raise SamAdaptError(
+                f"slices is {self.slices!r}; expected 1, or 3: a slice and its two neighbours"
+            )
 
     @property
     def entry(self) -> EncoderEntry:
@@ -104,7 +110,7 @@ class EncoderSpec:
         names = encoder_names(self.name)
         if len(names) == 1:
             return {"": self}
-        rest = {"checkpoint": self.checkpoint, "side": self.side, "seed": self.seed, "dtype": self.dtype}
+        rest = {name: getattr(self, name) for name in ("checkpoint", "side", "seed", "dtype", "slices")}
         return {name: EncoderSpec(name, **rest) for name in names}  # type: ignore[arg-type]
 
     @property
@@ -132,9 +138,8 @@ class EncoderSpec:
     def _fingerprint(self) -> str:
         which = identity(self.checkpoint, self.entry.published, self._whose, self.seed)
         # With the name: two of a family may be drawn from one seed.
-        return (
-            f"{self.name} {self.entry.version} {which} side={self.side} prepare={self.prepare} {self.dtype}"
-        )
+        seen = "" if self.slices == 1 else f" slices={self.slices}"
+        return f"{self.name} {self.entry.version} {which} side={self.side} prepare={self.prepare} {self.dtype}{seen}"
 
     @property
     def _whose(self) -> str:
@@ -142,7 +147,7 @@ class EncoderSpec:
 
     def view(self, window: str, augmentation: str = "none") -> View:
         """How it sees slices."""
-        return View(window, self.prepare, self.side, augmentation)
+        return View(window, self.prepare, self.side, augmentation, self.slices)
 
     def decoder_state(self) -> State:
         """Weights of the model's own prompt encoder and mask decoder, keys as in SAM's `.pth`; empty without one.

@@ -200,7 +200,7 @@ def _describe(data: Dataset, grid: Grid, config: TrainConfig) -> dict[str, Any]:
         },
         "quick": grid.quick,
         "encoder": grid.encoder,
-        "encoders": _fingerprints(grid.methods),
+        "encoders": fingerprints(grid.methods),
         "environment": environment(),
         "commands": [sys.argv],
     }  # fmt: skip
@@ -219,7 +219,7 @@ def _overlaps(
     return {name: rows for name, rows in found.items() if rows}
 
 
-def _fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
+def fingerprints(methods: Mapping[str, Method]) -> dict[str, str]:
     """The fingerprint of the weights that each method starts from, if any: a file may change under its name."""
     found = {}
     for name, method in methods.items():

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from samadapt.datasets import Dataset
-from samadapt.experiment.cells import Study, prepare_cell, run_cell
+from samadapt.experiment.cells import Study
+from samadapt.experiment.executors import Executor, LocalExecutor
 from samadapt.experiment.grid import Cell, Grid, make_cells, open_experiment
 from samadapt.experiment.methods import Encode
 from samadapt.features import EncodeReport, FeatureStore, encode_line
@@ -32,7 +27,6 @@ from samadapt.types import SamAdaptError
 Progress = Callable[[str], None]
 #: Fewer stored pictures than this are said aloud: they can cost much (docs/studies.md).
 FEW_PICTURES = 300
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -43,7 +37,7 @@ class Outcome:
     found: int = 0  # done before
     done: int = 0  # done now
     failed: dict[str, str] = field(default_factory=dict)  # cell, in words -> message
-    cells: list[dict[str, str]] = field(default_factory=list)  # digest, state and words of each, where listed
+    cells: list[dict[str, Any]] = field(default_factory=list)  # where listed: what each is, and its state
 
 
 def run_experiment(
@@ -77,9 +71,15 @@ def run_part(
     store: FeatureStore,
     part: CellOptions,
     progress: Progress | None = None,
+    *,
+    executor: Executor | None = None,
 ) -> Outcome:
-    """`run_experiment`, or that part of it that is to be done here where other processes do the rest."""
-    jobs = part.jobs
+    """`run_experiment`, or that part of it that is to be done here where other processes do the rest.
+
+    Args:
+        executor: runs the cells; None: processes of this machine.
+    """
+    jobs, executor = part.jobs, executor or LocalExecutor(part.jobs)
     if config.devices > 1:
         raise SamAdaptError(
             f"devices is {config.devices}; each run of a study has one device: leave it out, and run several side by side "
@@ -98,16 +98,16 @@ def run_part(
         if cell not in missing:
             check_cell_scores(out / cell.digest)
     outcome = Outcome(out, found=len(cells) - len(missing))
-    say(f"{len(cells)} cells, {outcome.found} done before; {jobs} at a time, {threads} threads each")
+    say(f"{len(cells)} cells, {outcome.found} done before; {executor.places}, {threads} threads each")
     if missing:
         if note := precision_note(config):
             say(note)
         _encode(study, missing, config.device, say)
-        _prepare(study, missing, say)
+        _prepare(study, missing, executor, say)
     start = time.monotonic()
     if part.prepare:
         return outcome
-    for number, (cell, result) in enumerate(_results(study, missing, jobs), start=1):
+    for number, (cell, result) in enumerate(executor.run(study, missing), start=1):
         if result == "done":
             outcome.done += 1
         else:
@@ -118,11 +118,12 @@ def run_part(
     return outcome
 
 
-def _listed(cell: Cell, folder: Path) -> dict[str, str]:
+def _listed(cell: Cell, folder: Path) -> dict[str, Any]:
     """A line of the list of cells."""
     names = {"scores.csv": "done", "failed.json": "failed", "config.json": "begun"}
     state = next((state for name, state in names.items() if (folder / name).is_file()), "waiting")
-    return {"digest": cell.digest, "state": state, "cell": str(cell)}
+    what = {"learner": cell.learner, "labels": cell.labels, "seed": cell.seed}  # labels: null is all
+    return {"digest": cell.digest, "state": state, **what, "cell": str(cell)}
 
 
 def _chosen(cells: list[Cell], digests: Sequence[str]) -> list[Cell]:
@@ -234,92 +235,9 @@ def _merge(merged: dict[object, Encode], encode: Encode) -> None:
     merged[place, turn] = dataclasses.replace(encode, maps=dataclasses.replace(maps, reads=reads))
 
 
-def _prepare(study: Study, cells: list[Cell], say: Progress) -> None:
+def _prepare(study: Study, cells: list[Cell], executor: Executor, say: Progress) -> None:
     """Make what the cells of one method and seed share, before any of them: side by side they would all make it."""
     first = {(cell.learner, cell.seed): cell for cell in reversed(cells)}
-    for (learner, seed), cell in reversed(first.items()):
-        try:
-            done = prepare_cell(study, cell)
-        except Exception as error:  # its cells will fail with it, each recorded; the others go on
-            done = f"could not be prepared: {error}"
+    for cell, done in executor.prepare(study, list(reversed(first.values()))):
         if done:
-            say(f"{learner}, seed {seed}: {done}")
-
-
-# ---------------------------------------------------------------- one after the other, or side by side
-
-
-def _results(study: Study, cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, str]]:
-    if jobs == 1:
-        for cell in cells:
-            yield cell, run_cell(study, cell)
-        return
-    waiting = list(cells)
-    while waiting:
-        with _few_threads(study.threads), _pool(min(jobs, len(waiting))) as pool:
-            running: dict[Future[str], Cell] = {}
-            broken = False
-            while (waiting and not broken) or running:
-                while waiting and not broken and len(running) < jobs:
-                    cell = waiting.pop(0)
-                    running[pool.submit(run_cell, study, cell)] = cell
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    cell = running.pop(future)
-                    try:
-                        yield cell, future.result()
-                    except BrokenProcessPool:
-                        # Which of the cells killed it cannot be told; the others run again with the next call.
-                        broken = True
-                        yield cell, _record_death(study, cell)
-
-
-def _record_death(study: Study, cell: Cell) -> str:
-    message = "its process died (out of memory?); run the experiment again, with fewer --jobs if it stays so"
-    folder = study.out / cell.digest
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "failed.json", {"message": message, "traceback": ""})
-    return message
-
-
-@contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that leave Ctrl+C to this one, which ends them when it is stopped: their cells are resumed later."""
-    others = set(multiprocessing.active_children())
-    # Not fork: a forked child of a process that has used OpenMP can hang.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        with _interrupts_ignored():  # what is started here inherits it
-            for _ in range(jobs):
-                pool.submit(int)
-        try:
-            yield pool
-        except BaseException:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # others may not say
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _few_threads(threads: int) -> Iterator[None]:
-    """Children inherit the number of threads, so that cells side by side do not fight over the cores."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+            say(f"{cell.learner}, seed {cell.seed}: {done}")

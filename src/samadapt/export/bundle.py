@@ -49,7 +49,7 @@ def write_bundle(job: Job, folder: Path) -> None:
     write_json(folder / CONFIGS / "inference.json", _INFERENCE)
     write_json(
         folder / CONFIGS / "metadata.json",
-        _metadata(describe_export(job.predictor, job.run, job.keep_largest, [name])),
+        _metadata(describe_export(job.predictor, job.run, job.postprocessing, [name])),
     )
     write_text(folder / "docs" / "README.md", _readme(job))
 

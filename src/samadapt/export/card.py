@@ -46,7 +46,7 @@ def card_text(job: Job, comparison: Mapping[str, Any]) -> str:
         "\n".join(f"* {text}" for text in encoder["overlap"]) or "Nothing is known of an overlap.",
         "## Training",
         f"{about['steps']} steps, seed {about['seed']}, augmentation {about['augmentation']}. Kept weights: {about['selection']}. "
-        f"Clean-up: {'largest component of ' + ', '.join(job.keep_largest) if job.keep_largest else 'none'}.",
+        f"Clean-up: {job.postprocessing.text}.",
         _compared(comparison),
         "## Licence",
         f"The trained weights: {job.options.licence or 'no licence was chosen by their owner, so ask before you use them'}. "

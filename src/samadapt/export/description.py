@@ -12,6 +12,7 @@ from samadapt.export.job import Job
 from samadapt.export.runner import PREPARES
 from samadapt.files import file_sha256, write_json
 from samadapt.info import describe_run
+from samadapt.postprocessing import Postprocessing
 from samadapt.prediction import Classifier, Segmenter
 from samadapt.runs import read_json
 from samadapt.transforms import Window
@@ -22,12 +23,12 @@ _FORMAT = 1
 
 
 def describe_export(
-    predictor: Segmenter | Classifier, run: Path, keep_largest: Sequence[str], network: Sequence[str]
+    predictor: Segmenter | Classifier, run: Path, done: Postprocessing, network: Sequence[str]
 ) -> dict[str, Any]:
     """Without the hashes of the files and the comparison, which come last.
 
     Args:
-        keep_largest: classes of which the largest component is kept.
+        done: what becomes of the answers.
         network: the files that compute logits from pixels, in order.
     """
     opening, spec, about = predictor.opening, predictor.model.spec, describe_run(run)
@@ -55,9 +56,11 @@ def describe_export(
         "window": dataclasses.asdict(Window.parse(opening.window)),
         "side": spec.side,
         "prepare": prepare,
+        "slices": spec.slices,
         "plane": {**dataclasses.asdict(opening.plane), "orientation": opening.plane.orientation},
         "label_values": {str(value): label for value, label in opening.label_values.items()},
-        "keep_largest": list(keep_largest),
+        "keep_largest": list(done.keep_largest),
+        "smooth_slices": done.smooth_slices,
         "network": list(network),
         "input": {PIXELS: ["batch", *spec.taps[PIXELS]]},
         "encoder": {
@@ -82,7 +85,8 @@ def with_hashes(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 def write_about(job: Job, folder: Path, network: Sequence[str]) -> None:
     """model.json of a folder that is complete without it."""
     write_json(
-        folder / NAME, with_hashes(describe_export(job.predictor, job.run, job.keep_largest, network), folder)
+        folder / NAME,
+        with_hashes(describe_export(job.predictor, job.run, job.postprocessing, network), folder),
     )
 
 

@@ -20,7 +20,7 @@ from samadapt.export.comparing import (
 from samadapt.export.formats import EXPORTS, ExportFormat
 from samadapt.export.job import Job
 from samadapt.files import demand_writable, replacing
-from samadapt.postprocessing import read_postprocessing
+from samadapt.postprocessing import Postprocessing, read_postprocessing
 from samadapt.prediction import Classifier, Segmenter, load_run
 from samadapt.runs import find_run
 from samadapt.settings import ExportOptions
@@ -69,15 +69,17 @@ def export_run(
     format = EXPORTS[chosen.format]
     _demand_place(out, overwrite)
     predictor = load_run(run, "cpu", checkpoint)
-    kept = read_postprocessing(run) if isinstance(predictor, Segmenter) else ()
+    done = (
+        read_postprocessing(run, predictor.classes) if isinstance(predictor, Segmenter) else Postprocessing()
+    )
     if isinstance(predictor, Segmenter):
-        predictor = replace(predictor, keep_largest=kept)
+        predictor = replace(predictor, postprocessing=done)
     if isinstance(predictor, Classifier) and predictor.calibration is not None:
         raise SamAdaptError(
             f"{run} was calibrated, and an export gives the probabilities of the head, not divided by the temperature "
             f"{predictor.calibration.temperature:.2f}; move its calibration.json away to export them as they are"
         )
-    job = Job(run, predictor, kept, chosen)
+    job = Job(run, predictor, done, chosen)
     format.check(job)
     with replacing(out) as temporary:
         temporary.mkdir(parents=True)

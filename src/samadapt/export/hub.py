@@ -11,7 +11,7 @@ from torch import Tensor
 from samadapt.export.card import card_text
 from samadapt.export.job import Job
 from samadapt.files import write_json, write_text
-from samadapt.postprocessing import NAME as POSTPROCESSING
+from samadapt.postprocessing import Postprocessing, write_postprocessing
 from samadapt.runs import HUB_FILE, read_config, read_state, save_tensors
 from samadapt.tuning import TUNINGS
 from samadapt.types import SamAdaptError
@@ -36,8 +36,8 @@ def write_hub(job: Job, folder: Path) -> None:
     elif included:
         raise SamAdaptError(f"{job.run} holds its encoder's weights; give --with-encoder to export it again")
     save_tensors(tensors, folder / HUB_FILE)
-    if job.keep_largest:
-        write_json(folder / POSTPROCESSING, {"keep_largest": list(job.keep_largest)})
+    if job.postprocessing != Postprocessing():
+        write_postprocessing(folder, job.postprocessing)
     write_json(folder / "config.json", _public(config, included))
 
 
@@ -67,6 +67,19 @@ def _public(config: Mapping[str, Any], included: bool) -> dict[str, Any]:
         "unlabelled": None,
         "encoder_included": included,
     }
+
+
+def demand_name(job: Job) -> None:
+    """Before hours of work: whether the hub can have a repository of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        if job.options.push is not None:
+            validate_repo_id(job.options.push)
+    except HFValidationError as error:
+        raise SamAdaptError(
+            f"--push {job.options.push!r} is no name of a repository: {error}; give OWNER/NAME"
+        ) from error
 
 
 def push(folder: Path, repo: str) -> str:

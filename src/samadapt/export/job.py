@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from samadapt.postprocessing import Postprocessing
 from samadapt.prediction import Classifier, Segmenter
 from samadapt.settings import ExportOptions
 
@@ -15,5 +16,5 @@ class Job:
 
     run: Path
     predictor: Segmenter | Classifier
-    keep_largest: tuple[str, ...]  # classes of which the largest component is kept
+    postprocessing: Postprocessing  # what becomes of its answers
     options: ExportOptions

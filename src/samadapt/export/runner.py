@@ -14,8 +14,9 @@ or from Python:
 
 What it does with a scan, each step a function below: it reads the file (`read_image`), turns it to the orientation of the
 training (`place`), maps its intensities to 0..255 (`fit_window`), puts each slice into the network's square (`PREPARES`),
-runs the network, brings the logits back to the slice's own pixels (`to_original`), takes the likeliest class, keeps the
-largest component where model.json says so (`keep_largest`), and writes the label map in the grid of the file.
+runs the network, brings the logits back to the slice's own pixels (`to_original`), averages probabilities over neighbouring
+slices where model.json says so (`smoothed`), takes the likeliest class, keeps the largest component where model.json says
+so (`keep_largest`), and writes the label map in the grid of the file.
 
 Shapes: C channels, D slices, H rows, W columns, S side of the network's square, K classes.
 """
@@ -28,10 +29,11 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -380,6 +382,30 @@ def to_original(maps: np.ndarray, frame: Frame) -> np.ndarray:
     return down @ (maps @ across.T)
 
 
+def smoothed(answers: Iterable[np.ndarray], sigma: float) -> Iterator[np.ndarray]:
+    """Logits (K, H, W) of the slices in order; where `sigma` is not 0, probabilities averaged over neighbouring slices."""
+    if not sigma:
+        yield from answers
+        return
+    radius = math.ceil(3 * sigma)
+    weights = {step: math.exp(-0.5 * (step / sigma) * (step / sigma)) for step in range(-radius, radius + 1)}
+    waiting = enumerate(softmax(answer, 0) for answer in answers)
+    near = list(itertools.islice(waiting, radius))
+    for middle in itertools.count():
+        near = [*near, *itertools.islice(waiting, 1)]
+        near = [(n, p) for n, p in near if n >= middle - radius]
+        if not near or near[-1][0] < middle:
+            return
+        total = sum(weights[n - middle] for n, _ in near)
+        yield np.stack([weights[n - middle] / total * p for n, p in near]).sum(0)
+
+
+def softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    """Probabilities."""
+    powers = np.exp(logits - logits.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
 def keep_largest(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
     """One connected component (faces, edges, corners) left of each of these classes."""
     kept = label.copy()
@@ -418,6 +444,7 @@ def _components(mask: np.ndarray) -> np.ndarray:
 
 def onnx_network(folder: Path, files: Sequence[str], providers: Sequence[str] | None = None) -> Network:
     """The exported network: one file, or an encoder and a head that reads its maps by their names."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it tells Microsoft of this machine
     import onnxruntime
 
     chosen = list(providers or ["CPUExecutionProvider"])
@@ -507,7 +534,8 @@ class Model:
 
     def label(self, image: np.ndarray) -> np.ndarray:
         """(C, D, H, W) -> (D, H, W) uint8."""
-        slices = [to_original(logits, frame).argmax(0) for logits, frame in self.logits(image)]
+        answers = (to_original(logits, frame) for logits, frame in self.logits(image))
+        slices = [answer.argmax(0) for answer in smoothed(answers, self.about["smooth_slices"])]
         values = [self.classes.index(name) for name in self.about["keep_largest"]]
         return keep_largest(np.stack(slices).astype(np.uint8), values)
 
@@ -516,20 +544,26 @@ class Model:
         logits = np.stack([row for row, _ in self.logits(image)])
         if self.about["multilabel"]:
             return 1 / (1 + np.exp(-logits))
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+        return softmax(logits, 1)
 
     def logits(self, image: np.ndarray) -> Iterator[tuple[np.ndarray, Frame]]:
         """Of each slice, in order: the network's answer, and where the slice lies in the square."""
         limits = fit_window(image, self.about["window"])
         for start in range(0, image.shape[1], BATCH):
             seen = [
-                prepare(apply_window(image[:, index], limits), self.about["prepare"], self.about["side"])
+                prepare(self._shown(image, index, limits), self.about["prepare"], self.about["side"])
                 for index in range(start, min(start + BATCH, image.shape[1]))
             ]
             yield from zip(
                 self.network(np.stack([x for x, _ in seen])), [frame for _, frame in seen], strict=True
             )
+
+    def _shown(self, image: np.ndarray, index: int, limits: np.ndarray) -> np.ndarray:
+        """A slice in 0..255; where the model was trained so, with the one before and the one after it as colours."""
+        if self.about["slices"] == 1:
+            return apply_window(image[:, index], limits)
+        near = [min(max(i, 0), image.shape[1] - 1) for i in (index - 1, index, index + 1)]
+        return np.concatenate([apply_window(image[:, i], limits) for i in near])
 
     def read(
         self, scan: str | Path | Sequence[str | Path]

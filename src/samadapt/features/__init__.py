@@ -3,4 +3,5 @@
 from samadapt.features.encoding import EncodeReport, encode_line
 from samadapt.features.maps import MapSpec
 from samadapt.features.pairs import Pairs
+from samadapt.features.remote import demand_store
 from samadapt.features.store import FeatureStore

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from samadapt.ahead import ahead
-from samadapt.encoders import Extractor
+from samadapt.encoders import EncoderSpec, Extractor
 from samadapt.features.maps import MapSpec
 from samadapt.features.notes import map_file, write_note
 from samadapt.files import Drafts
@@ -29,6 +29,8 @@ from samadapt.types import Case, Frame, SamAdaptError
 _TOGETHER = 64  # slices: files are awaited on the disk for so many at once, which takes as long as for one
 _SECONDS = 5.0  # and no finished case waits longer for its name, for a process may be killed
 T = TypeVar("T")
+#: The network of an encoder with the maps that are read of it: {tap: pooling window}, device.
+Load = Callable[[EncoderSpec, Mapping[str, int], str | torch.device], Extractor]
 
 
 @dataclass
@@ -145,6 +147,7 @@ class Encoding:
         maps: what is wanted of them.
         batch_size: slices that the network sees at once; None: see `default_batch`.
         progress: called after each batch with the running report.
+        load: gives the network; None: it is loaded.
     """
 
     def __init__(
@@ -153,8 +156,10 @@ class Encoding:
         device: str | torch.device,
         batch_size: int | None,
         progress: Callable[[EncodeReport], None] | None,
+        load: Load | None = None,
     ) -> None:
         self.maps, self.device, self.progress = maps, device, progress
+        self.load = load or EncoderSpec.load
         self.batch_size = batch_size or default_batch(maps.encoder.side, device)
         self.report, self._start = EncodeReport(), time.monotonic()
 
@@ -164,7 +169,9 @@ class Encoding:
         first = next(inputs, None)
         if first is None:
             return
-        extractor = self.maps.encoder.load(self.maps.taps, self.device)  # before there is a second thread
+        extractor = self.load(
+            self.maps.encoder, self.maps.taps, self.device
+        )  # before there is a second thread
         made = ahead(itertools.chain([first], inputs), 2 * self.batch_size)
         finished: list[CaseDraft] = []
         placed = time.monotonic()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from samadapt.features.maps import MapSpec
 from samadapt.files import write_json
 from samadapt.types import Case, Frame
+
+NOTE = "frame.json"
+_STEM = re.compile(r"\w[\w.:+-]*@\d+")  # TAP@WINDOW, of `map_file`
 
 
 def folder_of(root: Path, case: Case, digest: str) -> Path:
@@ -25,7 +29,7 @@ def map_file(folder: Path, tap: str, window: int) -> Path:
 def read_note(folder: Path, digest: str) -> dict[str, Any]:
     """What stands in `frame.json`; nothing where it is missing, broken or about another image."""
     try:
-        note = json.loads((folder / "frame.json").read_text(encoding="utf-8"))
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     about = (
@@ -39,7 +43,7 @@ def write_note(folder: Path, digest: str, frame: Frame, sizes: dict[Path, int], 
     stored = dict(read_note(folder, digest).get("maps", {}))
     stored |= {path.stem: {"views": views, "bytes": size} for path, size in sizes.items()}
     note = {"image_sha256": digest, "frame": dataclasses.asdict(frame), "maps": stored}
-    write_json(folder / "frame.json", note)
+    write_json(folder / NOTE, note)
 
 
 def missing_maps(folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
@@ -54,3 +58,17 @@ def missing_maps(folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
             return False
 
     return {tap: w for tap, w in maps.taps.items() if not is_there(map_file(folder, tap, w))}
+
+
+def sound_note(text: bytes | None) -> dict[str, Any]:
+    """A note from elsewhere, with those of its maps that are named as we name them; nothing where it is not as we write it."""
+    try:
+        note = json.loads(text or b"")
+        note["maps"] = {
+            stem: {"views": int(about["views"]), "bytes": int(about["bytes"])}
+            for stem, about in note["maps"].items()
+            if _STEM.fullmatch(stem)  # and leads to no other folder
+        }
+        return note if isinstance(note["frame"], dict) and isinstance(note["image_sha256"], str) else {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}

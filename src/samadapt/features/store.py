@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from samadapt.features.encoding import CaseDraft, EncodeReport, Encoding
+from samadapt.features.encoding import CaseDraft, EncodeReport, Encoding, Load
 from samadapt.features.maps import MapSpec
 from samadapt.features.notes import folder_of, map_file, missing_maps
+from samadapt.features.remote import remote_of
 from samadapt.files import Drafts, demand_writable
 from samadapt.transforms import image_hash
 from samadapt.types import Case, Frame, SamAdaptError, tap_of
@@ -28,11 +29,28 @@ from samadapt.types import Case, Frame, SamAdaptError, tap_of
 _CURE = "make room or choose another --store, then rerun: finished cases are kept"
 
 
-class FeatureStore:
-    """A folder of feature maps. Safe to kill, to rerun and to share between runs."""
+#: `FeatureStore.encode` as others do it: cases, maps, progress -> what was done.
+Spread = Callable[[Iterable[Case], MapSpec, Callable[[EncodeReport], None] | None], EncodeReport]
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+
+class FeatureStore:
+    """A folder of feature maps. Safe to kill, to rerun and to share between runs and machines.
+
+    Args:
+        root: the folder, or the URL of one (`s3://bucket/features`), of which this machine then keeps a mirror.
+        load: gives the network of an encoder; a long-lived process may keep it. None: it is loaded for each `encode`.
+        spread: encodes in place of this process, as on a cluster.
+
+    Raises:
+        SamAdaptError: `root` is a URL that nothing here can read.
+    """
+
+    def __init__(self, root: str | Path, load: Load | None = None, spread: Spread | None = None) -> None:
+        self._remote = remote_of(root)
+        self.root = Path(root) if self._remote is None else self._remote.mirror
+        #: By which another process opens the same store: an absolute path, or the URL.
+        self.place = self.root.absolute() if self._remote is None else self._remote.url
+        self._load, self._spread = load, spread
 
     def encode(
         self,
@@ -51,14 +69,19 @@ class FeatureStore:
                 of 256, more of smaller ones.
             progress: called after each batch with the running report.
         """
+        if self._spread is not None:
+            return self._spread(cases, maps, progress)
         parts = maps.parts.values()
         if len(parts) > 1 and isinstance(cases, Iterator):
             cases = list(cases)  # it can be gone through only once
-        runs = [Encoding(part, device, batch_size, progress) for part in parts]
+        runs = [Encoding(part, device, batch_size, progress, self._load) for part in parts]
         begun: list[set[Path]] = [set() for _ in runs]
         for run, folders in zip(runs, begun, strict=True):
-            with Drafts(_CURE) as drafts:
-                run.encode(self._incomplete(cases, run, folders, drafts), drafts)
+            try:
+                with Drafts(_CURE) as drafts:
+                    run.encode(self._incomplete(cases, run, folders, drafts), drafts)
+            finally:  # what is finished is kept, whatever happened
+                self._send(folders)
             run.tell()
         written = len({folder.name for folders in begun for folder in folders})
         return EncodeReport.together([run.report for run in runs], written)
@@ -71,7 +94,7 @@ class FeatureStore:
         for case in cases:
             digest = image_hash(case)
             folder = folder_of(self.root / maps.key, case, digest)
-            missing = {} if folder in begun else missing_maps(folder, digest, maps)
+            missing = {} if folder in begun else self._missing(folder, digest, maps)
             if not missing:
                 report.cases += 1
                 continue
@@ -80,6 +103,18 @@ class FeatureStore:
             report.written += 1
             begun.add(folder)
             yield CaseDraft(case, digest, folder, dataclasses.replace(maps, reads=missing), drafts)
+
+    def _missing(self, folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
+        """Tap -> window of the maps of a case that are nowhere."""
+        if self._remote is not None:
+            self._remote.sync(folder)
+        return missing_maps(folder, digest, maps)
+
+    def _send(self, folders: Iterable[Path]) -> None:
+        """Of a mirror: what was encoded of these cases."""
+        if self._remote is not None:
+            for folder in sorted(folders):
+                self._remote.sync(folder, fresh=True)
 
     def disk_note(self, size: int) -> str:
         """How much of the disk feature maps take, of which some may be there already.
@@ -111,7 +146,7 @@ class FeatureStore:
     def _read(self, case: Case, digest: str, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:
         """As `read`, of one encoder."""
         folder = folder_of(self.root / maps.key, case, digest)
-        if missing_maps(folder, digest, maps):
+        if self._missing(folder, digest, maps):
             names = sorted(map_file(folder, tap, window).stem for tap, window in maps.taps.items())
             raise SamAdaptError(
                 f"case {case.id!r} has no stored maps {names} for this encoder, window and augmentation under {self.root}; "

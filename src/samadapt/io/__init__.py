@@ -20,7 +20,7 @@ from samadapt.io.cases import (
     write_probabilities,
 )
 from samadapt.io.dicom.codes import Code, Meaning, meaning_of, read_codes
-from samadapt.io.dicom.naming import demand_one_folder, scan_names, series_uid
+from samadapt.io.dicom.naming import demand_one_folder, forget_headers, scan_names, series_uid
 from samadapt.io.dicom.writer import Legend, demand_writer
 from samadapt.io.formats import (
     FORMATS,
@@ -42,6 +42,7 @@ from samadapt.io.formats import (
     structures_of,
 )
 from samadapt.io.geometry import Geometry
+from samadapt.io.limits import demand_unpacked
 from samadapt.io.listing import find_files, find_folders, in_words, list_files, list_scans, not_used
 from samadapt.io.nifti import write_volume
 from samadapt.io.planes import Plane, common_plane

@@ -49,7 +49,7 @@ def demand_unpacked(path: Path, name: str, packed: int, unpacked: int) -> None:
     """Refuse an archive's member that would become far larger than compressed images do."""
     if unpacked > max(_SMALL, packed * _RATIO) or unpacked > memory_bytes():
         raise SamAdaptError(
-            f"{path}: array {name!r} would become {unpacked / 2**30:.1f} GiB from {packed} bytes; expected at most {_RATIO} times "
+            f"{path}: {name!r} would become {unpacked / 2**30:.1f} GiB from {packed} bytes; expected at most {_RATIO} times "
             f"its compressed size, and the {memory_bytes() / 2**30:.1f} GiB of this machine: the file is damaged, or made "
             "to fill the memory"
         )

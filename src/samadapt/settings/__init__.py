@@ -11,6 +11,7 @@ from samadapt.settings.studies import (
     TRAINERS,
     CellOptions,
     NnUNetConfig,
+    RayOptions,
     SimclrConfig,
     StudySettings,
     SuggestStudySettings,

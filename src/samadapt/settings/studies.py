@@ -40,6 +40,17 @@ class StudySettings(Checked):
 
 
 @dataclass(frozen=True)
+class RayOptions(Checked):
+    """Where work is spread over the machines of a Ray cluster."""
+
+    ray: str | None = option(
+        None,
+        "Run on a Ray cluster: auto (the one that this machine is part of), local (one is started here and ends with the "
+        "command), or the address of its head, HOST:PORT.",
+    )
+
+
+@dataclass(frozen=True)
 class CellOptions(Checked):
     """How the cells of a study are run, and which part of it one command does where a cluster's job array shares it."""
 
@@ -59,6 +70,14 @@ class CellOptions(Checked):
         asked = [flag for flag, value in (("--list-cells", self.list_cells), ("--prepare-only", self.prepare), ("--cell", self.cell)) if value]  # fmt: skip
         if len(asked) > 1:
             raise SamAdaptError(f"{' and '.join(asked)} are different parts of a study; give one of them")
+
+    def demand_fits(self, ray: RayOptions) -> None:
+        """Refuse what does not go together with a Ray cluster."""
+        if ray.ray is not None and self.jobs > 1:
+            raise SamAdaptError(
+                f"--jobs {self.jobs} is for cells side by side on this machine, and with --ray the cluster has the room that it has; leave "
+                "it out (--threads says how many cores a cell takes)"
+            )
 
 
 @dataclass(frozen=True)

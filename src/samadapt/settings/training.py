@@ -93,6 +93,12 @@ class LearnerSettings(Checked):
         "default", "Augmentation: none, default, or mirror (which also flips).", names=names.AUGMENTATIONS
     )
 
+    slices: int = option(
+        1,
+        "Slices that the encoder is shown at once: 1, or 3: a grey slice with its two neighbours, as the colours of one picture.",
+        choices=(1, 3),
+    )
+
     @property
     def dtype(self) -> str:
         """The encoder's precision as torch calls it."""
@@ -219,6 +225,11 @@ class FinishOptions(Checked):
         False,
         "Choose on the selection cases (--select) of which classes predictions keep the largest connected component.",
         flag="--keep-largest",
+    )
+    smooth_slices: bool = option(
+        False,
+        "Choose on the selection cases (--select) whether, and how far, predictions are smoothed over neighbouring slices.",
+        flag="--smooth-slices",
     )
     calibrate: bool = option(
         False,

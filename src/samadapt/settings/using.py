@@ -34,6 +34,13 @@ class PredictOptions(Checked):
         "Keep only the largest connected component of these classes: all, none, or names such as LV,RV. Else what "
         "`train --keep-largest` chose.",
     )
+    smooth_slices: float | None = option(
+        None,
+        "Average the probabilities over neighbouring slices, by a Gaussian of this standard deviation in slices: 1, or 0 for none. "
+        "For thin slices. Else what `train --smooth-slices` chose.",
+        least=0,
+        most=10,
+    )
     flips: bool = option(
         False,
         "Average the answers over flipped slices; for runs that were trained with --augment mirror.",

@@ -188,11 +188,12 @@ def _kept(path: Path) -> Header | None:
         stamp = path.stat()
     except OSError:
         return None
-    return _read(path, stamp.st_mtime_ns, stamp.st_size) if stat.S_ISREG(stamp.st_mode) else None
+    return kept_header(path, stamp.st_mtime_ns, stamp.st_size) if stat.S_ISREG(stamp.st_mode) else None
 
 
 @functools.lru_cache(maxsize=1 << 18)  # about a kilobyte each; a file that was changed since is a miss
-def _read(path: Path, mtime_ns: int, size: int) -> Header | None:
+def kept_header(path: Path, mtime_ns: int, size: int) -> Header | None:
+    """By path and stamp; None where it is no DICOM file."""
     return _header(path) if is_dicom(path) else None
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from samadapt.io.dicom.headers import Header, read_folder, read_header
+from samadapt.io.dicom.headers import Header, kept_header, read_folder, read_header
 from samadapt.io.dicom.series import is_volume, members
 from samadapt.types import SamAdaptError
 
@@ -91,3 +91,8 @@ def demand_one_folder(paths: Iterable[Path]) -> None:
                 f"one series is in {len(folders)} folders, {folders[0]} and {folders[1]}; expected all its files in one: "
                 "move them together, or remove the copy"
             )
+
+
+def forget_headers() -> None:
+    """Let go of what is kept of headers: it tells whose scans they are."""
+    kept_header.cache_clear()

@@ -1,0 +1,111 @@
+"""`serve`: loads runs and answers until it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from samadapt.serving.app import make_app
+from samadapt.serving.models import load_models
+from samadapt.serving.options import ServeOptions, read_token
+from samadapt.types import SamAdaptError
+
+_GRACE = 10  # seconds that answers in progress have after a signal to stop
+
+
+def serve(
+    runs: Sequence[str | Path],
+    *,
+    device: str = "auto",
+    checkpoint: str | None = None,
+    options: ServeOptions | None = None,
+    ready: Callable[[str, Sequence[str]], None] | None = None,
+) -> None:
+    """Answer with trained runs over HTTP, until the process is interrupted.
+
+    Args:
+        runs: run folders, or folders of run folders whose heads answer together.
+        device, checkpoint: as for `load_run`, for all of them.
+        ready: told the address of the page and the names of the models when requests are taken.
+
+    Raises:
+        SamAdaptError: a run cannot be loaded, a token is needed and missing, or the port is taken.
+    """
+    options = options or ServeOptions()
+    token = read_token(options)
+    with _listen(options) as listener:
+        models = load_models(runs, device, checkpoint)
+        app = make_app(models, options, token)
+        _log()
+        if ready is not None:
+            ready(_address(options, listener), list(models))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=_GRACE,
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # the usual way to stop it
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    """Before minutes of loading: whether the address can be taken."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            options.host.strip("[]"), options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SamAdaptError(
+            f"--host {options.host} --port {options.port} cannot be listened on ({error.strerror or error}); give another --port, or an "
+            "address of this machine"
+        ) from error
+    return listener
+
+
+def _address(options: ServeOptions, listener: socket.socket) -> str:
+    host = (
+        f"[{options.host}]"
+        if ":" in options.host.strip("[]") and not options.host.startswith("[")
+        else options.host
+    )
+    return f"http://{host}:{listener.getsockname()[1]}/"
+
+
+class _Wordless(logging.Formatter):
+    """Where something was said and not what: other packages name files and values of headers, which are a patient's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        place = f"{record.levelname} of {record.name} in {record.filename}, line {record.lineno}"
+        return f"{self.formatTime(record)} {place}; its text is not logged, for it may name patients"
+
+
+def _log() -> None:
+    """On stderr a line for each request; uvicorn speaks only where something is wrong, and others without words."""
+    of_others = logging.StreamHandler()
+    of_others.setFormatter(_Wordless())
+    of_others.setLevel(logging.WARNING)
+    logging.getLogger().handlers = [of_others]
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for name, level in (("samadapt.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.propagate = False
+        logger.handlers = [handler]
+    for name in list(
+        logging.root.manager.loggerDict
+    ):  # those of libraries that brought handlers of their own
+        logger = logging.getLogger(name)
+        if logger.handlers and logger.handlers != [handler]:
+            logger.handlers, logger.propagate = [], True

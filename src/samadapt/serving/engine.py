@@ -1,0 +1,156 @@
+"""One thread that answers one request after the other, and small pictures that wait together in one go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from samadapt.ensemble import class_answers, label_answers
+from samadapt.prediction import Classifier, Segmenter
+from samadapt.serving.answers import Computed
+from samadapt.serving.jobs import Job
+from samadapt.serving.refusals import RefusedError
+from samadapt.types import Case
+
+T = TypeVar("T")
+#: Told the number of requests that were answered in one go, and the seconds.
+Observe = Callable[[int, float], None]
+
+
+class Places:
+    """So many requests are taken at a time, from their first byte to their answer; used by one thread."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.taken = count, 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A place for the time of the block."""
+        if self.taken >= self.count:
+            raise RefusedError(
+                429, f"{self.taken} requests are received, wait or are computed, and no more are taken; try again in a few seconds",
+                {"Retry-After": "5"},
+            )  # fmt: skip
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
+class Engine:
+    """Answers in the order of asking.
+
+    Args:
+        folder: where an answer may stand for a moment, as a file.
+    """
+
+    def __init__(self, folder: Path, observe: Observe) -> None:
+        self.folder, self._observe = folder, observe
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="samadapt-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the request that is computed; what waits is given up."""
+        with self._changed:
+            self._stopped = True
+            for job in self._jobs:
+                job.answer.cancel()
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return len(self._jobs)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it answers."""
+        return self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Let it wait for its answer."""
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def withdraw(self, job: Job) -> None:
+        """Nobody waits for its answer: its place in the row is free."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def _run(self) -> None:
+        while jobs := self._next():
+            begun = time.perf_counter()
+            try:
+                answer_together(jobs, self.folder)
+            except Exception as error:
+                for job in jobs:
+                    job.fail(error)
+            self._observe(len(jobs), time.perf_counter() - begun)
+
+    def _next(self) -> list[Job]:
+        """The first that waits and, if it is small, the small ones behind it for the same model; none when all is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._stopped)
+            if self._stopped:
+                return []
+            first = self._jobs.popleft()
+            if not first.is_small:
+                return [first]
+            alike = [job for job in self._jobs if job.model is first.model and job.is_small]
+            alike = alike[: first.model.most_together - 1]
+            for job in alike:
+                self._jobs.remove(job)
+            return [first, *alike]
+
+
+def answer_together(jobs: list[Job], folder: Path) -> None:
+    """Answer requests to one model, each by itself: what is wrong with one stops no other.
+
+    Args:
+        folder: where an answer may stand for a moment, as a file.
+    """
+    members = jobs[0].model.members
+    read: dict[int, tuple[Job, Case]] = {}  # by the identity of the case, which is kept for it
+
+    def cases() -> Iterator[Case]:
+        for job in jobs:
+            if (case := job.read()) is not None:
+                read[id(case)] = job, case
+                yield case
+
+    if isinstance(members[0], Segmenter):
+        segmenters = [each for each in members if isinstance(each, Segmenter)]
+        for case, slices, agreement in label_answers(segmenters, cases(), flips=False):
+            job = read.pop(id(case))[0]
+            with job.told():
+                job.finish(Computed(job.model, case, job.unless_gone(slices), agreement, folder))
+            if all(job.gone.is_set() for job in jobs):
+                return
+        return
+    classifiers = [each for each in members if isinstance(each, Classifier)]
+
+    def watch(case: Case, logits: Iterable[T]) -> Iterator[T]:
+        return read[id(case)][0].unless_gone(logits)
+
+    for case, compute in class_answers(classifiers, cases(), flips=False, watch=watch):
+        job = read[id(case)][0]
+        with job.told():
+            job.finish(Computed(job.model, case, compute(), None, folder))
+        del read[id(case)]
+        if all(job.gone.is_set() for job in jobs):
+            return
