@@ -28,8 +28,8 @@ from fakes import two_class_archive
 from samadapt import folders
 from samadapt.datasets import open_dataset
 from samadapt.files import scratch_folder
+from samadapt.io.dicom.headers import silent
 from samadapt.learner import Learner, fit
-from samadapt.postprocessing import Postprocessing, write_postprocessing
 from samadapt.prediction import load_run
 from samadapt.serving import app as serving_app
 from samadapt.serving import engine, guard, pages, uploads
@@ -138,21 +138,6 @@ def test_all_forms_of_a_segmenter_are_of_one_label_map(served, scan, predicted):
     assert said["volumes"][0]["voxels"] == (label == 1).sum() and said["task"] == "segmentation"
 
 
-def test_answers_are_smoothed_over_slices_where_the_run_chose_it(segments, scan, predicted, tmp_path):
-    run = shutil.copytree(segments, tmp_path / "soft")
-    write_postprocessing(run, Postprocessing(smooth_slices=1.0))
-    folders.predict_folder(run, scan, tmp_path / "out", device="cpu", probabilities=True)
-    name = predicted.name.replace(".nii.gz", ".npy")
-    expected = np.load(tmp_path / "out" / name)
-    assert not np.array_equal(expected, np.load(predicted.with_name(name)))
-    with running(load_models([run], "cpu")) as soft:
-        label, probabilities = (
-            soft.post(f"/predict?output={form}", scan).body for form in ("nifti", "probabilities")
-        )
-    assert label == (tmp_path / "out" / predicted.name).read_bytes()
-    assert np.array_equal(np.load(streams.BytesIO(probabilities)), expected)
-
-
 def test_a_classifier_answers_as_alone(served, classifies):
     photo = picture(3)
     said = served.post("/predict?model=photos", photo).json
@@ -231,17 +216,40 @@ def test_a_picture_is_shown_as_png(served):
     assert np.array_equal(np.asarray(Image.open(streams.BytesIO(shown.body))), pixels)
 
 
-def test_what_was_assumed_is_told_to_the_sender_alone(served, caplog):
-    colours = streams.BytesIO()
-    Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28)).convert("RGB").save(colours, format="PNG")
+def without_place(shape: tuple[int, ...]) -> bytes:
+    """A NIfTI file that does not say where its voxels lie (codes of sform and qform 0)."""
+    header = bytearray(gzip.decompress(nifti_bytes(volume(*shape), np.diag([1, 1, 5, 1]))))
+    header[252:256] = bytes(4)
+    return gzip.compress(bytes(header))
+
+
+def test_what_was_assumed_is_told_to_the_sender_alone(served, scan, caplog):
     with caplog.at_level(logging.INFO):
-        said = served.post(
-            "/predict?model=heart", ("Doe_Jane.nii.gz", nifti_bytes(volume(30, 30, 3), np.diag([1, 1, 5, 1])))
-        )
-        assert served.post("/predict?model=photos", ("Doe_Jane.png", colours.getvalue())).status == 200
-    assert said.status == 200
-    assert "Doe" not in caplog.text
-    assert all(str(served.server.folder) not in note for note in said.about["notes"])
+        said = served.post("/predict?model=heart", ("Doe_Jane.nii.gz", without_place((30, 30, 3))))
+        other = served.post("/predict?model=heart", scan)
+    (note,) = said.about["notes"]
+    assert "stores no orientation" in note and other.about["notes"] == []
+    assert "Doe" not in caplog.text and "orientation" not in caplog.text
+
+
+def test_notes_come_also_after_others_were_silenced_side_by_side(served):
+    """`warnings.catch_warnings` is the process's, so that of two blocks that overlap the last one leaves its filters."""
+    inside, over = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with silent():
+            inside.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=second)
+    with silent():
+        thread.start()
+        assert inside.wait(20)
+        during = served.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
+    over.set()
+    thread.join()
+    after = served.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
+    assert [len(each.about["notes"]) for each in (during, after)] == [1, 1]
 
 
 # ---------------------------------------------------------------- refusals
