@@ -223,16 +223,17 @@ def without_place(shape: tuple[int, ...]) -> bytes:
     return gzip.compress(bytes(header))
 
 
-def test_what_was_assumed_is_told_to_the_sender_alone(served, scan, caplog):
-    with caplog.at_level(logging.INFO):
-        said = served.post("/predict?model=heart", ("Doe_Jane.nii.gz", without_place((30, 30, 3))))
-        other = served.post("/predict?model=heart", scan)
+def test_what_was_assumed_is_told_to_the_sender_alone(models, scan, caplog):
+    # A server of its own: pytest takes the warnings of each test, also from a server that was started in an earlier one.
+    with caplog.at_level(logging.INFO), running(models) as found:
+        said = found.post("/predict?model=heart", ("Doe_Jane.nii.gz", without_place((30, 30, 3))))
+        other = found.post("/predict?model=heart", scan)
     (note,) = said.about["notes"]
     assert "stores no orientation" in note and other.about["notes"] == []
     assert "Doe" not in caplog.text and "orientation" not in caplog.text
 
 
-def test_notes_come_also_after_others_were_silenced_side_by_side(served):
+def test_notes_come_also_after_others_were_silenced_side_by_side(models):
     """`warnings.catch_warnings` is the process's, so that of two blocks that overlap the last one leaves its filters."""
     inside, over = threading.Event(), threading.Event()
 
@@ -242,13 +243,14 @@ def test_notes_come_also_after_others_were_silenced_side_by_side(served):
             over.wait(20)
 
     thread = threading.Thread(target=second)
-    with silent():
-        thread.start()
-        assert inside.wait(20)
-        during = served.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
-    over.set()
-    thread.join()
-    after = served.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
+    with running(models) as found:
+        with silent():
+            thread.start()
+            assert inside.wait(20)
+            during = found.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
+        over.set()
+        thread.join()
+        after = found.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
     assert [len(each.about["notes"]) for each in (during, after)] == [1, 1]
 
 
