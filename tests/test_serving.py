@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import stat
 import threading
 import time
@@ -32,7 +33,8 @@ from samadapt.io.dicom.headers import silent
 from samadapt.learner import Learner, fit
 from samadapt.prediction import load_run
 from samadapt.serving import app as serving_app
-from samadapt.serving import engine, guard, pages, uploads
+from samadapt.serving import door, engine, guard, pages, uploads
+from samadapt.serving.answers import Answer
 from samadapt.serving.client import Client, ServerError, nifti_bytes
 from samadapt.serving.engine import Engine
 from samadapt.serving.models import load_models
@@ -328,6 +330,14 @@ def test_too_large(models, monkeypatch):
         assert found.left_behind == [] and found.server.places.taken == 0
 
 
+def test_a_mistake_in_the_engine_is_logged_by_its_place(models, monkeypatch, caplog):
+    monkeypatch.setattr(engine, "Computed", lambda *_: {}["Doe_Jane.png"])
+    with running(models) as found:
+        answer = found.post("/predict?model=photos", ("Doe_Jane.png", picture(0)[1]))
+    assert answer.status == 500 and "KeyError in test_serving.py" in answer.error
+    assert caplog.messages.count(answer.error) == 1 and "Doe" not in caplog.text
+
+
 def test_a_mistake_of_our_own_tells_no_file(served, monkeypatch, caplog):
     monkeypatch.setattr(uploads, "find_scans", lambda *_: {}["Doe_Jane.png"])
     with caplog.at_level(logging.DEBUG):
@@ -425,6 +435,74 @@ def test_an_answer_that_takes_too_long_is_given_up(models, monkeypatch):
         assert until(lambda: found.server.places.taken == 0 and not found.left_behind)
 
 
+def test_an_answer_holds_its_place_until_it_is_read(models, monkeypatch):
+    large = Answer(bytes(64 << 20), "application/octet-stream", "large.npy")  # more than sockets hold
+    monkeypatch.setattr(
+        engine, "answer_together", lambda jobs, _: [job.answer.set_result(large) for job in jobs]
+    )
+    with running(models, queue=1) as found:
+        reads = found.begin("/predict?model=photos", picture(0))
+        got = reads.recv(1 << 10)
+        assert b"200 OK" in got
+        time.sleep(0.3)
+        assert found.server.places.taken == 1
+        assert found.post("/predict?model=photos", picture(1)).status == 429
+        size = len(got)
+        while size < 64 << 20 and (piece := reads.recv(1 << 20)):
+            size += len(piece)
+        assert size >= 64 << 20
+        assert until(lambda: found.server.places.taken == 0)
+        assert len(found.post("/predict?model=photos", picture(1)).body) == 64 << 20
+        reads.close()
+        leaves = found.begin("/predict?model=photos", picture(0))
+        assert b"200 OK" in leaves.recv(1 << 10)
+        leaves.close()
+        assert until(lambda: found.server.places.taken == 0)
+
+
+def test_an_answer_that_nobody_reads_is_given_up(models, monkeypatch, caplog):
+    large = Answer(bytes(64 << 20), "application/octet-stream", "large.npy")
+    monkeypatch.setattr(
+        engine, "answer_together", lambda jobs, _: [job.answer.set_result(large) for job in jobs]
+    )
+    with running(models, queue=1, time_limit=0.5) as found:
+        never = found.begin("/predict?model=photos", picture(0))
+        assert b"200 OK" in never.recv(1 << 10)
+        assert until(lambda: found.server.places.taken == 0)
+        assert until(lambda: "was not read within 0.5 seconds" in caplog.text)
+        size = 0
+        while piece := never.recv(1 << 20):
+            size += len(piece)
+        assert size < 64 << 20
+        never.close()
+
+
+def test_health_tells_that_no_upload_is_unpacked_any_more(models, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(uploads, "find_scans", lambda *_: go_on.wait(20))
+    with running(models, time_limit=0.2) as found:
+        clients = [found.begin("/predict?model=photos", picture(0))]
+        time.sleep(1)
+        assert found.call("GET", "/healthz").status == 200  # another thread is free
+        clients.append(found.begin("/predict?model=photos", picture(0)))
+        assert until(lambda: found.call("GET", "/healthz").status == 503)
+        assert "start it again" in found.call("GET", "/healthz").error
+        go_on.set()
+        assert until(lambda: found.call("GET", "/healthz").status == 200)
+        for client in clients:
+            client.close()
+
+
+def test_health_tells_that_one_request_is_never_answered(models, monkeypatch):
+    held = Held(monkeypatch)
+    with running(models, time_limit=0.2) as found:
+        client = found.begin("/predict?model=photos", picture(0))
+        assert until(lambda: found.call("GET", "/healthz").status == 503)
+        held.go_on.set()
+        assert until(lambda: found.call("GET", "/healthz").status == 200)
+        client.close()
+
+
 def test_one_that_fails_stops_no_other(models, monkeypatch):
     held = Held(monkeypatch)
     with running(models, queue=9) as found:
@@ -517,6 +595,13 @@ def test_which_addresses_are_this_machine(host, local):
     assert is_local(host) is local
 
 
+def test_a_port_is_taken_before_the_models_are_loaded():
+    with door._listen(ServeOptions(port=0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(SamAdaptError, match=rf"--port {port} cannot be listened on"):
+            door._listen(ServeOptions(port=port)).close()
+
+
 def test_a_token_is_demanded_where_others_can_ask(tmp_path):
     assert read_token(ServeOptions(), {}) is None
     assert read_token(ServeOptions(), {"SAMADAPT_TOKEN": SECRET}) == SECRET
@@ -584,6 +669,55 @@ def test_the_client(served, scan, predicted, tmp_path):
     assert set(client.ask(tmp_path / "a.png", "photos")["probabilities"]) == {"0", "1"}
     with pytest.raises(ServerError, match="no model 'x'"):
         client.ask(scan, "x")
+
+
+def test_the_client_asks_again_where_it_is_cut_off_while_it_sends(models, monkeypatch, tmp_path):
+    monkeypatch.setattr(guard, "_DRAIN_BYTES", 0)
+    (tmp_path / "a.png").write_bytes(picture(5)[1] + bytes(32 << 20))  # more than sockets hold
+    with running(models, queue=1) as found:
+        holds = found.begin("/predict?model=photos", picture(0), cut=100)
+        assert until(lambda: found.server.places.taken == 1)
+        address = f"http://127.0.0.1:{found.port}"
+        with pytest.raises(ServerError, match="closed the connection while the scan was sent"):
+            Client(address, patience=0).ask(tmp_path / "a.png", "photos")
+        threading.Timer(1, holds.close).start()
+        assert Client(address).ask(tmp_path / "a.png", "photos")["prediction"]
+
+
+def test_the_client_waits_as_long_as_the_server_says(served, monkeypatch):
+    answers = [ServerError(429, "full", 7), ServerError(503, "full"), (b"{}", {})]
+    waits = []
+
+    def send(*_):
+        answer = answers.pop(0)
+        if isinstance(answer, ServerError):
+            raise answer
+        return answer
+
+    client = Client(f"http://127.0.0.1:{served.port}")
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(client, "_send", send)
+    client._predict([picture(0)], "photos", "json")
+    assert waits == [7, 2]
+
+
+def test_the_client_reads_how_long_to_wait(models):
+    with running(models, queue=1) as found:
+        holds = found.begin("/predict?model=photos", picture(0), cut=100)
+        assert until(lambda: found.server.places.taken == 1)
+        with pytest.raises(ServerError) as error:
+            Client(f"http://127.0.0.1:{found.port}", patience=0)._predict([picture(0)], "photos", "json")
+        holds.close()
+    assert error.value.status == 429 and error.value.retry_after == 5
+
+
+def test_the_client_says_that_nobody_answers():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(ServerError, match="is the server running") as error:
+        Client(address).models()
+    assert error.value.status == 0
 
 
 def test_the_client_is_one_file_that_needs_numpy_alone(served):

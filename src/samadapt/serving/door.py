@@ -57,7 +57,8 @@ def serve(
 
 
 def _listen(options: ServeOptions) -> socket.socket:
-    """Before minutes of loading: whether the address can be taken."""
+    """Before minutes of loading, the address is taken; clients that come meanwhile wait."""
+    listener = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             options.host.strip("[]"), options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -65,7 +66,10 @@ def _listen(options: ServeOptions) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # until then another server can bind it too
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise SamAdaptError(
             f"--host {options.host} --port {options.port} cannot be listened on ({error.strerror or error}); give another --port, or an "
             "address of this machine"

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +44,35 @@ class Places:
             self.taken -= 1
 
 
+class Beside:
+    """Threads beside that of the server, for work that takes long.
+
+    Args:
+        count: of threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.pool = count, ThreadPoolExecutor(count, "samadapt-beside")
+        self._begun: dict[int, float] = {}  # thread -> when its work began
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Do it when a thread is free."""
+        return self.pool.submit(self._do, work)
+
+    def _do(self, work: Callable[[], T]) -> T:
+        self._begun[threading.get_ident()] = time.perf_counter()
+        try:
+            return work()
+        finally:
+            del self._begun[threading.get_ident()]
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long no thread has been free; 0 where one is."""
+        begun = list(self._begun.values())
+        return time.perf_counter() - max(begun) if len(begun) == self.count else 0.0
+
+
 class Engine:
     """Answers in the order of asking.
 
@@ -55,6 +85,7 @@ class Engine:
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopped = False
+        self._begun: float | None = None  # when it began with what it computes
         self._thread = threading.Thread(target=self._run, name="samadapt-engine", daemon=True)
 
     def start(self) -> None:
@@ -80,6 +111,12 @@ class Engine:
         """Whether it answers."""
         return self._thread.is_alive()
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long it has been at what it computes; 0 where that is nothing."""
+        begun = self._begun
+        return 0.0 if begun is None else time.perf_counter() - begun
+
     def submit(self, job: Job) -> None:
         """Let it wait for its answer."""
         with self._changed:
@@ -94,12 +131,13 @@ class Engine:
 
     def _run(self) -> None:
         while jobs := self._next():
-            begun = time.perf_counter()
+            self._begun = begun = time.perf_counter()
             try:
                 answer_together(jobs, self.folder)
             except Exception as error:
                 for job in jobs:
                     job.fail(error)
+            self._begun = None
             self._observe(len(jobs), time.perf_counter() - begun)
 
     def _next(self) -> list[Job]:

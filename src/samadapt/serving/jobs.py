@@ -18,6 +18,7 @@ from samadapt.records import WriteError
 from samadapt.serving.answers import Answer, Computed, Output
 from samadapt.serving.models import Served
 from samadapt.serving.refusals import RefusedError, own_mistake
+from samadapt.serving.telemetry import LOG
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
 T = TypeVar("T")
@@ -126,7 +127,9 @@ class Job:
                 "the server has too little room for this scan now; try again later, or crop the scan",
                 {"Retry-After": "30"},
             )
-        return own_mistake(error)
+        refusal = own_mistake(error)
+        LOG.error(refusal.sentence)
+        return refusal
 
     def without_folders(self, text: str) -> str:
         """What is said of a file names the file, as its sender knows it."""
