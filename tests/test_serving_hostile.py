@@ -34,6 +34,7 @@ from test_serving import (  # noqa: F401  # fixtures
     SECRET,
     classifies,
     models,
+    pair_of,
     picture,
     scan,
     segments,
@@ -277,9 +278,9 @@ def test_what_other_packages_say_is_not_written_down(models, monkeypatch, capfd)
 
 _TALKS = """
 import logging
-from samadapt.serving.door import _log
+from samadapt.serving.telemetry import log_to_stderr
 logging.getLogger("pydicom").addHandler(logging.StreamHandler())
-_log()
+log_to_stderr()
 logging.getLogger("pydicom").warning("Doe^Jane is no valid name")
 try:
     raise ValueError("Doe^Jane")
@@ -337,13 +338,10 @@ def test_a_calibrated_classifier_answers_with_its_set(calibrated, tmp_path):
         assert value == pytest.approx(float(expected[f"prob_{each}"]), abs=1e-6)
 
 
-def test_classifiers_that_answer_together_answer_as_predict(tmp_path):
-    from fakes import two_class_archive
+def test_classifiers_that_answer_together_answer_as_predict(classifies, tmp_path):  # noqa: F811
     from samadapt import folders
 
-    two_class_archive(tmp_path / "two.npz")
-    for seed in range(2):
-        train(tmp_path / "two.npz", tmp_path / "pair" / str(seed), "attentive_probe", steps=6 + 6 * seed)
+    pair_of(classifies, tmp_path / "pair")
     name, content = picture(3)
     (tmp_path / name).write_bytes(content)
     folders.predict_folder(tmp_path / "pair", tmp_path / name, tmp_path / "out", device="cpu")
