@@ -172,6 +172,7 @@ ROOMS: dict[str, set[str]] = {
         "settings",
     },
     "serving": {
+        "answering",
         "ensemble",
         "figures",
         "files",

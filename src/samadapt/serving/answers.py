@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from samadapt import io
+from samadapt.answering import class_answer, draw_attention, has_sets
 from samadapt.ensemble import Agreement
-from samadapt.figures import attention_figure, save_figure
 from samadapt.files import taken_out
 from samadapt.prediction import Classifier, Segmenter
 from samadapt.serving.models import Served
@@ -139,29 +139,16 @@ def _probability_array(made: Computed) -> Answer:
 def _class_about(made: Computed) -> Answer:
     model, slices = made.model.first, made.slices
     assert isinstance(model, Classifier) and isinstance(slices, Tensor)
-    values = dict(zip(model.classes, slices.mean(0).tolist(), strict=True))
-    several = model.opening.multilabel
-    found = [name for name, value in values.items() if value >= 0.5]
-    about: dict[str, Any] = {
-        "prediction": found if several else max(values, key=lambda name: values[name]),
-        "probabilities": values,
-    }
-    calibrated = (
-        len(made.model.members) == 1 and model.calibration is not None and model.calibration.least is not None
+    return Answer(
+        None, _JSON, "prediction.json", class_answer(model, slices, has_sets(made.model.members))
     )
-    if calibrated and model.calibration is not None:
-        about["set"] = list(model.calibration.classes(values))
-    return Answer(None, _JSON, "prediction.json", about)
 
 
 def _saliency(made: Computed) -> Answer:
     model, slices = made.model.first, made.slices
     assert isinstance(model, Classifier) and isinstance(slices, Tensor)
-    found, values = model.saliency_maps(made.case, slices), slices.mean(0)
-    place = f", slice {found.slice_index}" if len(slices) > 1 else ""
-    title = f"{model.classes[int(values.argmax())]} ({float(values.max()):.2f}){place}"
     path = made.folder / "saliency.png"
-    save_figure(attention_figure(found.image, found.maps, title), path)
+    draw_attention(model, made.case, slices, path)
     return Answer(taken_out(path), "image/png", path.name, _class_about(made).about)
 
 
