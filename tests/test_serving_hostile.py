@@ -22,11 +22,12 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package)
 
 from samadapt.prediction import Classifier
-from samadapt.serving import jobs, uploads
-from samadapt.serving.answers import output_of
+from samadapt.serving import asked as asked_module
+from samadapt.serving import uploads
+from samadapt.serving.answers import form_of
+from samadapt.serving.asked import Asked
 from samadapt.serving.client import Client
 from samadapt.serving.engine import answer_together
-from samadapt.serving.jobs import Job
 from samadapt.serving.uploads import Upload, find_scan, safe_name, unpack
 from samadapt.types import SamAdaptError, SamAdaptWarning
 from serving import running
@@ -167,10 +168,10 @@ def test_large_pictures_do_not_wait_together(models, monkeypatch):  # noqa: F811
     with running(models) as found:
         path = found.server.folder / "a.png"
         path.write_bytes(picture(0)[1])
-        job = Job(models["photos"], found.server.folder)
+        job = Asked(models["photos"], found.server.folder)
         job.input, job.voxels = find_scan(path, opening, 10**6)
         assert job.voxels == 28 * 28 and job.is_small
-        monkeypatch.setattr(jobs, "_SMALL", 100)
+        monkeypatch.setattr(asked_module, "_SMALL", 100)
         assert not job.is_small
 
 
@@ -361,7 +362,7 @@ def test_a_classifier_of_many_slices_stops_when_the_client_leaves(models, monkey
     case = model.first.case(tmp_path / "a.png")
     case = dataclasses.replace(case, image=case.image.expand(-1, 400, -1, -1))
     asked = SimpleNamespace(load=lambda: case, files=(tmp_path / "a.png",))
-    job = Job(model, tmp_path / "job", output_of(model, "json"), asked)
+    job = Asked(model, tmp_path / "job", form_of(model, "json"), asked)
     seen, real = [], type(model.first).features
 
     def leaves(self, slices):
@@ -373,7 +374,7 @@ def test_a_classifier_of_many_slices_stops_when_the_client_leaves(models, monkey
     monkeypatch.setattr(type(model.first), "features", leaves)
     answer_together([job], tmp_path)
     assert job.answer.cancelled() and sum(seen) < 100
-    whole = Job(model, tmp_path / "whole", output_of(model, "json"), asked)
+    whole = Asked(model, tmp_path / "whole", form_of(model, "json"), asked)
     answer_together([whole], tmp_path)  # without anybody who leaves it is answered
     assert whole.answer.result().about["prediction"]
 

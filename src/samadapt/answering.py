@@ -261,4 +261,6 @@ def draw_attention(
     answer = f"{model.classes[int(values.argmax())]} ({float(values.max()):.2f})"
     place = f"slice {saliency.slice_index}" if len(slices) > 1 else None
     what = ", ".join(each for each in (name, place) if each)
-    save_figure(attention_figure(saliency.image, saliency.maps, f"{what}: {answer}" if what else answer), path)
+    save_figure(
+        attention_figure(saliency.image, saliency.maps, f"{what}: {answer}" if what else answer), path
+    )

@@ -56,7 +56,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Output:
+class Form:
     """One form of answers."""
 
     help: str
@@ -139,9 +139,7 @@ def _probability_array(made: Computed) -> Answer:
 def _class_about(made: Computed) -> Answer:
     model, slices = made.model.first, made.slices
     assert isinstance(model, Classifier) and isinstance(slices, Tensor)
-    return Answer(
-        None, _JSON, "prediction.json", class_answer(model, slices, has_sets(made.model.members))
-    )
+    return Answer(None, _JSON, "prediction.json", class_answer(model, slices, has_sets(made.model.members)))
 
 
 def _saliency(made: Computed) -> Answer:
@@ -172,59 +170,59 @@ _FORMATS = {
     "dicom-seg-binary": "The same with segments of bits, for viewers that do not know label maps.",
 }
 
-#: Task -> name -> output. "auto" is what is sent where nothing is asked for.
-OUTPUTS: Mapping[str, Mapping[str, Output]] = {
+#: Task -> name -> form. "auto" is what is sent where nothing is asked for.
+FORMS: Mapping[str, Mapping[str, Form]] = {
     "segmentation": {
-        "auto": Output(
+        "auto": Form(
             "Label map in the format of the scan: NIfTI or NRRD, NIfTI for DICOM, PNG for pictures.",
             partial(_label_file, asked=None),
         ),
         **{
-            name: Output(
+            name: Form(
                 help, partial(_label_file, asked=name), _demand_codes if io.names_structures(name) else None
             )
             for name, help in _FORMATS.items()
         },
-        "npy": Output("Label map as a numpy array with the axes of the file, uint8.", _label_array),
-        "json": Output("Voxels and volume in ml of each class, without the label map.", _label_about),
-        "probabilities": Output(
+        "npy": Form("Label map as a numpy array with the axes of the file, uint8.", _label_array),
+        "json": Form("Voxels and volume in ml of each class, without the label map.", _label_about),
+        "probabilities": Form(
             "Probabilities of the classes as a numpy array (class, and the axes of the file), float16.",
             _probability_array,
         ),
     },
     "classification": {
-        "auto": Output("The same as json.", _class_about),
-        "json": Output("The prediction and the probability of each class.", _class_about),
-        "probabilities": Output("The same as json.", _class_about),
-        "png": Output("A picture of where the network looked (saliency).", _saliency, _demand_saliency),
+        "auto": Form("The same as json.", _class_about),
+        "json": Form("The prediction and the probability of each class.", _class_about),
+        "probabilities": Form("The same as json.", _class_about),
+        "png": Form("A picture of where the network looked (saliency).", _saliency, _demand_saliency),
     },
 }
 
 
-def output_of(model: Served, asked: str) -> Output:
+def form_of(model: Served, asked: str) -> Form:
     """The form that was asked for.
 
     Raises:
         SamAdaptError: this model does not answer so.
     """
-    known = OUTPUTS[model.opening.task]
+    known = FORMS[model.opening.task]
     if asked not in known:
         raise SamAdaptError(
             f"output is {asked!r}; {model.name} is a {model.opening.task} model, which answers as {', '.join(known)}"
         )
-    output = known[asked]
-    if output.demand is not None:
-        output.demand(model)
-    return output
+    form = known[asked]
+    if form.demand is not None:
+        form.demand(model)
+    return form
 
 
-def outputs_of(model: Served) -> list[str]:
+def forms_of(model: Served) -> list[str]:
     """The forms in which it answers."""
     found = []
-    for name, output in OUTPUTS[model.opening.task].items():
+    for name, form in FORMS[model.opening.task].items():
         try:
-            if output.demand is not None:
-                output.demand(model)
+            if form.demand is not None:
+                form.demand(model)
             found.append(name)
         except SamAdaptError:
             pass

@@ -20,10 +20,10 @@ from starlette.requests import ClientDisconnect
 from samadapt import io
 from samadapt.files import free_bytes, scratch_folder
 from samadapt.serving import contract
-from samadapt.serving.answers import output_of, outputs_of
+from samadapt.serving.answers import form_of, forms_of
+from samadapt.serving.asked import Asked, notes_to_senders
 from samadapt.serving.engine import Beside, Engine, Places
 from samadapt.serving.guard import LEFT, NOTE, Guard, refused
-from samadapt.serving.jobs import Job, notes_to_senders
 from samadapt.serving.models import Served
 from samadapt.serving.options import ServeOptions
 from samadapt.serving.pages import PAGES
@@ -50,7 +50,9 @@ class Server:
         self.folder, self.engine = Path(), Engine(Path(), self.telemetry.computed)
         self.unpacking = Beside(_UNPACKING)
         self.telemetry.gauge(
-            "samadapt_requests_taken", "Requests between first byte and answer.", lambda: self.places.taken
+            "samadapt_requests_taken",
+            "Requests from the first byte until the answer is read.",
+            lambda: self.places.taken,
         )
         self.telemetry.gauge(
             "samadapt_requests_waiting", "Requests that wait for the network.", lambda: self.engine.waiting
@@ -83,17 +85,17 @@ class Server:
             raise RefusedError(404, f"there is no model {name!r}; known: {known}")
         return self.models[name]
 
-    async def predict(self, request: Request, name: str | None, asked: str) -> Response:
+    async def predict(self, request: Request, name: str | None, form: str) -> Response:
         """What `/predict` does."""
         model = self.model(name)
         request.scope[NOTE]["model"] = model.name
-        output, begun = output_of(model, asked), time.perf_counter()
+        answered_as, begun = form_of(model, form), time.perf_counter()
         with ExitStack() as place:
-            async with self._job(request, model, place) as job:
-                job.output = output
-                self.engine.submit(job)
-                answer = await _unless_left(request, asyncio.wrap_future(job.answer))
-            about = {"model": model.name, "task": model.opening.task, **answer.about, "notes": job.notes}
+            async with self._asked(request, model, place) as asked:
+                asked.form = answered_as
+                self.engine.submit(asked)
+                answer = await _unless_left(request, asyncio.wrap_future(asked.answer))
+            about = {"model": model.name, "task": model.opening.task, **answer.about, "notes": asked.notes}
             about["seconds"] = round(time.perf_counter() - begun, 4)
             return Sent(answer, about, place.pop_all(), self.options.time_limit)
 
@@ -102,12 +104,12 @@ class Server:
         model = self.model(name)
         request.scope[NOTE]["model"] = model.name
         with ExitStack() as place:
-            async with self._job(request, model, place) as job:
-                answer = await _unless_left(request, self._beside(job, partial(as_shown, job)))
-            return Sent(answer, {"notes": job.notes}, place.pop_all(), self.options.time_limit)
+            async with self._asked(request, model, place) as asked:
+                answer = await _unless_left(request, self._beside(asked, partial(as_shown, asked)))
+            return Sent(answer, {"notes": asked.notes}, place.pop_all(), self.options.time_limit)
 
     @asynccontextmanager
-    async def _job(self, request: Request, model: Served, place: ExitStack) -> AsyncIterator[Job]:
+    async def _asked(self, request: Request, model: Served, place: ExitStack) -> AsyncIterator[Asked]:
         """What was sent, for which a place is taken. It is deleted at the end, and when the client leaves or the time is over."""
         most = self.options.upload_bytes
         length = request.headers.get("content-length", "")
@@ -117,17 +119,17 @@ class Server:
         received = False
         try:
             async with asyncio.timeout(self.options.time_limit):
-                job = Job(model, Path(mkdtemp(dir=self.folder)))
+                asked = Asked(model, Path(mkdtemp(dir=self.folder)))
                 try:
                     uploads = await receive(request, most)
                     received = True
-                    found = self._beside(job, partial(self._place, job, uploads))
+                    found = self._beside(asked, partial(self._place, asked, uploads))
                     del uploads
                     await _unless_left(request, found)
-                    yield job
+                    yield asked
                 finally:
-                    self.engine.withdraw(job)
-                    job.leave()
+                    self.engine.withdraw(asked)
+                    asked.leave()
                     io.forget_headers()
         except TimeoutError:
             limit = f"{self.options.time_limit:g} seconds"
@@ -143,15 +145,15 @@ class Server:
                 )
             ) from None
 
-    def _place(self, job: Job, uploads: list[Upload]) -> None:
+    def _place(self, asked: Asked, uploads: list[Upload]) -> None:
         """What was sent is unpacked, and found to be one scan."""
-        given = unpack(uploads, job.folder, self.options.upload_bytes)
+        given = unpack(uploads, asked.folder, self.options.upload_bytes)
         uploads.clear()
-        job.input, job.voxels = find_scan(given, job.model.opening, self.options.voxels)
+        asked.input, asked.voxels = find_scan(given, asked.model.opening, self.options.voxels)
 
-    def _beside(self, job: Job, work: Callable[[], T]) -> asyncio.Future[T]:
+    def _beside(self, asked: Asked, work: Callable[[], T]) -> asyncio.Future[T]:
         """In another thread, so that others are served meanwhile."""
-        return asyncio.wrap_future(self.unpacking.submit(partial(job.carry_out, work)))
+        return asyncio.wrap_future(self.unpacking.submit(partial(asked.carry_out, work)))
 
     @property
     def is_well(self) -> bool:
@@ -227,7 +229,7 @@ def make_app(models: Mapping[str, Served], options: ServeOptions, token: str | N
 def _add_paths(app: FastAPI, server: Server, secured: bool) -> None:
     needs = contract.SECURED if secured else {}
     described = [
-        contract.ModelOf(**model.describe(outputs_of(model))) for model in server.models.values()
+        contract.ModelOf(**model.describe(forms_of(model))) for model in server.models.values()
     ]  # takes seconds
 
     @app.get("/models", summary="The models and their classes", openapi_extra=needs)
