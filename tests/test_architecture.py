@@ -173,6 +173,7 @@ ROOMS: dict[str, set[str]] = {
         "settings",
     },
     "serving": {
+        "answering",
         "ensemble",
         "figures",
         "files",

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import stat
 import threading
 import time
@@ -18,7 +19,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package)
@@ -28,11 +32,12 @@ from fakes import two_class_archive
 from samadapt import folders
 from samadapt.datasets import open_dataset
 from samadapt.files import scratch_folder
+from samadapt.io.dicom.headers import silent
 from samadapt.learner import Learner, fit
-from samadapt.postprocessing import Postprocessing, write_postprocessing
 from samadapt.prediction import load_run
 from samadapt.serving import app as serving_app
-from samadapt.serving import engine, guard, pages, uploads
+from samadapt.serving import door, engine, guard, pages, uploads
+from samadapt.serving.answers import Answer
 from samadapt.serving.client import Client, ServerError, nifti_bytes
 from samadapt.serving.engine import Engine
 from samadapt.serving.models import load_models
@@ -50,6 +55,23 @@ def train(data: Path, out: Path, head: str, steps: int = 12, **more) -> Path:
     opened = open_dataset(data)
     learner = Learner(head, **{"encoder": "sam_nano", "side": 64, "augment": "none", "views": 0, **more})
     return fit(learner, opened, opened.split(labels=None, seed=0), TrainConfig(steps=steps, **QUICK), out)
+
+
+def pair_of(run: Path, out: Path) -> Path:
+    """A folder of two runs whose heads differ, as if both had been trained."""
+    for number in range(2):
+        copy = Path(shutil.copytree(run, out / str(number)))
+        weights = load_file(copy / "head.safetensors")
+        noise = torch.Generator().manual_seed(number)
+        changed = {
+            name: value * (1 + 0.1 * number * torch.rand(value.shape, generator=noise))
+            if value.is_floating_point()
+            else value
+            for name, value in weights.items()
+        }
+        with safe_open(copy / "head.safetensors", "pt") as file:
+            save_file(changed, copy / "head.safetensors", file.metadata())
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -138,21 +160,6 @@ def test_all_forms_of_a_segmenter_are_of_one_label_map(served, scan, predicted):
     assert said["volumes"][0]["voxels"] == (label == 1).sum() and said["task"] == "segmentation"
 
 
-def test_answers_are_smoothed_over_slices_where_the_run_chose_it(segments, scan, predicted, tmp_path):
-    run = shutil.copytree(segments, tmp_path / "soft")
-    write_postprocessing(run, Postprocessing(smooth_slices=1.0))
-    folders.predict_folder(run, scan, tmp_path / "out", device="cpu", probabilities=True)
-    name = predicted.name.replace(".nii.gz", ".npy")
-    expected = np.load(tmp_path / "out" / name)
-    assert not np.array_equal(expected, np.load(predicted.with_name(name)))
-    with running(load_models([run], "cpu")) as soft:
-        label, probabilities = (
-            soft.post(f"/predict?output={form}", scan).body for form in ("nifti", "probabilities")
-        )
-    assert label == (tmp_path / "out" / predicted.name).read_bytes()
-    assert np.array_equal(np.load(streams.BytesIO(probabilities)), expected)
-
-
 def test_a_classifier_answers_as_alone(served, classifies):
     photo = picture(3)
     said = served.post("/predict?model=photos", photo).json
@@ -231,17 +238,42 @@ def test_a_picture_is_shown_as_png(served):
     assert np.array_equal(np.asarray(Image.open(streams.BytesIO(shown.body))), pixels)
 
 
-def test_what_was_assumed_is_told_to_the_sender_alone(served, caplog):
-    colours = streams.BytesIO()
-    Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28)).convert("RGB").save(colours, format="PNG")
-    with caplog.at_level(logging.INFO):
-        said = served.post(
-            "/predict?model=heart", ("Doe_Jane.nii.gz", nifti_bytes(volume(30, 30, 3), np.diag([1, 1, 5, 1])))
-        )
-        assert served.post("/predict?model=photos", ("Doe_Jane.png", colours.getvalue())).status == 200
-    assert said.status == 200
-    assert "Doe" not in caplog.text
-    assert all(str(served.server.folder) not in note for note in said.about["notes"])
+def without_place(shape: tuple[int, ...]) -> bytes:
+    """A NIfTI file that does not say where its voxels lie (codes of sform and qform 0)."""
+    header = bytearray(gzip.decompress(nifti_bytes(volume(*shape), np.diag([1, 1, 5, 1]))))
+    header[252:256] = bytes(4)
+    return gzip.compress(bytes(header))
+
+
+def test_what_was_assumed_is_told_to_the_sender_alone(models, scan, caplog):
+    # A server of its own: pytest takes the warnings of each test, also from a server that was started in an earlier one.
+    with caplog.at_level(logging.INFO), running(models) as found:
+        said = found.post("/predict?model=heart", ("Doe_Jane.nii.gz", without_place((30, 30, 3))))
+        other = found.post("/predict?model=heart", scan)
+    (note,) = said.about["notes"]
+    assert "stores no orientation" in note and other.about["notes"] == []
+    assert "Doe" not in caplog.text and "orientation" not in caplog.text
+
+
+def test_notes_come_also_after_others_were_silenced_side_by_side(models):
+    """`warnings.catch_warnings` is the process's, so that of two blocks that overlap the last one leaves its filters."""
+    inside, over = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with silent():
+            inside.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=second)
+    with running(models) as found:
+        with silent():
+            thread.start()
+            assert inside.wait(20)
+            during = found.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
+        over.set()
+        thread.join()
+        after = found.post("/predict?model=heart", ("a.nii.gz", without_place((30, 30, 3))))
+    assert [len(each.about["notes"]) for each in (during, after)] == [1, 1]
 
 
 # ---------------------------------------------------------------- refusals
@@ -316,6 +348,14 @@ def test_too_large(models, monkeypatch):
         monkeypatch.setattr(uploads, "MOST_SLICE", 100)
         assert "a slice has 784 pixels" in found.post("/predict?model=photos", picture(0)).error
         assert found.left_behind == [] and found.server.places.taken == 0
+
+
+def test_a_mistake_in_the_engine_is_logged_by_its_place(models, monkeypatch, caplog):
+    monkeypatch.setattr(engine, "Computed", lambda *_: {}["Doe_Jane.png"])
+    with running(models) as found:
+        answer = found.post("/predict?model=photos", ("Doe_Jane.png", picture(0)[1]))
+    assert answer.status == 500 and "KeyError in test_serving.py" in answer.error
+    assert caplog.messages.count(answer.error) == 1 and "Doe" not in caplog.text
 
 
 def test_a_mistake_of_our_own_tells_no_file(served, monkeypatch, caplog):
@@ -415,6 +455,74 @@ def test_an_answer_that_takes_too_long_is_given_up(models, monkeypatch):
         assert until(lambda: found.server.places.taken == 0 and not found.left_behind)
 
 
+def test_an_answer_holds_its_place_until_it_is_read(models, monkeypatch):
+    large = Answer(bytes(64 << 20), "application/octet-stream", "large.npy")  # more than sockets hold
+    monkeypatch.setattr(
+        engine, "answer_together", lambda jobs, _: [job.answer.set_result(large) for job in jobs]
+    )
+    with running(models, queue=1) as found:
+        reads = found.begin("/predict?model=photos", picture(0))
+        got = reads.recv(1 << 10)
+        assert b"200 OK" in got
+        time.sleep(0.3)
+        assert found.server.places.taken == 1
+        assert found.post("/predict?model=photos", picture(1)).status == 429
+        size = len(got)
+        while size < 64 << 20 and (piece := reads.recv(1 << 20)):
+            size += len(piece)
+        assert size >= 64 << 20
+        assert until(lambda: found.server.places.taken == 0)
+        assert len(found.post("/predict?model=photos", picture(1)).body) == 64 << 20
+        reads.close()
+        leaves = found.begin("/predict?model=photos", picture(0))
+        assert b"200 OK" in leaves.recv(1 << 10)
+        leaves.close()
+        assert until(lambda: found.server.places.taken == 0)
+
+
+def test_an_answer_that_nobody_reads_is_given_up(models, monkeypatch, caplog):
+    large = Answer(bytes(64 << 20), "application/octet-stream", "large.npy")
+    monkeypatch.setattr(
+        engine, "answer_together", lambda jobs, _: [job.answer.set_result(large) for job in jobs]
+    )
+    with running(models, queue=1, time_limit=0.5) as found:
+        never = found.begin("/predict?model=photos", picture(0))
+        assert b"200 OK" in never.recv(1 << 10)
+        assert until(lambda: found.server.places.taken == 0)
+        assert until(lambda: "was not read within 0.5 seconds" in caplog.text)
+        size = 0
+        while piece := never.recv(1 << 20):
+            size += len(piece)
+        assert size < 64 << 20
+        never.close()
+
+
+def test_health_tells_that_no_upload_is_unpacked_any_more(models, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(uploads, "find_scans", lambda *_: go_on.wait(20))
+    with running(models, time_limit=0.2) as found:
+        clients = [found.begin("/predict?model=photos", picture(0))]
+        time.sleep(1)
+        assert found.call("GET", "/healthz").status == 200  # another thread is free
+        clients.append(found.begin("/predict?model=photos", picture(0)))
+        assert until(lambda: found.call("GET", "/healthz").status == 503)
+        assert "start it again" in found.call("GET", "/healthz").error
+        go_on.set()
+        assert until(lambda: found.call("GET", "/healthz").status == 200)
+        for client in clients:
+            client.close()
+
+
+def test_health_tells_that_one_request_is_never_answered(models, monkeypatch):
+    held = Held(monkeypatch)
+    with running(models, time_limit=0.2) as found:
+        client = found.begin("/predict?model=photos", picture(0))
+        assert until(lambda: found.call("GET", "/healthz").status == 503)
+        held.go_on.set()
+        assert until(lambda: found.call("GET", "/healthz").status == 200)
+        client.close()
+
+
 def test_one_that_fails_stops_no_other(models, monkeypatch):
     held = Held(monkeypatch)
     with running(models, queue=9) as found:
@@ -507,6 +615,13 @@ def test_which_addresses_are_this_machine(host, local):
     assert is_local(host) is local
 
 
+def test_a_port_is_taken_before_the_models_are_loaded():
+    with door._listen(ServeOptions(port=0)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(SamAdaptError, match=rf"--port {port} cannot be listened on"):
+            door._listen(ServeOptions(port=port)).close()
+
+
 def test_a_token_is_demanded_where_others_can_ask(tmp_path):
     assert read_token(ServeOptions(), {}) is None
     assert read_token(ServeOptions(), {"SAMADAPT_TOKEN": SECRET}) == SECRET
@@ -576,6 +691,55 @@ def test_the_client(served, scan, predicted, tmp_path):
         client.ask(scan, "x")
 
 
+def test_the_client_asks_again_where_it_is_cut_off_while_it_sends(models, monkeypatch, tmp_path):
+    monkeypatch.setattr(guard, "_DRAIN_BYTES", 0)
+    (tmp_path / "a.png").write_bytes(picture(5)[1] + bytes(32 << 20))  # more than sockets hold
+    with running(models, queue=1) as found:
+        holds = found.begin("/predict?model=photos", picture(0), cut=100)
+        assert until(lambda: found.server.places.taken == 1)
+        address = f"http://127.0.0.1:{found.port}"
+        with pytest.raises(ServerError, match="closed the connection while the scan was sent"):
+            Client(address, patience=0).ask(tmp_path / "a.png", "photos")
+        threading.Timer(1, holds.close).start()
+        assert Client(address).ask(tmp_path / "a.png", "photos")["prediction"]
+
+
+def test_the_client_waits_as_long_as_the_server_says(served, monkeypatch):
+    answers = [ServerError(429, "full", 7), ServerError(503, "full"), (b"{}", {})]
+    waits = []
+
+    def send(*_):
+        answer = answers.pop(0)
+        if isinstance(answer, ServerError):
+            raise answer
+        return answer
+
+    client = Client(f"http://127.0.0.1:{served.port}")
+    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(client, "_send", send)
+    client._predict([picture(0)], "photos", "json")
+    assert waits == [7, 2]
+
+
+def test_the_client_reads_how_long_to_wait(models):
+    with running(models, queue=1) as found:
+        holds = found.begin("/predict?model=photos", picture(0), cut=100)
+        assert until(lambda: found.server.places.taken == 1)
+        with pytest.raises(ServerError) as error:
+            Client(f"http://127.0.0.1:{found.port}", patience=0)._predict([picture(0)], "photos", "json")
+        holds.close()
+    assert error.value.status == 429 and error.value.retry_after == 5
+
+
+def test_the_client_says_that_nobody_answers():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(ServerError, match="is the server running") as error:
+        Client(address).models()
+    assert error.value.status == 0
+
+
 def test_the_client_is_one_file_that_needs_numpy_alone(served):
     import ast
     import sys
@@ -598,14 +762,15 @@ def test_openapi_names_every_path_and_refusal(served):
     assert {"413", "422", "429", "503", "504"} <= set(schema["paths"]["/predict"]["post"]["responses"])
 
 
-def test_heads_that_answer_together(segments, phantom, scan, tmp_path):
-    for seed in range(2):
-        train(phantom, tmp_path / "pair" / str(seed), "fused", steps=6 + 6 * seed)
+def test_heads_that_answer_together(segments, scan, tmp_path):
+    pair_of(segments, tmp_path / "pair")
     folders.predict_folder(tmp_path / "pair", scan, tmp_path / "out", device="cpu")
     with running([tmp_path / "pair"]) as found:
         answer = found.post("/predict", scan)
         assert answer.body == next((tmp_path / "out").glob("*.nii.gz")).read_bytes()
-        assert set(answer.about["agreement"]) == set(load_run(segments, "cpu").classes[1:])
+        agreement = answer.about["agreement"]
+        assert set(agreement) == set(load_run(segments, "cpu").classes[1:])
+        assert any(value != 1 for value in agreement.values())  # else one head would have done
         assert found.call("GET", "/models").json["models"][0]["heads"] == 2
 
 

@@ -22,18 +22,20 @@ for package in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(package)
 
 from samadapt.prediction import Classifier
-from samadapt.serving import jobs, uploads
-from samadapt.serving.answers import output_of
+from samadapt.serving import asked as asked_module
+from samadapt.serving import uploads
+from samadapt.serving.answers import form_of
+from samadapt.serving.asked import Asked
 from samadapt.serving.client import Client
 from samadapt.serving.engine import answer_together
-from samadapt.serving.jobs import Job
 from samadapt.serving.uploads import Upload, find_scan, safe_name, unpack
 from samadapt.types import SamAdaptError, SamAdaptWarning
-from serving import running
+from serving import form, running
 from test_serving import (  # noqa: F401  # fixtures
     SECRET,
     classifies,
     models,
+    pair_of,
     picture,
     scan,
     segments,
@@ -166,10 +168,10 @@ def test_large_pictures_do_not_wait_together(models, monkeypatch):  # noqa: F811
     with running(models) as found:
         path = found.server.folder / "a.png"
         path.write_bytes(picture(0)[1])
-        job = Job(models["photos"], found.server.folder)
+        job = Asked(models["photos"], found.server.folder)
         job.input, job.voxels = find_scan(path, opening, 10**6)
         assert job.voxels == 28 * 28 and job.is_small
-        monkeypatch.setattr(jobs, "_SMALL", 100)
+        monkeypatch.setattr(asked_module, "_SMALL", 100)
         assert not job.is_small
 
 
@@ -277,9 +279,9 @@ def test_what_other_packages_say_is_not_written_down(models, monkeypatch, capfd)
 
 _TALKS = """
 import logging
-from samadapt.serving.door import _log
+from samadapt.serving.telemetry import log_to_stderr
 logging.getLogger("pydicom").addHandler(logging.StreamHandler())
-_log()
+log_to_stderr()
 logging.getLogger("pydicom").warning("Doe^Jane is no valid name")
 try:
     raise ValueError("Doe^Jane")
@@ -337,13 +339,10 @@ def test_a_calibrated_classifier_answers_with_its_set(calibrated, tmp_path):
         assert value == pytest.approx(float(expected[f"prob_{each}"]), abs=1e-6)
 
 
-def test_classifiers_that_answer_together_answer_as_predict(tmp_path):
-    from fakes import two_class_archive
+def test_classifiers_that_answer_together_answer_as_predict(classifies, tmp_path):  # noqa: F811
     from samadapt import folders
 
-    two_class_archive(tmp_path / "two.npz")
-    for seed in range(2):
-        train(tmp_path / "two.npz", tmp_path / "pair" / str(seed), "attentive_probe", steps=6 + 6 * seed)
+    pair_of(classifies, tmp_path / "pair")
     name, content = picture(3)
     (tmp_path / name).write_bytes(content)
     folders.predict_folder(tmp_path / "pair", tmp_path / name, tmp_path / "out", device="cpu")
@@ -363,7 +362,7 @@ def test_a_classifier_of_many_slices_stops_when_the_client_leaves(models, monkey
     case = model.first.case(tmp_path / "a.png")
     case = dataclasses.replace(case, image=case.image.expand(-1, 400, -1, -1))
     asked = SimpleNamespace(load=lambda: case, files=(tmp_path / "a.png",))
-    job = Job(model, tmp_path / "job", output_of(model, "json"), asked)
+    job = Asked(model, tmp_path / "job", form_of(model, "json"), asked)
     seen, real = [], type(model.first).features
 
     def leaves(self, slices):
@@ -375,7 +374,7 @@ def test_a_classifier_of_many_slices_stops_when_the_client_leaves(models, monkey
     monkeypatch.setattr(type(model.first), "features", leaves)
     answer_together([job], tmp_path)
     assert job.answer.cancelled() and sum(seen) < 100
-    whole = Job(model, tmp_path / "whole", output_of(model, "json"), asked)
+    whole = Asked(model, tmp_path / "whole", form_of(model, "json"), asked)
     answer_together([whole], tmp_path)  # without anybody who leaves it is answered
     assert whole.answer.result().about["prediction"]
 
@@ -388,3 +387,33 @@ def test_the_client_asks_no_proxy_for_this_machine(served, monkeypatch):  # noqa
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     assert len(Client(f"http://127.0.0.1:{served.port}").models()) == 2
+
+
+# ---------------------------------------------------------------- what is cut off, and what lies beside
+
+
+def test_a_form_that_is_cut_off_is_refused(served, scan):  # noqa: F811
+    """Its last file would be answered as far as it came: a DICOM series without its last slices, a label map of a part."""
+    kind, body = form([scan])
+    whole = served.call("POST", "/predict?model=heart", body, Content_Type=kind)
+    assert whole.status == 200
+    for missing in (1, 2, 40, 3000):
+        answer = served.call("POST", "/predict?model=heart", body[: -missing - 2], Content_Type=kind)
+        assert (answer.status == 400 and b"cut off" in answer.body) or b"cannot be read" in answer.body
+    late = served.call("POST", "/predict?model=heart", body + b"an epilogue", Content_Type=kind)
+    assert late.status == 200 and late.body == whole.body
+
+
+def test_what_a_system_puts_beside_the_files_of_a_zip_is_not_looked_at(served, scan):  # noqa: F811
+    content = scan.read_bytes()
+    for files in (
+        {"a.nii.gz": content, "__MACOSX/._a.nii.gz": b"\0\5\x16\7"},
+        {"x/y/a.nii.gz": content, "readme.txt": b"hello", ".DS_Store": b"x"},
+    ):
+        answer = served.post("/predict?model=heart", zip_of(files))
+        assert answer.status == 200, answer.body
+
+
+def test_a_parameter_given_twice_is_refused(served, scan):  # noqa: F811
+    answer = served.post("/predict?model=heart&model=heart", scan)
+    assert answer.status == 422 and b"'model' is given 2 times" in answer.body

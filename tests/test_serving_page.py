@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import re
@@ -141,6 +142,47 @@ def test_a_picture_is_classified_and_the_page_says_where_it_looked(page):
     assert len(page.locator("#tables tbody tr").all()) == 2
     assert page.locator("#looked").evaluate("image => image.naturalWidth") > 100
     assert page.locator("#looked").get_attribute("alt")
+
+
+@pytest.mark.slow
+def test_what_was_begun_for_an_earlier_scan_is_drawn_no_more(page):
+    page.evaluate("""() => {
+      const real = window.createImageBitmap;
+      const first = new Promise((go) => { window.goOn = go; });
+      window.createImageBitmap = async (blob) => { window.createImageBitmap = real; await first; return real(blob); };
+    }""")
+    for seed, size in ((0, 28), (1, 40)):
+        name, content = picture(seed, size)
+        files = page.evaluate_handle(DROP, [base64.b64encode(content).decode(), name])
+        page.dispatch_event("#drop", "drop", {"dataTransfer": files})
+    page.wait_for_function("() => document.getElementById('pixels').width === 40")
+    page.evaluate("() => window.goOn()")
+    page.wait_for_timeout(300)
+    assert page.evaluate("() => document.getElementById('pixels').width") == 40
+    assert page.inner_text("#status") == "photo1.png chosen."
+
+
+@pytest.mark.slow
+def test_an_answer_to_an_earlier_scan_is_said_no_more(page):
+    def slow(route) -> None:
+        answer = route.fetch()
+        name, content = picture(1, 40)
+        files = page.evaluate_handle(DROP, [base64.b64encode(content).decode(), name])
+        page.dispatch_event("#drop", "drop", {"dataTransfer": files})
+        with contextlib.suppress(Exception):  # the page waits for it no more
+            route.fulfill(response=answer)
+
+    page.route("**/predict*", slow)
+    page.select_option("#model", "photos")
+    name, content = picture(0)
+    files = page.evaluate_handle(DROP, [base64.b64encode(content).decode(), name])
+    page.dispatch_event("#drop", "drop", {"dataTransfer": files})
+    page.locator("#send:not([disabled])").press("Enter")
+    page.wait_for_function("() => document.getElementById('pixels').width === 40")
+    page.wait_for_timeout(500)
+    assert page.inner_text("#status") == "photo1.png chosen." and page.inner_text("#said") == "No answer yet."
+    assert page.locator("#send:not([disabled])").count() == 1
+    page.wrong.clear()  # the request that was aborted
 
 
 @pytest.mark.slow

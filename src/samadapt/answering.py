@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -194,7 +195,7 @@ class PredictJob:
             except SamAdaptError as error:
                 yield Answered(case.id, known[case.id].what_failed(error))
                 continue
-            answer = _answer(model, slices, sets)
+            answer = _row(class_answer(model, slices, sets))
             self._draw(model, case, slices, answer)
             row = {"case": case.id, "split": known[case.id].planned.part, **answer}
             yield Answered(case.id, row=row)
@@ -207,7 +208,7 @@ class PredictJob:
         if self.output.what.attention:
             folder = self.out / "attention"
             folder.mkdir(exist_ok=True)
-            _draw_attention(model, case, slices, folder / f"{case.id}.png")
+            draw_attention(model, case, slices, folder / f"{case.id}.png", case.id)
 
 
 def has_sets(members: Sequence[Segmenter | Classifier]) -> bool:
@@ -225,26 +226,50 @@ def _loaded(cases: Iterable[Input], failed: list[Answered]) -> Iterator[Case]:
             failed.append(Answered(each.id, each.what_failed(error)))
 
 
-def _answer(model: Classifier, slices: Tensor, with_set: bool) -> dict[str, str]:
-    """The columns of a case in `predictions.csv`.
+def class_answer(model: Classifier, slices: Tensor, with_set: bool) -> dict[str, Any]:
+    """What a classifier says of a case.
 
     Args:
-        with_set: whether one of them is the calibrated set of classes.
+        slices: (D, K) probabilities of each slice.
+        with_set: whether its calibrated set of classes is wanted, which it must have (`has_sets`).
+
+    Returns:
+        `prediction`: the class, of a multilabel run the list of classes; `probabilities`: class -> of the case; `set`:
+        list of classes, where it is wanted.
     """
     values = dict(zip(model.classes, slices.mean(0).tolist(), strict=True))
-    if model.opening.multilabel:
-        prediction = "|".join(name for name, value in values.items() if value >= 0.5)
-    else:
-        prediction = max(values, key=lambda name: values[name])
-    answer = {"prediction": prediction} | {f"prob_{n}": f"{v:.7g}" for n, v in values.items()}
+    found = [name for name, value in values.items() if value >= 0.5]
+    answer: dict[str, Any] = {
+        "prediction": found if model.opening.multilabel else max(values, key=lambda name: values[name]),
+        "probabilities": values,
+    }
     if with_set:
         assert model.calibration is not None
-        answer["set"] = "|".join(model.calibration.classes(values))
+        answer["set"] = list(model.calibration.classes(values))
     return answer
 
 
-def _draw_attention(model: Classifier, case: Case, slices: Tensor, path: Path) -> None:
+def _row(answer: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a case in `predictions.csv`."""
+    prediction = answer["prediction"]
+    row = {"prediction": prediction if isinstance(prediction, str) else "|".join(prediction)}
+    row |= {f"prob_{n}": f"{v:.7g}" for n, v in answer["probabilities"].items()}
+    return row | ({"set": "|".join(answer["set"])} if "set" in answer else {})
+
+
+def draw_attention(
+    model: Classifier, case: Case, slices: Tensor, path: Path, name: str | None = None
+) -> None:
+    """A figure of where a classifier looked.
+
+    Args:
+        slices: (D, K) probabilities of each slice.
+        name: of the case, for the title.
+    """
     saliency, values = model.saliency_maps(case, slices), slices.mean(0)
     answer = f"{model.classes[int(values.argmax())]} ({float(values.max()):.2f})"
-    place = f", slice {saliency.slice_index}" if len(slices) > 1 else ""
-    save_figure(attention_figure(saliency.image, saliency.maps, f"{case.id}{place}: {answer}"), path)
+    place = f"slice {saliency.slice_index}" if len(slices) > 1 else None
+    what = ", ".join(each for each in (name, place) if each)
+    save_figure(
+        attention_figure(saliency.image, saliency.maps, f"{what}: {answer}" if what else answer), path
+    )

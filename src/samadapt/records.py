@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,3 +45,16 @@ class WriteError(SamAdaptError):
 
 class SamAdaptWarning(UserWarning):
     """Something was assumed that the input does not say, or was left out: said once, with what to do if it is wrong."""
+
+
+@contextlib.contextmanager
+def others_silenced() -> Iterator[None]:
+    """While it lasts, warnings of other packages are not shown; ours are.
+
+    The filters are the process's: of two blocks that overlap in two threads, the last one leaves its own behind. So they let
+    ours pass, or what was assumed of a scan would never be said again.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", SamAdaptWarning)
+        yield

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from samadapt import files
-from samadapt.records import SamAdaptError, SamAdaptWarning
+from samadapt.records import SamAdaptError, SamAdaptWarning, others_silenced
 
 State = dict[str, Tensor]
 FITTING = "choose the encoder that fits it, or give a complete one"
@@ -307,7 +307,7 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 def read_pth(path: Path) -> State:
     """The tensors of a `.pth` file; refuses anything that is not only tensors."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's advice helps nobody here
+        with others_silenced():  # torch's advice helps nobody here
             # Memory-mapped, so that two gigabytes need not be read twice; only the zip format can be.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:

@@ -40,6 +40,7 @@ from samadapt.io.formats import (
     patient_of,
     series_of_structures,
     structures_of,
+    suffix_of,
 )
 from samadapt.io.geometry import Geometry
 from samadapt.io.limits import demand_unpacked

@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from samadapt import io
+from samadapt.answering import class_answer, draw_attention, has_sets
 from samadapt.ensemble import Agreement
-from samadapt.figures import attention_figure, save_figure
 from samadapt.files import taken_out
 from samadapt.prediction import Classifier, Segmenter
 from samadapt.serving.models import Served
@@ -56,7 +56,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Output:
+class Form:
     """One form of answers."""
 
     help: str
@@ -139,29 +139,14 @@ def _probability_array(made: Computed) -> Answer:
 def _class_about(made: Computed) -> Answer:
     model, slices = made.model.first, made.slices
     assert isinstance(model, Classifier) and isinstance(slices, Tensor)
-    values = dict(zip(model.classes, slices.mean(0).tolist(), strict=True))
-    several = model.opening.multilabel
-    found = [name for name, value in values.items() if value >= 0.5]
-    about: dict[str, Any] = {
-        "prediction": found if several else max(values, key=lambda name: values[name]),
-        "probabilities": values,
-    }
-    calibrated = (
-        len(made.model.members) == 1 and model.calibration is not None and model.calibration.least is not None
-    )
-    if calibrated and model.calibration is not None:
-        about["set"] = list(model.calibration.classes(values))
-    return Answer(None, _JSON, "prediction.json", about)
+    return Answer(None, _JSON, "prediction.json", class_answer(model, slices, has_sets(made.model.members)))
 
 
 def _saliency(made: Computed) -> Answer:
     model, slices = made.model.first, made.slices
     assert isinstance(model, Classifier) and isinstance(slices, Tensor)
-    found, values = model.saliency_maps(made.case, slices), slices.mean(0)
-    place = f", slice {found.slice_index}" if len(slices) > 1 else ""
-    title = f"{model.classes[int(values.argmax())]} ({float(values.max()):.2f}){place}"
     path = made.folder / "saliency.png"
-    save_figure(attention_figure(found.image, found.maps, title), path)
+    draw_attention(model, made.case, slices, path)
     return Answer(taken_out(path), "image/png", path.name, _class_about(made).about)
 
 
@@ -185,59 +170,59 @@ _FORMATS = {
     "dicom-seg-binary": "The same with segments of bits, for viewers that do not know label maps.",
 }
 
-#: Task -> name -> output. "auto" is what is sent where nothing is asked for.
-OUTPUTS: Mapping[str, Mapping[str, Output]] = {
+#: Task -> name -> form. "auto" is what is sent where nothing is asked for.
+FORMS: Mapping[str, Mapping[str, Form]] = {
     "segmentation": {
-        "auto": Output(
+        "auto": Form(
             "Label map in the format of the scan: NIfTI or NRRD, NIfTI for DICOM, PNG for pictures.",
             partial(_label_file, asked=None),
         ),
         **{
-            name: Output(
+            name: Form(
                 help, partial(_label_file, asked=name), _demand_codes if io.names_structures(name) else None
             )
             for name, help in _FORMATS.items()
         },
-        "npy": Output("Label map as a numpy array with the axes of the file, uint8.", _label_array),
-        "json": Output("Voxels and volume in ml of each class, without the label map.", _label_about),
-        "probabilities": Output(
+        "npy": Form("Label map as a numpy array with the axes of the file, uint8.", _label_array),
+        "json": Form("Voxels and volume in ml of each class, without the label map.", _label_about),
+        "probabilities": Form(
             "Probabilities of the classes as a numpy array (class, and the axes of the file), float16.",
             _probability_array,
         ),
     },
     "classification": {
-        "auto": Output("The same as json.", _class_about),
-        "json": Output("The prediction and the probability of each class.", _class_about),
-        "probabilities": Output("The same as json.", _class_about),
-        "png": Output("A picture of where the network looked (saliency).", _saliency, _demand_saliency),
+        "auto": Form("The same as json.", _class_about),
+        "json": Form("The prediction and the probability of each class.", _class_about),
+        "probabilities": Form("The same as json.", _class_about),
+        "png": Form("A picture of where the network looked (saliency).", _saliency, _demand_saliency),
     },
 }
 
 
-def output_of(model: Served, asked: str) -> Output:
+def form_of(model: Served, asked: str) -> Form:
     """The form that was asked for.
 
     Raises:
         SamAdaptError: this model does not answer so.
     """
-    known = OUTPUTS[model.opening.task]
+    known = FORMS[model.opening.task]
     if asked not in known:
         raise SamAdaptError(
             f"output is {asked!r}; {model.name} is a {model.opening.task} model, which answers as {', '.join(known)}"
         )
-    output = known[asked]
-    if output.demand is not None:
-        output.demand(model)
-    return output
+    form = known[asked]
+    if form.demand is not None:
+        form.demand(model)
+    return form
 
 
-def outputs_of(model: Served) -> list[str]:
+def forms_of(model: Served) -> list[str]:
     """The forms in which it answers."""
     found = []
-    for name, output in OUTPUTS[model.opening.task].items():
+    for name, form in FORMS[model.opening.task].items():
         try:
-            if output.demand is not None:
-                output.demand(model)
+            if form.demand is not None:
+                form.demand(model)
             found.append(name)
         except SamAdaptError:
             pass

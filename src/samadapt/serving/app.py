@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,16 +20,17 @@ from starlette.requests import ClientDisconnect
 from samadapt import io
 from samadapt.files import free_bytes, scratch_folder
 from samadapt.serving import contract
-from samadapt.serving.answers import Answer, output_of, outputs_of
-from samadapt.serving.engine import Engine, Places
+from samadapt.serving.answers import form_of, forms_of
+from samadapt.serving.asked import Asked, notes_to_senders
+from samadapt.serving.engine import Beside, Engine, Places
 from samadapt.serving.guard import LEFT, NOTE, Guard, refused
-from samadapt.serving.jobs import Job, notes_to_senders
 from samadapt.serving.models import Served
 from samadapt.serving.options import ServeOptions
 from samadapt.serving.pages import PAGES
 from samadapt.serving.refusals import RefusedError
+from samadapt.serving.sending import Sent
 from samadapt.serving.telemetry import MEDIA, Telemetry
-from samadapt.serving.uploads import MOST_UNPACKED, Upload, find_scan, receive, too_large, unpack
+from samadapt.serving.uploads import MOST_UNPACKED, Upload, demand_once, find_scan, receive, too_large, unpack
 from samadapt.serving.viewing import as_shown
 from samadapt.types import SamAdaptError
 
@@ -49,9 +48,11 @@ class Server:
         self.models, self.options = models, options
         self.places, self.telemetry = Places(options.queue), Telemetry()
         self.folder, self.engine = Path(), Engine(Path(), self.telemetry.computed)
-        self.unpacking = ThreadPoolExecutor(_UNPACKING, "samadapt-unpack")
+        self.unpacking = Beside(_UNPACKING)
         self.telemetry.gauge(
-            "samadapt_requests_taken", "Requests between first byte and answer.", lambda: self.places.taken
+            "samadapt_requests_taken",
+            "Requests from the first byte until the answer is read.",
+            lambda: self.places.taken,
         )
         self.telemetry.gauge(
             "samadapt_requests_waiting", "Requests that wait for the network.", lambda: self.engine.waiting
@@ -69,7 +70,7 @@ class Server:
                 yield
             finally:
                 await asyncio.to_thread(self.engine.stop)
-                self.unpacking.shutdown(cancel_futures=True)
+                self.unpacking.pool.shutdown(cancel_futures=True)
 
     # ------------------------------------------------ a request
 
@@ -84,72 +85,81 @@ class Server:
             raise RefusedError(404, f"there is no model {name!r}; known: {known}")
         return self.models[name]
 
-    async def predict(self, request: Request, name: str | None, asked: str) -> Response:
+    async def predict(self, request: Request, name: str | None, form: str) -> Response:
         """What `/predict` does."""
         model = self.model(name)
         request.scope[NOTE]["model"] = model.name
-        output, begun = output_of(model, asked), time.perf_counter()
-        async with self._job(request, model) as job:
-            job.output = output
-            self.engine.submit(job)
-            answer = await _unless_left(request, asyncio.wrap_future(job.answer))
-        about = {"model": model.name, "task": model.opening.task, **answer.about, "notes": job.notes}
-        return _response(answer, about | {"seconds": round(time.perf_counter() - begun, 4)})
+        answered_as, begun = form_of(model, form), time.perf_counter()
+        with ExitStack() as place:
+            async with self._asked(request, model, place) as asked:
+                asked.form = answered_as
+                self.engine.submit(asked)
+                answer = await _unless_left(request, asyncio.wrap_future(asked.answer))
+            about = {"model": model.name, "task": model.opening.task, **answer.about, "notes": asked.notes}
+            about["seconds"] = round(time.perf_counter() - begun, 4)
+            return Sent(answer, about, place.pop_all(), self.options.time_limit)
 
     async def view(self, request: Request, name: str | None) -> Response:
         """What `/view` does."""
         model = self.model(name)
         request.scope[NOTE]["model"] = model.name
-        async with self._job(request, model) as job:
-            answer = await _unless_left(request, self._beside(job, partial(as_shown, job)))
-        return _response(answer, {"notes": job.notes})
+        with ExitStack() as place:
+            async with self._asked(request, model, place) as asked:
+                answer = await _unless_left(request, self._beside(asked, partial(as_shown, asked)))
+            return Sent(answer, {"notes": asked.notes}, place.pop_all(), self.options.time_limit)
 
     @asynccontextmanager
-    async def _job(self, request: Request, model: Served) -> AsyncIterator[Job]:
-        """A place, and what was sent in it; both are given up at the end, and when the client leaves or the time is over."""
+    async def _asked(self, request: Request, model: Served, place: ExitStack) -> AsyncIterator[Asked]:
+        """What was sent, for which a place is taken. It is deleted at the end, and when the client leaves or the time is over."""
         most = self.options.upload_bytes
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > most:
             raise too_large(most)
-        with self.places.one():
-            received = False
-            try:
-                async with asyncio.timeout(self.options.time_limit):
-                    job = Job(model, Path(mkdtemp(dir=self.folder)))
-                    try:
-                        uploads = await receive(request, most)
-                        received = True
-                        found = self._beside(job, partial(self._place, job, uploads))
-                        del uploads
-                        await _unless_left(request, found)
-                        yield job
-                    finally:
-                        self.engine.withdraw(job)
-                        job.leave()
-                        io.forget_headers()
-            except TimeoutError:
-                limit = f"{self.options.time_limit:g} seconds"
-                raise (
-                    RefusedError(
-                        504,
-                        f"the answer took longer than {limit}; try again when the server is less busy, or crop the scan",
-                    )
-                    if received
-                    else RefusedError(
-                        408,
-                        f"the upload took longer than {limit}; send a smaller file, or over a faster line",
-                    )
-                ) from None
+        place.enter_context(self.places.one())
+        received = False
+        try:
+            async with asyncio.timeout(self.options.time_limit):
+                asked = Asked(model, Path(mkdtemp(dir=self.folder)))
+                try:
+                    uploads = await receive(request, most)
+                    received = True
+                    found = self._beside(asked, partial(self._place, asked, uploads))
+                    del uploads
+                    await _unless_left(request, found)
+                    yield asked
+                finally:
+                    self.engine.withdraw(asked)
+                    asked.leave()
+                    io.forget_headers()
+        except TimeoutError:
+            limit = f"{self.options.time_limit:g} seconds"
+            raise (
+                RefusedError(
+                    504,
+                    f"the answer took longer than {limit}; try again when the server is less busy, or crop the scan",
+                )
+                if received
+                else RefusedError(
+                    408,
+                    f"the upload took longer than {limit}; send a smaller file, or over a faster line",
+                )
+            ) from None
 
-    def _place(self, job: Job, uploads: list[Upload]) -> None:
+    def _place(self, asked: Asked, uploads: list[Upload]) -> None:
         """What was sent is unpacked, and found to be one scan."""
-        given = unpack(uploads, job.folder, self.options.upload_bytes)
+        given = unpack(uploads, asked.folder, self.options.upload_bytes)
         uploads.clear()
-        job.input, job.voxels = find_scan(given, job.model.opening, self.options.voxels)
+        asked.input, asked.voxels = find_scan(given, asked.model.opening, self.options.voxels)
 
-    def _beside(self, job: Job, work: Callable[[], T]) -> asyncio.Future[T]:
+    def _beside(self, asked: Asked, work: Callable[[], T]) -> asyncio.Future[T]:
         """In another thread, so that others are served meanwhile."""
-        return asyncio.get_running_loop().run_in_executor(self.unpacking, job.carry_out, work)
+        return asyncio.wrap_future(self.unpacking.submit(partial(asked.carry_out, work)))
+
+    @property
+    def is_well(self) -> bool:
+        """Whether requests are unpacked and computed. Those of whom nobody waits any more end soon, unless something hangs."""
+        limit = 2 * self.options.time_limit
+        return self.engine.is_alive and max(self.engine.busy_seconds, self.unpacking.busy_seconds) < limit
 
 
 async def _unless_left(request: Request, found: asyncio.Future[Any]) -> Any:
@@ -170,14 +180,6 @@ async def _unless_left(request: Request, found: asyncio.Future[Any]) -> Any:
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _response(answer: Answer, about: Mapping[str, Any]) -> Response:
-    said = json.dumps(about)
-    if answer.content is None:
-        return Response(said, media_type=answer.media)
-    headers = {"Samadapt-Answer": said, "Content-Disposition": f'attachment; filename="{answer.name}"'}
-    return Response(answer.content, headers=headers, media_type=answer.media)
 
 
 def scratch_place(options: ServeOptions) -> Path:
@@ -227,7 +229,7 @@ def make_app(models: Mapping[str, Served], options: ServeOptions, token: str | N
 def _add_paths(app: FastAPI, server: Server, secured: bool) -> None:
     needs = contract.SECURED if secured else {}
     described = [
-        contract.ModelOf(**model.describe(outputs_of(model))) for model in server.models.values()
+        contract.ModelOf(**model.describe(forms_of(model))) for model in server.models.values()
     ]  # takes seconds
 
     @app.get("/models", summary="The models and their classes", openapi_extra=needs)
@@ -239,16 +241,18 @@ def _add_paths(app: FastAPI, server: Server, secured: bool) -> None:
     async def predict(
         request: Request, model: contract.ModelName = None, output: contract.OutputName = "auto"
     ) -> Response:
+        demand_once(request)
         return await server.predict(request, model, output)
 
     @app.post("/view", summary="A scan as the page can show it: NIfTI of a volume, PNG of a picture", response_class=Response,
               responses=contract.SHOWN, openapi_extra=contract.UPLOADED | needs)  # fmt: skip
     async def view(request: Request, model: contract.ModelName = None) -> Response:
+        demand_once(request)
         return await server.view(request, model)
 
     @app.get("/healthz", summary="Whether the server can answer", responses=contract.HEALTH)
     async def healthz() -> contract.Health:
-        if not server.engine.is_alive:
+        if not server.is_well:
             raise RefusedError(503, "the server does not answer any more; start it again")
         return contract.Health(status="ok")
 

@@ -17,6 +17,7 @@ A DICOM series is sent as a zip of its files, or as the folder that holds them. 
 from __future__ import annotations
 
 import gzip
+import http.client
 import io
 import json
 import struct
@@ -34,15 +35,22 @@ import numpy as np
 
 Scan = str | Path | Sequence[str | Path]
 _BUSY = (429, 503)
+_WAIT = 2.0  # seconds until a busy server is asked again, if it does not say
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 class ServerError(Exception):
-    """The server refused: its sentence, and the status of HTTP."""
+    """The server refused, or did not answer.
 
-    def __init__(self, status: int, sentence: str) -> None:
+    Args:
+        status: of HTTP; 0 where no answer came.
+        sentence: of the server.
+        retry_after: seconds after which to ask again; None where there is no use, or the server does not say.
+    """
+
+    def __init__(self, status: int, sentence: str, retry_after: float | None = None) -> None:
         super().__init__(sentence)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -126,9 +134,11 @@ class Client:
                 said = headers.get("Samadapt-Answer")
                 return content, json.loads(content if said is None else said)
             except ServerError as error:
-                if error.status not in _BUSY or time.monotonic() > given_up:
+                wait = error.retry_after or (_WAIT if error.status in _BUSY else None)
+                left = given_up - time.monotonic()
+                if wait is None or left <= 0:
                     raise
-                time.sleep(2)
+                time.sleep(min(wait, left))
 
     def _get(self, path: str) -> bytes:
         return self._send(path, None, {})[0]
@@ -143,12 +153,28 @@ class Client:
             with self._opener.open(request, timeout=self.timeout) as answer:
                 return answer.read(), answer.headers
         except urllib.error.HTTPError as error:
-            content = error.read()
-            try:
-                sentence = json.loads(content)["error"]
-            except (ValueError, KeyError, TypeError):
-                sentence = f"status {error.code}: {content[:200]!r}"
-            raise ServerError(error.code, sentence) from None
+            raise _refusal(error) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> ServerError:
+        """Of a connection on which no answer came. urllib wraps what happens up to the end of sending."""
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        if reason is not error and isinstance(reason, ConnectionResetError | BrokenPipeError):
+            said = f"{self.address} closed the connection while the scan was sent: it is busy, or the scan is larger than it takes"
+            return ServerError(0, said, _WAIT)
+        said = f"{self.address} does not answer ({str(reason) or type(reason).__name__}); is the server running, and is this its address?"
+        return ServerError(0, said)
+
+
+def _refusal(error: urllib.error.HTTPError) -> ServerError:
+    content = error.read()
+    try:
+        sentence = json.loads(content)["error"]
+    except (ValueError, KeyError, TypeError):
+        sentence = f"status {error.code}: {content[:200]!r}"
+    after = error.headers.get("Retry-After", "")
+    return ServerError(error.code, sentence, float(after) if after.isdecimal() else None)
 
 
 def _files(scan: Scan) -> list[tuple[str, bytes]]:

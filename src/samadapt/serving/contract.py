@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query
 from pydantic import BaseModel
 
-from samadapt.serving.answers import OUTPUTS
+from samadapt.serving.answers import FORMS
 
 DESCRIPTION = "Trained segmentation and classification models of samadapt. Not a medical device."
 
@@ -58,13 +58,13 @@ class Models(BaseModel):
     models: list[ModelOf]
 
 
-_OUTPUTS = list(dict.fromkeys(name for table in OUTPUTS.values() for name in table))
+_FORMS = list(dict.fromkeys(name for table in FORMS.values() for name in table))
 _HELP = "; ".join(
-    f"{name} ({task}): {output.help}" for task, table in OUTPUTS.items() for name, output in table.items()
+    f"{name} ({task}): {form.help}" for task, table in FORMS.items() for name, form in table.items()
 )
 ModelName = Annotated[str | None, Query(description="Name of a model; may be left out where there is one.")]
 OutputName = Annotated[
-    str, Query(description=f"Form of the answer. {_HELP}", json_schema_extra={"enum": _OUTPUTS})
+    str, Query(description=f"Form of the answer. {_HELP}", json_schema_extra={"enum": _FORMS})
 ]
 
 

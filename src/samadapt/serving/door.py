@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import uvicorn
 from samadapt.serving.app import make_app
 from samadapt.serving.models import load_models
 from samadapt.serving.options import ServeOptions, read_token
+from samadapt.serving.telemetry import log_to_stderr
 from samadapt.types import SamAdaptError
 
 _GRACE = 10  # seconds that answers in progress have after a signal to stop
@@ -41,7 +41,7 @@ def serve(
     with _listen(options) as listener:
         models = load_models(runs, device, checkpoint)
         app = make_app(models, options, token)
-        _log()
+        log_to_stderr()
         if ready is not None:
             ready(_address(options, listener), list(models))
         config = uvicorn.Config(
@@ -57,7 +57,8 @@ def serve(
 
 
 def _listen(options: ServeOptions) -> socket.socket:
-    """Before minutes of loading: whether the address can be taken."""
+    """Before minutes of loading, the address is taken; clients that come meanwhile wait."""
+    listener = None
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             options.host.strip("[]"), options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -65,7 +66,10 @@ def _listen(options: ServeOptions) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # until then another server can bind it too
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise SamAdaptError(
             f"--host {options.host} --port {options.port} cannot be listened on ({error.strerror or error}); give another --port, or an "
             "address of this machine"
@@ -80,32 +84,3 @@ def _address(options: ServeOptions, listener: socket.socket) -> str:
         else options.host
     )
     return f"http://{host}:{listener.getsockname()[1]}/"
-
-
-class _Wordless(logging.Formatter):
-    """Where something was said and not what: other packages name files and values of headers, which are a patient's."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        place = f"{record.levelname} of {record.name} in {record.filename}, line {record.lineno}"
-        return f"{self.formatTime(record)} {place}; its text is not logged, for it may name patients"
-
-
-def _log() -> None:
-    """On stderr a line for each request; uvicorn speaks only where something is wrong, and others without words."""
-    of_others = logging.StreamHandler()
-    of_others.setFormatter(_Wordless())
-    of_others.setLevel(logging.WARNING)
-    logging.getLogger().handlers = [of_others]
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    for name, level in (("samadapt.serving", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.propagate = False
-        logger.handlers = [handler]
-    for name in list(
-        logging.root.manager.loggerDict
-    ):  # those of libraries that brought handlers of their own
-        logger = logging.getLogger(name)
-        if logger.handlers and logger.handlers != [handler]:
-            logger.handlers, logger.propagate = [], True

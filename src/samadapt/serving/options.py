@@ -32,7 +32,9 @@ class ServeOptions(Checked):
         f"File that holds the token which every client must send. Without it, the environment variable {TOKEN} is read.",
     )
     queue: int = option(
-        16, "Most requests at once, received, waiting or computed; further ones are refused (429).", least=1
+        16,
+        "Most requests at once, received, waiting, computed or not yet read; further ones are refused (429).",
+        least=1,
     )
     max_upload: int = option(256, "Largest upload in MiB; larger ones are refused (413).", least=1)
     max_voxels: int = option(

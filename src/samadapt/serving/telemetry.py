@@ -62,3 +62,32 @@ class Telemetry:
     def text(self) -> bytes:
         """As Prometheus reads it."""
         return generate_latest(self.registry)
+
+
+class _Wordless(logging.Formatter):
+    """Where something was said and not what: other packages name files and values of headers, which are a patient's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        place = f"{record.levelname} of {record.name} in {record.filename}, line {record.lineno}"
+        return f"{self.formatTime(record)} {place}; its text is not logged, for it may name patients"
+
+
+def log_to_stderr() -> None:
+    """On stderr a line for each request; uvicorn speaks only where something is wrong, and others without words."""
+    of_others = logging.StreamHandler()
+    of_others.setFormatter(_Wordless())
+    of_others.setLevel(logging.WARNING)
+    logging.getLogger().handlers = [of_others]
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    for name, level in (("samadapt.serving", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.propagate = False
+        logger.handlers = [handler]
+    for name in list(
+        logging.root.manager.loggerDict
+    ):  # those of libraries that brought handlers of their own
+        logger = logging.getLogger(name)
+        if logger.handlers and logger.handlers != [handler]:
+            logger.handlers, logger.propagate = [], True

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -31,6 +32,7 @@ _ZIP, _MEMBER = b"PK\3\4", b"PK\1\2"
 _PLAIN = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others unpack without bound before they can be stopped
 _LONGEST = 100  # bytes of a name: file systems take 255, and temporary files have longer ones
 _FIELD = "files"
+_END = 1024  # bytes, in which a form's last boundary lies
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ async def receive(request: Request, most: int) -> list[Upload]:
             415,
             f"the body is {kind or 'of no type'}; expected multipart/form-data with the image in the field {_FIELD!r}",
         )
+    ending = _Ending()
     try:
-        form = await _InMemory(request, _bounded(request, most), most).parse()
+        form = await _InMemory(request, ending.watched(_bounded(request, most)), most).parse()
     except (MultiPartException, KeyError, ValueError) as error:
         said = (
             error.message
@@ -73,6 +76,7 @@ async def receive(request: Request, most: int) -> list[Upload]:
             400, f"the form cannot be read ({said.rstrip('.')}); send it as multipart/form-data"
         ) from error
     try:
+        ending.demand(request.headers["content-type"])
         for name, each in form.multi_items():
             if name != _FIELD or not isinstance(each, UploadFile):
                 raise RefusedError(
@@ -88,6 +92,40 @@ async def receive(request: Request, most: int) -> list[Upload]:
         return [Upload(each.filename or "", await each.read()) for each in sent]
     finally:
         await form.close()
+
+
+def demand_once(request: Request) -> None:
+    """Refuse a parameter that is given twice, of which one would be dropped."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    for name in names:
+        if names.count(name) > 1:
+            raise RefusedError(
+                422, f"the parameter {name!r} is given {names.count(name)} times; give it once"
+            )
+
+
+class _Ending:
+    """The end of a form, which the parser does not ask for: the last file of one that was cut off would be taken for whole."""
+
+    def __init__(self) -> None:
+        self.last = b""
+
+    async def watched(self, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for piece in pieces:
+            self.last = (self.last + piece[-_END:])[-_END:]
+            yield piece
+
+    def demand(self, kind: str) -> None:
+        """Refuse a form without its last boundary.
+
+        Args:
+            kind: the content type, which names the boundary.
+        """
+        _, named = parse_options_header(kind)
+        if b"--" + named.get(b"boundary", b"") + b"--" not in self.last:
+            raise RefusedError(
+                400, "the form ends before its last boundary, so a file was cut off; send it again"
+            )
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
@@ -139,17 +177,25 @@ def safe_name(name: str) -> str:
 
 
 def _unzip(upload: Upload, folder: Path, most: int) -> None:
-    """Each folder of the archive becomes a numbered one, so that no member's path is followed."""
+    """No member's path is followed: each folder of the archive becomes a numbered one, and images known by their names, if all
+    of these differ, come before them."""
     name = Path(safe_name(upload.name or "upload.zip"))
     if upload.content.count(_MEMBER) > MOST_MEMBERS:
         raise SamAdaptError(f"{name} has more than {MOST_MEMBERS} members; send the files of one scan")
     try:
         with zipfile.ZipFile(streams.BytesIO(upload.content)) as archive:
-            members = [each for each in archive.infolist() if not each.is_dir()]
+            members = [each for each in archive.infolist() if not (each.is_dir() or _is_of_the_system(each))]
             _demand_harmless(name, members, most)
-            places = {each: number for number, each in enumerate(dict.fromkeys(_place(m) for m in members))}
+            by_content = io.FORMATS["dicom"].suffixes  # series are told apart by their folders too
+            known = {each.filename: io.suffix_of(Path(each.filename)) for each in members}
+            images = [each for each in members if known[each.filename] not in ("", *by_content)]
+            if len({safe_name(each.filename) for each in images}) < len(images):
+                images = []
+            others = [each for each in members if each not in images]
+            places = {each: number for number, each in enumerate(dict.fromkeys(_place(m) for m in others))}
             for member in members:
-                inside = folder / str(places[_place(member)]) if len(places) > 1 else folder
+                alone = member in images or (len(places) == 1 and not images)
+                inside = folder if alone else folder / str(places[_place(member)])
                 base = safe_name(member.filename)
                 if (inside / base).exists():
                     raise SamAdaptError(f"{name} has two members called {base!r} in one folder; rename one")
@@ -171,6 +217,12 @@ def _unzip(upload: Upload, folder: Path, most: int) -> None:
         raise SamAdaptError(
             f"{name} cannot be unpacked ({type(error).__name__}); make the zip again"
         ) from error
+
+
+def _is_of_the_system(member: zipfile.ZipInfo) -> bool:
+    """What macOS and file managers put beside the files."""
+    parts = member.filename.replace("\\", "/").split("/")
+    return "__MACOSX" in parts or parts[-1].startswith(".") or parts[-1] in ("Thumbs.db", "desktop.ini")
 
 
 def _place(member: zipfile.ZipInfo) -> str:

@@ -12,12 +12,12 @@ import importlib.util
 import os
 import re
 import stat
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+from samadapt.records import others_silenced
 from samadapt.types import SamAdaptError
 
 P = ParamSpec("P")
@@ -240,8 +240,7 @@ def headers_of(files: Sequence[Path], *kinds: Kind) -> list[Header]:
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """pydicom's warnings repeat values of the header, which may name the patient."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with others_silenced():
         yield
 
 

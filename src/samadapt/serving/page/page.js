@@ -11,7 +11,9 @@
   let files = [];
   let shown = null; // what the stage has: {kind: "volume" | "picture"}
   let asking = null; // the AbortController of a request
+  let chosen = 0; // how often a scan was chosen: what was begun for an earlier one is drawn no more
   let viewer = null; // NiiVue
+  let attached = null; // the promise that it can draw
   const urls = []; // of the last answer
 
   // ------------------------------------------------------------ words
@@ -78,10 +80,27 @@
 
   // ------------------------------------------------------------ a scan
 
+  /** Wait for a step; ended like a cancelled request where another scan was chosen meanwhile. */
+  async function still(step) {
+    const mine = chosen;
+    const end = () => { if (mine !== chosen) throw new DOMException("another scan was chosen", "AbortError"); };
+    try {
+      const made = await step;
+      end();
+      return made;
+    } catch (error) {
+      end();
+      throw error;
+    }
+  }
+
   async function choose(list) {
     files = [...list];
     if (!files.length) return;
+    chosen += 1;
     if (asking) asking.abort();
+    asking = null;
+    $("cancel").hidden = true;
     forget();
     complain("");
     ready();
@@ -92,6 +111,7 @@
       else if (VOLUMES.test(files[0].name)) await showVolume(files[0]);
       else $("empty").textContent = "The scan appears with the answer.";
     } catch (error) {
+      if (error.name === "AbortError") return;
       clearStage("This browser cannot show the file; the model may read it all the same.");
       console.warn(error);
     }
@@ -117,7 +137,7 @@
   }
 
   async function showPicture(blob) {
-    const bitmap = await createImageBitmap(blob);
+    const bitmap = await still(createImageBitmap(blob));
     for (const id of ["pixels", "overlay"]) {
       $(id).width = bitmap.width;
       $(id).height = bitmap.height;
@@ -134,10 +154,11 @@
     $("volume").hidden = false;
     if (!viewer) {
       viewer = new niivue.Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: false, crosshairColor: [1, 1, 1, 0.5], isRadiologicalConvention: true, isColorbar: false, dragAndDropEnabled: false, loadingText: "" });
-      await viewer.attachToCanvas($("volume"));
       viewer.onLocationChange = followSlice;
+      attached = viewer.attachToCanvas($("volume"));
     }
-    viewer.addVolume(await niivue.NVImage.loadFromFile({ file, name: file.name || "scan.nii.gz" }));
+    await still(attached);
+    viewer.addVolume(await still(niivue.NVImage.loadFromFile({ file, name: file.name || "scan.nii.gz" })));
     shown = { kind: "volume" };
     $("controls").hidden = $("plane-box").hidden = false;
     $("plane").value = thickest();
@@ -197,7 +218,7 @@
       const [r, g, b] = each.colour ? rgb(each.colour) : [0, 0, 0];
       map.R.push(r); map.G.push(g); map.B.push(b); map.A.push(each.colour ? 255 : 0); map.I.push(each.value); map.labels.push(each.name);
     }
-    const label = await niivue.NVImage.loadFromFile({ file: new File([blob], "label.nii.gz"), name: "label.nii.gz" });
+    const label = await still(niivue.NVImage.loadFromFile({ file: new File([blob], "label.nii.gz"), name: "label.nii.gz" }));
     label.setColormapLabel(map);
     viewer.addVolume(label);
     viewer.updateGLVolume();
@@ -214,7 +235,7 @@
   }
 
   async function overlayPicture(blob, classes) {
-    const bitmap = await createImageBitmap(blob);
+    const bitmap = await still(createImageBitmap(blob));
     const context = $("overlay").getContext("2d");
     context.drawImage(bitmap, 0, 0);
     const image = context.getImageData(0, 0, bitmap.width, bitmap.height);
@@ -256,8 +277,8 @@
   /** What the server makes of files that a browser cannot show. */
   async function showByServer() {
     if (shown) return;
-    const answer = await ask("view", {});
-    const blob = await answer.blob();
+    const answer = await still(ask("view", {}));
+    const blob = await still(answer.blob());
     if (blob.type === "image/png") await showPicture(blob);
     else await showVolume(new File([blob], "scan.nii.gz"));
   }
@@ -282,9 +303,9 @@
   const stem = () => files[0].name.replace(/(\.nii)?\.[^.]+$/, "").replace(/_\d{4}$/, "") || "scan";
 
   async function segment(model) {
-    const answer = await ask("predict", {});
+    const answer = await still(ask("predict", {}));
     const about = JSON.parse(answer.headers.get("Samadapt-Answer"));
-    const blob = await answer.blob();
+    const blob = await still(answer.blob());
     const name = /filename="[^".]*([^"]*)"/.exec(answer.headers.get("Content-Disposition") || "")[1];
     offer(blob, `${stem()}_${model.name}${name}`, "Download the label map");
     const rows = about.volumes.map((each) => [classCell(model, each.value), each.ml === null ? number(each.voxels, 0) : number(each.ml, 1)]);
@@ -304,7 +325,7 @@
 
   /** NiiVue reads NIfTI and NRRD label maps alike, by their names. */
   async function asNifti(blob, name) {
-    return name === ".nrrd" ? await (await ask("predict", { output: "nifti" })).blob() : blob;
+    return name === ".nrrd" ? await still((await still(ask("predict", { output: "nifti" }))).blob()) : blob;
   }
 
   function clearOverlay() {
@@ -313,7 +334,7 @@
   }
 
   async function classify(model) {
-    const about = await (await ask("predict", { output: "json" })).json();
+    const about = await still((await still(ask("predict", { output: "json" }))).json());
     const rows = Object.entries(about.probabilities).map(([name, value]) => {
       const meter = document.createElement("meter");
       Object.assign(meter, { min: 0, max: 1, value });
@@ -327,7 +348,7 @@
     offer(new Blob([JSON.stringify(about, null, 1)], { type: "application/json" }), `${stem()}_${model.name}.json`, "Download the probabilities");
     await drawn(showByServer);
     if (!model.saliency) return;
-    const url = URL.createObjectURL(await (await ask("predict", { output: "png" })).blob());
+    const url = URL.createObjectURL(await still((await still(ask("predict", { output: "png" }))).blob()));
     urls.push(url);
     $("looked").src = url;
     $("looked").alt = `The image and, over it, how strongly each part spoke for ${found}`;

@@ -15,9 +15,10 @@ from typing import TypeVar
 from samadapt import io
 from samadapt.inputs import Input
 from samadapt.records import WriteError
-from samadapt.serving.answers import Answer, Computed, Output
+from samadapt.serving.answers import Answer, Computed, Form
 from samadapt.serving.models import Served
 from samadapt.serving.refusals import RefusedError, own_mistake
+from samadapt.serving.telemetry import LOG
 from samadapt.types import Case, SamAdaptError, SamAdaptWarning
 
 T = TypeVar("T")
@@ -33,12 +34,12 @@ class GoneError(Exception):
 
 
 @dataclass(eq=False)
-class Job:
+class Asked:
     """A scan that a model is asked about."""
 
     model: Served
     folder: Path  # of what was sent; deleted with the request
-    output: Output | None = None  # None until the files are there
+    form: Form | None = None  # None until the files are there
     input: Input | None = None
     voxels: int = 0  # of all its channels
     notes: list[str] = field(default_factory=list)  # what was assumed of the scan
@@ -92,8 +93,8 @@ class Job:
 
     def finish(self, computed: Computed) -> None:
         """Send the answer back in the form that was asked for, unless nobody waits."""
-        assert self.output is not None
-        answer = self.output.make(computed)
+        assert self.form is not None
+        answer = self.form.make(computed)
         with contextlib.suppress(InvalidStateError):
             self.answer.set_result(answer)
 
@@ -126,7 +127,9 @@ class Job:
                 "the server has too little room for this scan now; try again later, or crop the scan",
                 {"Retry-After": "30"},
             )
-        return own_mistake(error)
+        refusal = own_mistake(error)
+        LOG.error(refusal.sentence)
+        return refusal
 
     def without_folders(self, text: str) -> str:
         """What is said of a file names the file, as its sender knows it."""
@@ -142,13 +145,13 @@ _listening = threading.local()
 
 
 @contextlib.contextmanager
-def noting(job: Job) -> Iterator[None]:
+def noting(asked: Asked) -> Iterator[None]:
     """What is assumed in this block, by this thread, is told to who sent the scan."""
-    before, _listening.job = getattr(_listening, "job", None), job
+    before, _listening.asked = getattr(_listening, "asked", None), asked
     try:
         yield
     finally:
-        _listening.job = before
+        _listening.asked = before
 
 
 @contextlib.contextmanager
@@ -156,9 +159,9 @@ def notes_to_senders() -> Iterator[None]:
     """While it lasts, our warnings about a scan go to who sent it. Others say values of headers, and are not written down."""
 
     def show(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
-        job: Job | None = getattr(_listening, "job", None)
-        if job is not None and issubclass(category, SamAdaptWarning):
-            job.notes.append(job.without_folders(str(message)))
+        asked: Asked | None = getattr(_listening, "asked", None)
+        if asked is not None and issubclass(category, SamAdaptWarning):
+            asked.notes.append(asked.without_folders(str(message)))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", SamAdaptWarning)
