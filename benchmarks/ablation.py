@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from samadapt.datasets import Dataset, open_dataset
-from samadapt.features import FeatureStore
+from samadapt.features import FeatureStore, MapSpec
 from samadapt.files import write_json
 from samadapt.learner import Learner, fit
 from samadapt.metrics import MaskPair, dsc
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--slices", action="store_true", help="also heads that see three slices")
     parser.add_argument("--lora", action="store_true", help="also low-rank adapters")
+    parser.add_argument("--scored", type=int, help="at most so many of the held-out cases, evenly spaced")
     parser.add_argument("--group")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", action="store_true", help="print what was measured, and measure nothing")
@@ -75,10 +76,11 @@ def _cell(asked: argparse.Namespace, data: Dataset, labels: int, draw: int) -> d
     base = Learner("fused", asked.encoder, views=asked.views).suited_to(data)
     live = dataclasses.replace(base, views=0)
     split = data.split(labels, draw)
-    cases = [data.case(i) for i in split.val]
+    scored = split.val[:: max(1, len(split.val) // (asked.scored or len(split.val)))][: asked.scored]
+    cases, kept = [data.case(i) for i in scored], FeatureStore(asked.out / "store")
 
     def heads(learner: Learner, name: str, number: int, tune: str = "none") -> list[Segmenter]:
-        store = FeatureStore(asked.out / "store") if learner.views else None
+        store = kept if learner.views else None
         runs = [cell / f"{name}_{k}" for k in range(number)]
         for k, run in enumerate(runs):
             config = TrainConfig(steps=asked.steps, seed=draw + 1000 * k, device="cpu", tune=tune)
@@ -92,10 +94,10 @@ def _cell(asked: argparse.Namespace, data: Dataset, labels: int, draw: int) -> d
 
     if not asked.report:
         if "ensemble" not in scores:
-            note(together(heads(base, "head", asked.heads), cases, ""))
+            note(together(heads(base, "head", asked.heads), cases, "", kept))
         if asked.slices and "three slices" not in scores:
             three = dataclasses.replace(base, slices=3)
-            note(together(heads(three, "three_slices", asked.heads), cases, "three slices"))
+            note(together(heads(three, "three_slices", asked.heads), cases, "three slices", kept))
         if asked.lora and "lora" not in scores:
             note({"new views": together(heads(live, "new_views", 1), cases, "")["one head"]})
             note({"lora": together(heads(live, "lora", 1, "lora"), cases, "")["one head"]})
@@ -105,15 +107,27 @@ def _cell(asked: argparse.Namespace, data: Dataset, labels: int, draw: int) -> d
 # ---------------------------------------------------------------- scores
 
 
-def together(models: Sequence[Segmenter], cases: Sequence[Case], name: str) -> dict[str, float]:
-    """Mean Dice over cases and classes, of the heads by themselves (their mean) and of all together; each network runs once."""
+def together(
+    models: Sequence[Segmenter], cases: Sequence[Case], name: str, store: FeatureStore | None = None
+) -> dict[str, float]:
+    """Mean Dice over cases and classes, of the heads by themselves (their mean) and of all together.
+
+    Args:
+        store: for the maps of a frozen encoder, which then runs once for all heads.
+    """
+    first = models[0]
+    wanted = MapSpec(first.model.spec, first.head.reads, first.opening.window) if store else None
     found: dict[str, list[float]] = {}
 
     def note(row: str, values: Sequence[float]) -> None:
         found.setdefault(row, []).append(float(np.mean(values)))
 
     for case in cases:
-        each = [torch.stack([x.softmax(0) for x in model.answers(case)]).log() for model in models]
+        maps = None
+        if store and wanted:
+            store.encode([case], wanted)
+            maps = store.read(case, wanted)[0]
+        each = [torch.stack([x.softmax(0) for x in model.answers(case, maps)]).log() for model in models]
         mean = torch.stack([x.exp() for x in each]).mean(0).log()  # as `ensemble.answers_together`
         if name:
             note(name, [dice(x, case) for x in each])

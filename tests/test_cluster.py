@@ -12,21 +12,26 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cluster_studies import CONFIG, FUSED, UNET, files_of, fragile, make_pictures, study
 from ray_machines import below, listening, words_of
+from samadapt.answering import Output, PredictJob
 from samadapt.cluster import Cluster, connect, connection
 from samadapt.cluster.spread import _shards
-from samadapt.cluster.worker import EncodeWorker, Home, keys_of, work_on_cell
+from samadapt.cluster.worker import EncodeWorker, Home, PredictWorker, keys_of, sizes_of, work_on_cell
 from samadapt.datasets import open_dataset
 from samadapt.experiment import Grid, Study, TrainedMethod
 from samadapt.experiment.grid import make_cells
 from samadapt.features import FeatureStore
 from samadapt.files import demand_writable, marker
 from samadapt.folders import predict_folder
+from samadapt.inputs import NO_SPLIT, Taken, find_inputs
 from samadapt.learner import Learner, encode, fit
 from samadapt.phantom import make_phantom
-from samadapt.settings import CellOptions, RayOptions
+from samadapt.postprocessing import Postprocessing
+from samadapt.prediction import load_run
+from samadapt.settings import CellOptions, PredictOptions, RayOptions
 from samadapt.types import SamAdaptError
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
@@ -90,6 +95,52 @@ def test_a_worker_with_other_files_or_weights_refuses(folder, tmp_path):
         with pytest.raises(SamAdaptError, match="its maps would be stored under"):
             EncodeWorker(*fixed).ready()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    data = open_dataset(folder)
+    return fit(FUSED, data, data.split(1), dataclasses.replace(CONFIG, steps=2), out)
+
+
+def test_a_worker_with_another_model_or_other_scans_refuses(run, folder, tmp_path):
+    """Its answers would stand under the hash of the driver's model."""
+    copy, scans = (
+        shutil.copytree(run, tmp_path / "run"),
+        shutil.copytree(folder / "imagesTr", tmp_path / "scans"),
+    )
+    cases, _ = find_inputs(scans, load_run(copy, "cpu").opening, NO_SPLIT, None, Taken())
+    job = PredictJob((copy,), "cpu", None, Postprocessing(), Output(PredictOptions()), tmp_path / "out")
+    with marker(tmp_path) as mark:
+        fixed = Home.of_driver(mark), job, job.identity(), cases, sizes_of(cases), 1
+        PredictWorker(*fixed).ready()
+        with open(cases[0].files[0], "ab") as file:
+            file.write(b"x")
+        with pytest.raises(SamAdaptError, match=r"has other files of case .* than the driver"):
+            PredictWorker(*fixed).work(range(1))
+        head = copy / "head.safetensors"
+        save_file({name: x * 1.01 for name, x in load_file(head).items()}, head)
+        with pytest.raises(SamAdaptError, match=r"has another model in .* than the driver"):
+            PredictWorker(*fixed).ready()
+
+
+def test_label_maps_outlive_a_first_shard_that_is_lost(run, folder, tmp_path):
+    """Shards end in any order; what later ones have written is kept, and the same command goes on."""
+    scans = folder / "imagesTr"
+
+    def spread(job, cases, together):
+        list(job.answer(job.load(), cases[1:]))
+        raise SamAdaptError("the worker was lost")
+        yield
+
+    with pytest.raises(SamAdaptError, match="was lost"):
+        predict_folder(run, scans, tmp_path / "out", spread=spread)
+    kept = sorted((tmp_path / "out").glob("*.nii.gz"))
+    assert kept
+    changed = {path: path.stat().st_mtime_ns for path in kept}
+    report = predict_folder(run, scans, tmp_path / "out")
+    assert report.done == len(kept) + 1 and {path: path.stat().st_mtime_ns for path in kept} == changed
 
 
 def test_an_encoder_is_loaded_once_for_all_shards_of_a_worker(data, tmp_path, monkeypatch):

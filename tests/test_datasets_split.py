@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -273,3 +274,25 @@ def test_json_round_trip(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(SamAdaptError, match=r"split\.json is not a split that samadapt wrote"):
             Split.read(path)
+
+
+def test_time_grows_with_the_cases_and_not_with_their_square() -> None:
+    """Four times as many patients took 40 times as long to split, for a set of them was made anew for each case."""
+
+    def seconds(patients: int) -> float:
+        data = scans(patients, frames=1)
+        _ = data.groups, data.labelled_ids, data.parts
+        start = time.process_time()
+        split = data.split(labels=10)
+        assert sum(split.learned(case) for case in data.ids) == 10
+        assert sum(split.part(case) == "val" for case in data.ids) == len(split.val) == patients // 5
+        return time.process_time() - start
+
+    seconds(100)
+    assert seconds(40_000) / seconds(10_000) < 12
+
+
+def test_a_case_of_two_parts_is_of_the_first() -> None:
+    split = Split(("a",), ("a", "b"), ("b", "c"), (), (), None, 0, "", unlabelled=("d",))
+    assert [split.part(case) for case in "abcd"] == ["train", "select", "val", ""]
+    assert [split.learned(case) for case in "abcde"] == [True, True, False, True, False]

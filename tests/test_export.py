@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.abc
 import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -547,3 +549,20 @@ def test_whole_cases_of_real_data(name, head, options, shared_data, tmp_path):
     made = train_run(shared_data / name, tmp_path / "run", head, steps=40, **options)
     found = export_run(made, tmp_path / "out", format="onnx", check=str(shared_data / name)).comparison
     assert found.holds and found.cases >= 10
+
+
+def test_onnxruntime_is_told_to_keep_quiet_before_it_is_imported(tmp_path, monkeypatch):
+    """Its import alone would send a report of the machine and leave a database in the user's cache."""
+    told = []
+
+    class Spy(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == "onnxruntime":
+                told.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
+
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Spy()])
+    with pytest.raises(ImportError):
+        runner.onnx_network(tmp_path, ["model.onnx"])
+    assert told == ["1"]

@@ -137,9 +137,33 @@ def test_what_was_chosen_is_read_again(tmp_path):
     assert read_postprocessing(tmp_path) == Postprocessing(("a",), 1.5)
     (tmp_path / "postprocessing.json").write_text('{"keep_largest": ["a"]}')  # of an earlier version
     assert read_postprocessing(tmp_path) == Postprocessing(("a",), 0)
-    (tmp_path / "postprocessing.json").write_text('{"keep_largest": [], "smooth_slices": -1}')
-    with pytest.raises(SamAdaptError, match="smooth_slices is -1"):
-        read_postprocessing(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"keep_largest": [], "smooth_slices": -1}', "smooth_slices is -1"),
+        ('{"keep_largest": [], "smooth_slices": true}', "smooth_slices is True"),
+        ('{"keep_largest": [], "smooth_slices": 1e300}', "smooth_slices is 1e"),
+        ('{"keep_largest": ["nope"]}', "keep_largest names 'nope', expected classes of a"),
+        ('{"keep_largest": ["background"]}', "keep_largest names 'background'"),
+        ('{"keep_largest": "a"}', "keep_largest is 'a', expected a list"),
+        ('{"keep_largest": {"a": false}}', "expected a list"),
+        ("{}", "keep_largest is None"),
+        ("[]", "keep_largest is None"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_an_edited_file_is_refused(content, said, tmp_path):
+    """Else a choice would be dropped without a word, or the first prediction would end in an internal error."""
+    (tmp_path / "postprocessing.json").write_text(content)
+    with pytest.raises(SamAdaptError, match=said):
+        read_postprocessing(tmp_path, ("background", "a"))
+
+
+def test_a_tiny_smoothing_is_none():
+    logits = torch.randn(3, 2, 4, 4)
+    assert torch.allclose(torch.stack(list(smoothed(iter(logits), 1e-200))), logits.log_softmax(1), atol=1e-5)
 
 
 # ---------------------------------------------------------------- from end to end
@@ -165,7 +189,7 @@ def test_train_with_neighbours_and_a_chosen_smoothing(phantom, tmp_path):
     config = json.loads((run / "config.json").read_text())
     assert config["encoder"]["slices"] == 3
     chosen = json.loads((run / "postprocessing.json").read_text())
-    assert list(chosen["smoothing_dice"]) == ["0", "0.5", "1", "1.5"] and "selection_dice" in chosen
+    assert list(chosen["smooth_slices_dice"]) == ["0", "0.5", "1", "1.5"] and "keep_largest_dice" in chosen
     model = load_run(run, "cpu")
     assert model.view.slices == 3
     type_(
@@ -179,6 +203,38 @@ def test_train_with_neighbours_and_a_chosen_smoothing(phantom, tmp_path):
     written = next((tmp_path / "one").glob(f"{case.id}*"))
     values = {v: v for v in range(len(data.classes))}
     assert np.array_equal(io.read_label(written, case, values, data.classes).numpy(), model.predict(case))
+
+
+@pytest.mark.parametrize("first", ["--keep-largest", "--smooth-slices"])
+def test_what_is_asked_for_later_is_chosen_too(first, phantom, tmp_path):
+    """A finished run says "as chosen on the selection cases" of nothing that was not."""
+    words = (
+        "--head",
+        "unet",
+        "--set",
+        "width=4",
+        "--side",
+        "64",
+        "--steps",
+        "3",
+        "--labels",
+        "2",
+        "--select",
+        "1",
+    )
+    command = ("train", phantom, *words, "--out", tmp_path / "run")
+    type_(*command, first)
+    path = tmp_path / "run" / "postprocessing.json"
+    before = json.loads(path.read_text())
+    type_(*command, "--keep-largest", "--smooth-slices")
+    after = json.loads(path.read_text())
+    assert {"keep_largest_dice", "smooth_slices_dice"} <= set(after) and not {
+        "keep_largest_dice",
+        "smooth_slices_dice",
+    } <= set(before)
+    changed = path.stat().st_mtime_ns
+    type_(*command, first)
+    assert path.stat().st_mtime_ns == changed  # what is there is kept
 
 
 def test_smoothing_needs_selection_cases_or_a_number(phantom, tmp_path):

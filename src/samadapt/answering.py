@@ -5,6 +5,7 @@ Each case depends on nothing but itself and, among pictures, on how many of them
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from samadapt import io
+from samadapt.calibration import NAME as CALIBRATION
 from samadapt.ensemble import class_answers, label_answers, model_hash
 from samadapt.figures import attention_figure, save_figure
 from samadapt.flips import demand_flips
@@ -138,6 +140,13 @@ class PredictJob:
     postprocessing: Postprocessing
     output: Output
     out: Path
+
+    def identity(self) -> str:
+        """Of all that the run folders have that changes the answers: the same on every machine that has the same runs."""
+        digest = hashlib.sha256(model_hash(self.runs).encode())
+        for path in (run / name for run in self.runs for name in ("config.json", CALIBRATION)):
+            digest.update(path.read_bytes() if path.is_file() else b"-")
+        return digest.hexdigest()
 
     def load(self) -> list[Segmenter] | list[Classifier]:
         """The heads that answer together."""

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
@@ -193,6 +194,13 @@ def write_bytes(path: str | Path, content: bytes, finished: bool = False) -> Non
     """Whole or not at all; `finished` as for `replacing`."""
     with replacing(path, finished) as temporary:
         temporary.write_bytes(content)
+
+
+def write_through_memory(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Whole or not at all, for writers that end the process where a disk is full."""
+    made = io.BytesIO()
+    write(made)
+    write_bytes(path, made.getvalue())
 
 
 @contextlib.contextmanager

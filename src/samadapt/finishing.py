@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +21,15 @@ from samadapt.course import Course
 from samadapt.datasets import Dataset, Split
 from samadapt.pictures import draw_first_look, draw_loss
 from samadapt.postprocessing import (
-    NAME,
+    CLEANUP,
+    SMOOTHING,
     UNCHANGED,
     Postprocessing,
     best_smoothing,
     better_classes,
     choose_classes,
     choose_smoothing,
+    chosen_by,
     read_postprocessing,
     write_postprocessing,
 )
@@ -94,32 +97,32 @@ def finish(
         model = load_run(run, device)
         what, ids = ("selection", split.select) if split.select else ("training", split.train)
         draw_first_look(model, map(data.case, ids), what, run)
-    if (ending.keep_largest or ending.smooth_slices) and not (run / NAME).is_file():
+    before = chosen_by(run)
+    asked = {name for name in (CLEANUP, SMOOTHING) if getattr(ending, name)}
+    if not asked <= before:
         model = model or load_run(run, device)
         assert isinstance(model, Segmenter)
-        _choose(model, data, split, run, ending)
+        _choose(model, data, split, run, asked | before)
     if ending.calibrate and not (run / CALIBRATION).is_file():
         write_calibration(run, _calibrated(model or load_run(run, device), data, split))
     return Finished(pictures, read_postprocessing(run), read_calibration(run), Course.read(run).too_few_steps)
 
 
-def _choose(model: Segmenter, data: Dataset, split: Split, run: Path, ending: FinishOptions) -> None:
+def _choose(model: Segmenter, data: Dataset, split: Split, run: Path, asked: Collection[str]) -> None:
     """The smoothing first, for the components are those of smoothed answers."""
     cases = [data.case(case_id) for case_id in split.select]
     why: dict[str, object] = {"selection_cases": list(split.select)}
     sigma, kept = 0.0, tuple[str, ...]()
-    if ending.smooth_slices:
+    if SMOOTHING in asked:
         given = ((model.answers(case), _label(case).numpy()) for case in cases)
         dice = choose_smoothing(given, model.classes, IGNORED)
-        sigma, why["smoothing_dice"] = (
-            best_smoothing(dice),
-            {f"{key:g}": value for key, value in dice.items()},
-        )
-    if ending.keep_largest:
+        sigma = best_smoothing(dice)
+        why[f"{SMOOTHING}_dice"] = {f"{key:g}": value for key, value in dice.items()}
+    if CLEANUP in asked:
         model = replace(model, postprocessing=Postprocessing(smooth_slices=sigma))
         answers = ((model.predict(case), _label(case).numpy()) for case in cases)
         by_class = choose_classes(answers, model.classes, IGNORED)
-        kept, why["selection_dice"] = better_classes(by_class), by_class
+        kept, why[f"{CLEANUP}_dice"] = better_classes(by_class), by_class
     write_postprocessing(run, Postprocessing(kept, sigma), **why)
 
 

@@ -106,7 +106,8 @@ def predict_folder(
         if report.done:
             replace(note, failed=report.failed, finished=report.tried == len(cases)).write(out)
     finally:
-        if fresh and not report.done:
+        # On a cluster, cases may be answered that were not reported yet when it stopped: they are kept, to go on from.
+        if fresh and not report.done and not any(output.is_there(out, case.id) for case in cases):
             shutil.rmtree(out)
     return _demand_any(report)
 
@@ -158,7 +159,7 @@ def _postprocessed(
         for flag in (flag for flag, given in asked.items() if given):
             raise SamAdaptError(f"{runs[0]} is a classifier, which has no label maps; leave out {flag}")
         return model
-    chosen = [read_postprocessing(run) for run in runs]
+    chosen = [read_postprocessing(run, model.classes) for run in runs]
     of_all = tuple(
         name for name in chosen[0].keep_largest if all(name in each.keep_largest for each in chosen)
     )

@@ -25,6 +25,9 @@ from samadapt.types import SamAdaptError
 
 #: In a run folder: what the training chose on its selection cases.
 NAME = "postprocessing.json"
+#: What can be chosen, as the options and the fields of the file are called.
+CLEANUP, SMOOTHING = "keep_largest", "smooth_slices"
+MOST_SMOOTHING = 10.0  # slices
 #: Standard deviations, in slices, among which a training chooses.
 SMOOTHINGS = (0.0, 0.5, 1.0, 1.5)
 _CONNECTED = ndimage.generate_binary_structure(3, 3)  # voxels that share a face, an edge or a corner
@@ -63,7 +66,7 @@ def smoothed(answers: Iterable[Tensor], sigma: float) -> Iterator[Tensor]:
         yield from answers
         return
     radius = math.ceil(3 * sigma)
-    weights = {step: math.exp(-0.5 * (step / sigma) ** 2) for step in range(-radius, radius + 1)}
+    weights = {step: math.exp(-0.5 * (step / sigma) * (step / sigma)) for step in range(-radius, radius + 1)}
     waiting = iter(answers)
     near: deque[tuple[int, Tensor]] = deque()  # slices with their numbers, no more than the mean needs
 
@@ -201,16 +204,44 @@ def write_postprocessing(run: Path, chosen: Postprocessing, **why: Any) -> None:
     )
 
 
-def read_postprocessing(run: Path) -> Postprocessing:
-    """What a run's predictions do; nothing where nothing was chosen."""
+def chosen_by(run: Path) -> set[str]:
+    """What of it was chosen on selection cases, `CLEANUP` and `SMOOTHING`."""
+    fields = _content(run / NAME)
+    # Before there was a smoothing, the scores of the clean-up were called after the selection.
+    known = {CLEANUP: ("keep_largest_dice", "selection_dice"), SMOOTHING: ("smooth_slices_dice",)}
+    return {name for name, scores in known.items() if any(score in fields for score in scores)}
+
+
+def read_postprocessing(run: Path, classes: Sequence[str] | None = None) -> Postprocessing:
+    """What a run's predictions do; nothing where nothing was chosen.
+
+    Args:
+        classes: of the model, the background first; where they are given, others are refused.
+    """
     path = run / NAME
     if not path.is_file():
-        return Postprocessing()
+        return UNCHANGED
+    found = _content(path)
+    kept, sigma = found.get(CLEANUP), found.get(SMOOTHING, 0.0)
+    if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
+        raise _unreadable(path, f"{CLEANUP} is {kept!r}, expected a list of classes")
+    if unknown := [name for name in kept if classes is not None and name not in classes[1:]]:
+        raise _unreadable(
+            path, f"{CLEANUP} names {unknown[0]!r}, expected classes of {', '.join((classes or ())[1:])}"
+        )
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= MOST_SMOOTHING:
+        raise _unreadable(path, f"{SMOOTHING} is {sigma!r}, expected 0 to {MOST_SMOOTHING:g}")
+    return Postprocessing(tuple(kept), float(sigma))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        sigma = float(found.get("smooth_slices", 0.0))
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"smooth_slices is {sigma}")
-        return Postprocessing(tuple(map(str, found["keep_largest"])), sigma)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SamAdaptError(f"{path} cannot be read ({error}); copy the whole run folder again") from error
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: object) -> SamAdaptError:
+    return SamAdaptError(f"{path} cannot be read ({error}); copy the whole run folder again")

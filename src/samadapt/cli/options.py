@@ -85,12 +85,17 @@ def choice_note(named: str, chosen: Learner) -> str | None:
 
 
 def suited(chosen: Learner, data: Dataset, quiet: bool) -> Learner:
-    """The learner with the side that suits the slices, which is said."""
+    """The learner with the side that suits the slices, which is said, as is whether there are neighbours to be shown."""
     from samadapt.cli.terminal import say
     from samadapt.learner import side_note
 
     fitting = chosen.suited_to(data)
     say(side_note(chosen, fitting), quiet)
+    if chosen.slices > 1 and all(data.depth(case) == 1 for case in data.ids[:20]):
+        say(
+            "note: these cases have a single slice each, so --slices 3 shows it three times; --slices 1 is the same",
+            quiet,
+        )
     return fitting
 
 

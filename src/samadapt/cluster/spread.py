@@ -21,7 +21,7 @@ from samadapt.cluster.tasks import (
     work_on_one_cell,
     work_on_shard,
 )
-from samadapt.cluster.worker import EncodeWorker, Home, PredictWorker, keys_of
+from samadapt.cluster.worker import EncodeWorker, Home, PredictWorker, keys_of, sizes_of
 from samadapt.datasets import Dataset
 from samadapt.experiment import Cell, Executor, Study, record_death
 from samadapt.experiment.grid import fingerprints
@@ -170,7 +170,7 @@ class Cluster(Executor):
         there = dataclasses.replace(job, device=self.device, out=job.out.absolute())
         shards = _shards(range(len(cases)), self.room(self.threads), together)
         with marker(job.out) as mark:
-            fixed = Home.of_driver(mark), there, list(cases), self.threads
+            fixed = Home.of_driver(mark), there, there.identity(), list(cases), sizes_of(cases), self.threads
             ended: dict[int, list[Answered]] = {}
             begin = 0  # of the next shard in order
             for shard, answers in self._results("prediction", PredictWorker, fixed, shards):

@@ -184,26 +184,49 @@ def keys_of(maps: MapSpec) -> tuple[str, ...]:
 
 # ---------------------------------------------------------------- prediction
 
+Sizes = tuple[int | None, ...]
+
+
+def sizes_of(cases: Sequence[Input]) -> list[Sizes]:
+    """Of each case the bytes of its files; None for one that is not there."""
+    return [tuple(path.stat().st_size if path.is_file() else None for path in case.files) for case in cases]
+
 
 @final
 class PredictWorker:
     """Answers for shards of cases; the models are loaded once.
 
     Args:
+        identity: of the job, as the driver finds it.
         cases: all of them, in order.
+        sizes: of their files, as the driver finds them.
         threads: that the networks compute with.
     """
 
-    def __init__(self, home: Home, job: PredictJob, cases: Sequence[Input], threads: int) -> None:
-        self.home, self.job, self.cases, self.threads = home, job, cases, threads
+    def __init__(
+        self, home: Home, job: PredictJob, identity: str, cases: Sequence[Input], sizes: Sequence[Sizes], threads: int
+    ) -> None:  # fmt: skip
+        self.home, self.job, self.identity, self.threads = home, job, identity, threads
+        self.cases, self.sizes = cases, sizes
         self._members: list[Any] = []
 
     def ready(self) -> None:
         """Refuse to work on a machine that is not like the driver's."""
         self.home.enter()
         torch.set_num_threads(self.threads)
+        if self.job.identity() != self.identity:
+            raise SamAdaptError(
+                f"the machine {platform.node()} has another model in {', '.join(map(str, self.job.runs))} than the driver; put the run "
+                "folder on a file system that all machines of the cluster share, or copy it again"
+            )
 
     def work(self, shard: range) -> tuple[list[Answered], str]:
         """Answer for the cases of these numbers; and the processor."""
+        for i in shard:
+            if sizes_of([self.cases[i]]) != [self.sizes[i]]:
+                raise SamAdaptError(
+                    f"the machine {platform.node()} has other files of case {self.cases[i].id!r} than the driver; put the scans on a "
+                    "file system that all machines of the cluster share"
+                )
         self._members = self._members or list(self.job.load())
         return list(self.job.answer(self._members, [self.cases[i] for i in shard])), processor()

@@ -304,9 +304,17 @@ def _modality(found: ParsedLayout, entries: Sequence[Entry], path: Path, told: s
 
 
 def _window(found: ParsedLayout, first: Path, modality: str) -> str:
-    """The default intensity window: Hounsfield units for CT, none for 8-bit pictures, percentiles for the rest."""
-    if found.window is not None:
-        return found.window
+    """The data set's own intensity window, else the default one."""
+    return found.window if found.window is not None else default_window(first, modality)
+
+
+def default_window(first: Path, modality: str) -> str:
+    """The intensity window where none is asked for: Hounsfield units for CT, none for 8-bit pictures, percentiles for the rest.
+
+    Args:
+        first: an image file of the data set.
+        modality: of its scans, as DICOM calls it.
+    """
     if modality == "CT" and not io.is_picture(first):
         return "ct"
     return "none" if io.depth_of(first) == "uint8" else "percentile"

@@ -16,17 +16,18 @@ from samadapt.types import SamAdaptError
 _NOT_CLASSES = {"images", "image", "imagestr", "labelstr", "imagests", "labelsts", "derivatives", *FOLDERS}
 
 
-def _class_folders(path: Path) -> dict[str, Path]:
-    return {folder.name: folder for folder in io.find_folders(path) if _images(folder)}
+def _class_folders(path: Path) -> dict[str, list[Path]]:
+    """Class -> its images."""
+    return {folder.name: images for folder in io.find_folders(path) if (images := _images(folder))}
 
 
 def _images(folder: Path) -> list[Path]:
     """The images below a class's folder; masks, beside them or in a folder of masks, are none."""
     inside: dict[Path, list[Path]] = defaultdict(list)
     for file in io.list_files(folder, recursive=True).files:
-        if not is_in_mask_folder(file, folder):
-            inside[file.parent].append(file)
-    return sorted(image for files in inside.values() for image in split_masks(files)[0])
+        inside[file.parent].append(file)
+    images = (files for files in inside.values() if not is_in_mask_folder(files[0], folder))
+    return sorted(image for files in images for image in split_masks(files)[0])
 
 
 def _roots(path: Path) -> list[tuple[Part | None, Path]]:
@@ -48,18 +49,16 @@ def is_classes(path: Path) -> bool:
 def read_classes(path: Path, label_column: str | None) -> ParsedLayout:
     """`CLASS/*.png`; classes in alphabetical order. A case is a file; volumes are cases too."""
     roots = _roots(path)
-    classes = tuple(sorted({name for _, root in roots for name in _class_folders(root)}))
+    found = [_class_folders(root) for _, root in roots]
+    classes = tuple(sorted({name for folders in found for name in folders}))
     entries = []
-    for part, root in roots:
-        folders = _class_folders(root)
+    for (part, root), folders in zip(roots, found, strict=True):
         for number, name in enumerate(classes):
             if name not in folders:
                 raise SamAdaptError(
                     f"{root / name} holds no images; expected some of every class in each part"
                 )
-            entries += [
-                Entry(io.case_name(f), (f,), target=number, part=part) for f in _images(folders[name])
-            ]
+            entries += [Entry(io.case_name(f), (f,), target=number, part=part) for f in folders[name]]
     entries = unique_names(entries, path)
     first = entries[0].images[0]
     return ParsedLayout(entries, classes, channel_names=channel_names(first))

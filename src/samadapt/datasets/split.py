@@ -43,11 +43,20 @@ class Split:
 
     def part(self, case: str) -> str:
         """ "train", "select" or "val"; "" for a case that it does not name."""
-        return next((part for part in ("train", "select", "val") if case in getattr(self, part)), "")
+        return self._part_of.get(case, "")
 
     def learned(self, case: str) -> bool:
         """Whether a model that is trained on it sees a case of this name, with its label or without."""
-        return self.part(case) in ("train", "select") or case in self.unlabelled
+        return self.part(case) in ("train", "select") or case in self._unlabelled
+
+    @cached_property
+    def _part_of(self) -> dict[str, str]:
+        parts = ("val", "select", "train")  # a name in two of them is of the last one
+        return {case: part for part in parts for case in getattr(self, part)}
+
+    @cached_property
+    def _unlabelled(self) -> frozenset[str]:
+        return frozenset(self.unlabelled)
 
     @cached_property
     def hash(self) -> str:
@@ -198,7 +207,8 @@ def _random_parts(
             f"fold is {fold}; with val_fraction {val_fraction} there are folds 0..{len(blocks) - 1}"
         )
     scored = set(blocks[fold])
-    rest = [i for i in data.ids if data.groups[i] not in scored | apart]
+    not_ours = scored | apart  # once: for each case it would take as long as there are patients
+    rest = [i for i in data.ids if data.groups[i] not in not_ours]
     val = [i for i in data.ids if data.groups[i] in scored]
     source = f"{len(scored)} patient{'s'[: len(scored) != 1]} held out for testing (fold {fold}, the same for every seed)"
     return {"pool": rest, "val": val, "official": []}, source

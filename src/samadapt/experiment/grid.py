@@ -98,21 +98,31 @@ def make_cells(data: Dataset, grid: Grid, config: TrainConfig) -> list[Cell]:
 def _cell(
     data: Dataset, grid: Grid, config: TrainConfig, name: str, labels: int | float | None, seed: int, split: Split
 ) -> Cell:  # fmt: skip
-    method = grid.methods[name]
     config = dataclasses.replace(config, seed=seed)
+    return cell_of(data, (name, grid.methods[name]), labels, split, config, grid.stacked)
+
+
+def cell_of(
+    data: Dataset,
+    method: tuple[str, Method],
+    labels: int | float | None,
+    split: Split,
+    config: TrainConfig,
+    stacked: bool = False,
+) -> Cell:
+    """The cell of a split; cells that learn the same from the same cases have one digest.
+
+    Args:
+        method: with its name in the study.
+        labels: how many patients, as the split was asked for.
+        config: with the cell's seed.
+    """
+    name, what = method
     identity = [
-        STUDY_FORMAT,
-        name,
-        method.spec,
-        labels,
-        seed,
-        _numbers(config),
-        data.hash,
-        split.hash,
-        grid.stacked,
-    ]
+        STUDY_FORMAT, name, what.spec, labels, config.seed, _numbers(config), data.hash, split.hash, stacked,
+    ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    return Cell(name, method, labels, seed, split, config, grid.stacked, digest)
+    return Cell(name, what, labels, config.seed, split, config, stacked, digest)
 
 
 def _numbers(config: TrainConfig) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def export_run(
     format = EXPORTS[chosen.format]
     _demand_place(out, overwrite)
     predictor = load_run(run, "cpu", checkpoint)
-    done = read_postprocessing(run) if isinstance(predictor, Segmenter) else Postprocessing()
+    done = (
+        read_postprocessing(run, predictor.classes) if isinstance(predictor, Segmenter) else Postprocessing()
+    )
     if isinstance(predictor, Segmenter):
         predictor = replace(predictor, postprocessing=done)
     if isinstance(predictor, Classifier) and predictor.calibration is not None:

@@ -97,7 +97,7 @@ def load_again(folder: Path) -> Answer:
     """The folder as samadapt itself loads it."""
     predictor = load_run(folder, "cpu")
     if isinstance(predictor, Segmenter):
-        predictor = replace(predictor, postprocessing=read_postprocessing(folder))
+        predictor = replace(predictor, postprocessing=read_postprocessing(folder, predictor.classes))
     return lambda case, _: predictor.predict(case)
 
 
@@ -108,7 +108,7 @@ def _run_bundle(folder: Path) -> Answer:
 EXPORTS: dict[str, ExportFormat] = {
     "hub": ExportFormat(
         "a folder for the Hugging Face hub, with a model card, that samadapt.load_run reads",
-        lambda job: None,
+        hub.demand_name,
         hub.write_hub,
         load_again,
         hub.write_card,

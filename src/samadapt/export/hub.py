@@ -69,6 +69,19 @@ def _public(config: Mapping[str, Any], included: bool) -> dict[str, Any]:
     }
 
 
+def demand_name(job: Job) -> None:
+    """Before hours of work: whether the hub can have a repository of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        if job.options.push is not None:
+            validate_repo_id(job.options.push)
+    except HFValidationError as error:
+        raise SamAdaptError(
+            f"--push {job.options.push!r} is no name of a repository: {error}; give OWNER/NAME"
+        ) from error
+
+
 def push(folder: Path, repo: str) -> str:
     """Upload the folder, with the token that the user is logged in with or has in HF_TOKEN; where it is then.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from samadapt.adapted import AdaptedModel
 from samadapt.export import graph, runner
-from samadapt.files import replacing
+from samadapt.files import write_through_memory
 
 RUNNER = "runner.py"
 
@@ -17,11 +18,8 @@ RUNNER = "runner.py"
 def write_program(model: AdaptedModel, path: Path) -> str:
     """Pixels -> logits; the name of the file."""
     program = graph.whole(model)
-    with (
-        replacing(path) as temporary,
-        warnings.catch_warnings(action="ignore"),
-    ):  # torch's, about its own insides
-        torch.export.save(program, temporary)
+    with warnings.catch_warnings(action="ignore"):  # torch's, about its own insides
+        write_through_memory(path, partial(torch.export.save, program))
     return path.name
 
 

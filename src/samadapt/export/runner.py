@@ -388,7 +388,7 @@ def smoothed(answers: Iterable[np.ndarray], sigma: float) -> Iterator[np.ndarray
         yield from answers
         return
     radius = math.ceil(3 * sigma)
-    weights = {step: math.exp(-0.5 * (step / sigma) ** 2) for step in range(-radius, radius + 1)}
+    weights = {step: math.exp(-0.5 * (step / sigma) * (step / sigma)) for step in range(-radius, radius + 1)}
     waiting = enumerate(softmax(answer, 0) for answer in answers)
     near = list(itertools.islice(waiting, radius))
     for middle in itertools.count():
@@ -444,6 +444,7 @@ def _components(mask: np.ndarray) -> np.ndarray:
 
 def onnx_network(folder: Path, files: Sequence[str], providers: Sequence[str] | None = None) -> Network:
     """The exported network: one file, or an encoder and a head that reads its maps by their names."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else importing it tells Microsoft of this machine
     import onnxruntime
 
     chosen = list(providers or ["CPUExecutionProvider"])

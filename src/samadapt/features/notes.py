@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from samadapt.files import write_json
 from samadapt.types import Case, Frame
 
 NOTE = "frame.json"
+_STEM = re.compile(r"\w[\w.:+-]*@\d+")  # TAP@WINDOW, of `map_file`
 
 
 def folder_of(root: Path, case: Case, digest: str) -> Path:
@@ -58,10 +60,15 @@ def missing_maps(folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
     return {tap: w for tap, w in maps.taps.items() if not is_there(map_file(folder, tap, w))}
 
 
-def maps_of_note(note: bytes) -> dict[str, int]:
-    """File -> bytes, of the maps that a note says are there; none where it is not as we write it."""
+def sound_note(text: bytes | None) -> dict[str, Any]:
+    """A note from elsewhere, with those of its maps that are named as we name them; nothing where it is not as we write it."""
     try:
-        maps = json.loads(note)["maps"]
-        return {f"{stem}.npy": int(about["bytes"]) for stem, about in maps.items()}
+        note = json.loads(text or b"")
+        note["maps"] = {
+            stem: {"views": int(about["views"]), "bytes": int(about["bytes"])}
+            for stem, about in note["maps"].items()
+            if _STEM.fullmatch(stem)  # and leads to no other folder
+        }
+        return note if isinstance(note["frame"], dict) and isinstance(note["image_sha256"], str) else {}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -1,32 +1,52 @@
 """A store behind a URL (`s3://bucket/features`): a folder of this machine that mirrors what is needed of it.
 
-What is missing here is fetched before it is read, and what was encoded here is sent. `frame.json` of a case goes last in both
-directions, so a case is there as a whole or not at all, whenever a process ends; another machine may send the same case at the
-same time, for both send the same bytes. The mirror is a cache: it may be deleted.
+What is missing here is fetched before it is read, and what was encoded here is sent. `frame.json` of a case, which says what is
+there of it, goes last in both directions, so that a map is there as a whole or not at all, whenever a process ends. Several
+machines may encode one case: equal maps are equal bytes, and of different ones the notes are joined. The mirror is a cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from samadapt.features.notes import NOTE, maps_of_note
-from samadapt.files import demand_writable, replacing
+from samadapt.features.notes import NOTE, sound_note
+from samadapt.files import demand_writable, replacing, write_json
 from samadapt.types import SamAdaptError
 
 T = TypeVar("T")
-#: A `Path` keeps one slash of a URL; a drive of Windows has a single letter before its colon.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)")
+#: Where a bucket or a host comes first, so that it does not matter that a `Path` keeps one slash of a URL.
+_KINDS = ("s3", "gs", "gcs", "az", "abfs", "abfss", "sftp", "ssh", "memory")
+_URL = re.compile(rf"({'|'.join(_KINDS)}):/+([^/]+/.*[^/]|[^/]+)/*")
+#: Of what looks like a URL, or like several (`simplecache::s3://...`); a drive of Windows has a single letter.
+_LIKE_ONE = re.compile(r"([^/\\]{2,}|):(:.*|/.*|)")
 
 
 def url_of(root: str | Path) -> str | None:
-    """The URL that is meant; None where it is a folder."""
+    """The URL that is meant; None where it is a folder.
+
+    Raises:
+        SamAdaptError: it looks like a URL, and is of no kind that is known here.
+    """
     found = _URL.fullmatch(str(root))
-    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
+    if found:
+        return f"{found[1]}://{found[2]}"
+    if _LIKE_ONE.fullmatch(str(root)):
+        raise SamAdaptError(
+            f"--store {_without_password(str(root))} looks like a URL; expected a folder, or BUCKET_OR_HOST/FOLDER behind one of "
+            f"{', '.join(f'{kind}://' for kind in _KINDS[:-1])}"
+        )
+    return None
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"/[^/@]*@", "/", url)
 
 
 class Remote:
@@ -43,51 +63,62 @@ class Remote:
         import fsspec  # comes with torch
 
         self.url = url
+        self.shown = _without_password(url)
         if url.startswith("file:"):
-            raise SamAdaptError(f"--store {url} is a folder of this machine; give its path alone")
+            raise SamAdaptError(f"--store {self.shown} is a folder of this machine; give its path alone")
         try:
             self.files, self.base = fsspec.core.url_to_fs(url)
         except ImportError as error:  # fsspec names the package
             raise SamAdaptError(
-                f"--store {url} cannot be reached: {error}; for s3:// install samadapt[s3], or give a folder"
+                f"--store {self.shown} cannot be reached: {error}; for s3:// install samadapt[s3], or give a folder"
             ) from error
         except (ValueError, OSError) as error:
             raise SamAdaptError(
-                f"--store {url} cannot be reached: {error}; give a folder, or another URL"
+                f"--store {self.shown} cannot be reached: {error}; give a folder, or another URL"
             ) from error
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", url)[-40:]
+        name = re.sub(r"[^A-Za-z0-9.-]+", "_", self.shown)[-40:]
         self.mirror = (
             caches / "samadapt" / "stores" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
         )
 
-    def fetch(self, folder: Path) -> None:
-        """Bring what the store has of a case and this machine has not.
+    def sync(self, folder: Path, fresh: bool = False) -> None:
+        """Bring what the store has of a case and this machine has not, and give it what it has not.
 
         Args:
             folder: of the case, below `mirror`.
+            fresh: whether its maps were just encoded: they are sent even if the store says that it has them.
         """
-        here = folder / NOTE
-        note = self._asked(lambda: self._content(self._place(here)))
-        if note is None or (here.is_file() and here.read_bytes() == note):
+        text = self._asked(lambda: self._content(self._place(folder / NOTE)))
+        there, here = sound_note(text), sound_note(_bytes(folder / NOTE))
+        if here and there and here["image_sha256"] != there["image_sha256"]:
+            there = {}
+        theirs: dict[str, Any] = there.get("maps", {})
+        ours = {
+            stem: about
+            for stem, about in here.get("maps", {}).items()
+            if _size(folder, stem) == about["bytes"]
+        }
+        for stem, about in theirs.items():
+            if stem not in ours or ours[stem]["views"] < about["views"]:
+                self._asked(lambda path=folder / f"{stem}.npy": self._get(path))  # type: ignore[misc]
+                if _size(folder, stem) == about["bytes"]:  # else another machine was sending it just now
+                    ours[stem] = about
+        sent = False
+        for stem, about in ours.items():
+            known = theirs.get(stem, {"views": 0})["views"]
+            if known < about["views"] or (fresh and known == about["views"]):
+                path = folder / f"{stem}.npy"
+                self._asked(lambda path=path: self.files.put_file(str(path), self._place(path)))  # type: ignore[misc]
+                sent = True
+        if not ours:
             return
-        for name, size in maps_of_note(note).items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                self._asked(lambda path=path: self._get(path))  # type: ignore[misc]
-        with replacing(here) as temporary:
-            temporary.write_bytes(note)
-
-    def send(self, folder: Path) -> None:
-        """Give the store what is complete here of a case, as far as it has it not."""
-        if not (folder / NOTE).is_file():
-            return
-        note, there = (folder / NOTE).read_bytes(), self._place(folder / NOTE)
-        if self._asked(lambda: self._content(there)) == note:
-            return
-        for name in maps_of_note(note):
-            self._asked(lambda name=name: self.files.put_file(str(folder / name), self._place(folder / name)))  # type: ignore[misc]
-        self._asked(lambda: self.files.pipe_file(there, note))
+        note = {**(here or there), "maps": ours}
+        if note != here:
+            write_json(folder / NOTE, note)
+        if sent:
+            merged = json.dumps({**note, "maps": theirs | ours}, indent=1) + "\n"
+            self._asked(lambda: self.files.pipe_file(self._place(folder / NOTE), merged.encode()))
 
     def _place(self, path: Path) -> str:
         return f"{self.base}/{path.relative_to(self.mirror).as_posix()}"
@@ -99,7 +130,8 @@ class Remote:
             return None
 
     def _get(self, path: Path) -> None:
-        with replacing(path) as temporary:
+        """Nothing where it is not there after all."""
+        with contextlib.suppress(FileNotFoundError), replacing(path) as temporary:
             self.files.get_file(self._place(path), str(temporary))
 
     def _asked(self, question: Callable[[], T]) -> T:
@@ -114,14 +146,27 @@ class Remote:
         except Exception as error:  # each kind of store has its own
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise SamAdaptError(
-                f"the store {self.url} does not answer ({reason}); check the address, the credentials and the network, then run the same "
+                f"the store {self.shown} does not answer ({reason}); check the address, the credentials and the network, then run the same "
                 "command again: what is stored is kept"
             ) from error
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _size(folder: Path, stem: str) -> int | None:
+    path = folder / f"{stem}.npy"
+    return path.stat().st_size if path.is_file() else None
 
 
 def demand_store(root: str | Path) -> None:
     """Before hours of work: whether feature maps can be kept there."""
     remote = remote_of(root)
+    if remote is not None and remote.url.startswith("memory:"):
+        raise SamAdaptError(
+            f"--store {remote.shown} would end with this process; give a folder, or s3://BUCKET/FOLDER"
+        )
     demand_writable(Path(root) if remote is None else remote.mirror, "--store")
 
 

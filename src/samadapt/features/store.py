@@ -107,17 +107,14 @@ class FeatureStore:
     def _missing(self, folder: Path, digest: str, maps: MapSpec) -> dict[str, int]:
         """Tap -> window of the maps of a case that are nowhere."""
         if self._remote is not None:
-            self._remote.fetch(folder)
-        missing = missing_maps(folder, digest, maps)
-        if not missing:  # an earlier process may have ended before it had sent them
-            self._send([folder])
-        return missing
+            self._remote.sync(folder)
+        return missing_maps(folder, digest, maps)
 
     def _send(self, folders: Iterable[Path]) -> None:
-        """Of a mirror: what is complete in it."""
+        """Of a mirror: what was encoded of these cases."""
         if self._remote is not None:
             for folder in sorted(folders):
-                self._remote.send(folder)
+                self._remote.sync(folder, fresh=True)
 
     def disk_note(self, size: int) -> str:
         """How much of the disk feature maps take, of which some may be there already.
@@ -128,6 +125,14 @@ class FeatureStore:
         amount = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
         return (
             f"feature maps take {amount} of disk in {self.root}; those that are there already are used again"
+        )
+
+    def holds(self, case: Case, maps: MapSpec) -> bool:
+        """Whether all of these maps of the case are there, so that `read` gives them."""
+        digest = image_hash(case)
+        return not any(
+            missing_maps(folder_of(self.root / part.key, case, digest), digest, part)
+            for part in maps.parts.values()
         )
 
     def read(self, case: Case, maps: MapSpec) -> tuple[dict[str, np.ndarray], Frame]:

@@ -174,7 +174,10 @@ def known_suffixes() -> tuple[str, ...]:
 def suffix_of(path: Path) -> str:
     """`.nii.gz`, `.png`, ... in lower case; "" for what is not called like an image file."""
     name = path.name.lower()
-    return max((s for s in known_suffixes() if name.endswith(s)), key=len, default="")
+    likely = (
+        each for each in FORMATS.values() if name.endswith(each.suffixes)
+    )  # asked of every file, several times
+    return max((s for each in likely for s in each.suffixes if name.endswith(s)), key=len, default="")
 
 
 def find_format(path: Path) -> Format | None:

@@ -14,6 +14,7 @@ from samadapt.settings.studies import (
     RayOptions,
     SimclrConfig,
     StudySettings,
+    SuggestStudySettings,
 )
 from samadapt.settings.training import (
     FinishOptions,
@@ -23,7 +24,7 @@ from samadapt.settings.training import (
     TrainConfig,
     UnlabelledOptions,
 )
-from samadapt.settings.using import ExportOptions, PredictOptions
+from samadapt.settings.using import ExportOptions, PredictOptions, SuggestOptions
 
 #: The tables of a study's file and the settings in each; what stands above the tables has no name.
 TABLES: dict[str, Declarations] = {

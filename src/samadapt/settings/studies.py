@@ -123,3 +123,26 @@ class NnUNetConfig(Checked):
     def trainer(self) -> str:
         """Its class."""
         return TRAINERS[self.epochs]
+
+
+@dataclass(frozen=True)
+class SuggestStudySettings(Checked):
+    """How choosing patients is simulated on a data set that has all labels."""
+
+    k: int = option(2, "How many patients are labelled in a round.", least=1, flag="-k")
+    start: int = option(1, "How many patients are labelled at random before the first round.", least=1)
+    rounds: int = option(1, "How many rounds of choosing and training follow.", least=1)
+    strategies: tuple[str, ...] = option(
+        tuple(name for name in names.STRATEGIES if name != "random"),
+        "Strategies to compare with random.",
+        choices=names.STRATEGIES,
+    )
+    seeds: int | tuple[int, ...] = option(
+        3, "How many draws of the first patients, or a list of seeds.", least=1
+    )
+    fold: int = option(0, "Fold that is held out for testing.", least=0)
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The seeds."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds

@@ -92,3 +92,21 @@ class ExportOptions(Checked):
                     f"--{name.replace('_', '-')} is for the format {format}, and the format is {self.format!r}; leave it out, or give "
                     f"--format {format}"
                 )
+
+
+@dataclass(frozen=True)
+class SuggestOptions(Checked):
+    """How many patients are suggested for labelling, and how they are chosen."""
+
+    k: int = option(5, "How many patients to suggest.", least=1, flag="-k")
+    strategy: str | None = option(
+        None,
+        "How to choose: random, uncertainty, coverage, typical, or both (uncertainty and coverage). Else both, and typical "
+        "where there is no RUN.",
+        names=names.STRATEGIES,
+    )
+    seed: int = option(0, "Draws what is drawn, and settles ties.", least=0, most=2**32 - 1)
+    labelled: str | None = option(
+        None,
+        "Data set that RUN was trained on, where POOL is another folder: new patients are to differ from those labelled there.",
+    )
