@@ -32,6 +32,7 @@ from samadapt.io.formats import (
     is_found_by_content,
     is_lossy,
     is_picture,
+    is_whole_image,
     known_suffixes,
     label_file,
     label_format,
@@ -40,7 +41,6 @@ from samadapt.io.formats import (
     patient_of,
     series_of_structures,
     structures_of,
-    suffix_of,
 )
 from samadapt.io.geometry import Geometry
 from samadapt.io.limits import demand_unpacked

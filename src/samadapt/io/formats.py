@@ -221,6 +221,14 @@ def not_scans_among(files: Sequence[Path]) -> list[tuple[Path, str]]:
     return [item for each in FORMATS.values() if each.left_out is not None for item in each.left_out(files)]
 
 
+def is_whole_image(path: Path) -> bool:
+    """Whether it is called like a file that holds a whole image; one of DICOM may be a slice of many."""
+    suffix = suffix_of(path)
+    return bool(suffix) and not any(
+        suffix in each.suffixes for name, each in FORMATS.items() if name.startswith("dicom")
+    )
+
+
 def is_found_by_content(path: Path) -> bool:
     """Whether the file is of a scan that is found and named by what stands in its files, wherever they lie."""
     return any(each.matches(path) for each in FORMATS.values() if each.find and each.matches is not None)

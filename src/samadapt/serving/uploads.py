@@ -186,9 +186,7 @@ def _unzip(upload: Upload, folder: Path, most: int) -> None:
         with zipfile.ZipFile(streams.BytesIO(upload.content)) as archive:
             members = [each for each in archive.infolist() if not (each.is_dir() or _is_of_the_system(each))]
             _demand_harmless(name, members, most)
-            by_content = io.FORMATS["dicom"].suffixes  # series are told apart by their folders too
-            known = {each.filename: io.suffix_of(Path(each.filename)) for each in members}
-            images = [each for each in members if known[each.filename] not in ("", *by_content)]
+            images = [each for each in members if io.is_whole_image(Path(each.filename))]
             if len({safe_name(each.filename) for each in images}) < len(images):
                 images = []
             others = [each for each in members if each not in images]
