@@ -208,7 +208,7 @@ def test_what_is_typed_goes_before_the_file_of_a_study(phantom, tmp_path, monkey
     """And what is not typed leaves the file's word, where it has one."""
     configs = []
 
-    def run(data, grid, config, *rest):
+    def run(data, grid, config, *rest, **more):
         configs.append((grid.seeds, config.steps, config.lr, config.device))
         raise SamAdaptError("seen")
 
