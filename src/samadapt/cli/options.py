@@ -119,6 +119,17 @@ def after_prediction(out: Path, inputs: Path, labelled: bool, pictures: bool) ->
     return f"{looked} a prediction over its scan in 3D Slicer or ITK-SNAP; {command('evaluate', out, 'LABELS')} where you have labels"
 
 
+def after_evaluation(run: Path | None) -> str:
+    """What to do with scores whose pictures were drawn.
+
+    Args:
+        run: where they were recorded too, if anywhere.
+    """
+    compared = command("experiment", "DATA", "--quick", "--out", "experiments/quick")
+    seen = command("info", run) if run else "look at the pictures, the worst case first"
+    return f"{seen}; {compared} shows what a U-Net gives with as many labels"
+
+
 def abstained_note(cases: list[str]) -> str:
     """Which cases are marked, for the end of the line that counts all of them."""
     if not cases:

@@ -115,7 +115,7 @@ def train_heads(asked: Training) -> Result:
         run = fit(asked.learner, data, split, own, out / name, asked.store, more)
         if speaks():
             finished = finish(run, data, split, config.device, asked.ending)
-            notes += [f"note: {name}: {finished.too_few_steps}"] if finished.too_few_steps else []
+            notes += [f"{name}: {note}" for note in _notes(run, finished, asked)]
     runs = [out / name for name in names]
     text = "\n".join([f"trained: {out}, {number} heads that answer together", *notes])
     return Result({"run": out, "runs": runs, "notes": notes}, text, _next(out, out.name))
@@ -180,5 +180,5 @@ def train_folds(asked: Training) -> Result:
     return Result(
         {"runs": found.runs, "summary": found.summary, "scores": found.table, "notes": found.notes},
         text,
-        _next(found.runs[0], out.name),
+        _next(out, out.name),
     )

@@ -21,6 +21,7 @@ from samadapt.cli.options import (
     SeenBy,
     Store,
     abstained_note,
+    after_evaluation,
     after_prediction,
     check_device,
     choice_note,
@@ -213,9 +214,7 @@ def evaluate(
     return Result(
         {"scores": table, "summary": evaluation.summary, "notes": evaluation.notes, "pictures": drawn},
         "\n".join([format_table(evaluation.summary), *notes, *([] if quiet else places)]),
-        command("info", recorded)
-        if recorded and pictures
-        else command("evaluate", predictions, truth, "--pictures"),
+        after_evaluation(recorded) if pictures else command("evaluate", predictions, truth, "--pictures"),
     )
 
 

@@ -98,7 +98,9 @@ def run_part(
         if cell not in missing:
             check_cell_scores(out / cell.digest)
     outcome = Outcome(out, found=len(cells) - len(missing))
-    say(f"{len(cells)} cells, {outcome.found} done before; {executor.places}, {threads} threads each")
+    say(
+        f"{len(cells)} cells, {outcome.found} done before; {executor.places}, {threads} thread{'s' * (threads > 1)} each"
+    )
     if missing:
         if note := precision_note(config):
             say(note)

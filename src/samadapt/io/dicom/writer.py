@@ -119,7 +119,7 @@ def demand_writer(classes: Sequence[str], codes: Mapping[str, Meaning]) -> None:
     if unknown:
         warnings.warn(
             f"the classes {', '.join(unknown)} are in no table of codes and are written as {UNKNOWN.type.meaning!r} "
-            "with their name as label; give their codes with --codes",
+            "with their name as label in a DICOM SEG; give their codes (predict --codes)",
             SamAdaptWarning,
             stacklevel=2,
         )
