@@ -249,7 +249,7 @@ def test_a_study_on_a_cluster_gives_what_one_process_gives(data, tmp_path, ray_c
     assert files_of(tmp_path / "here_maps", "*.npy") == files_of(tmp_path / "maps", "*.npy")
     failures = files_of(tmp_path / "there", "failed.json")
     assert len(failures) == 1 and "missing.pth" in json.loads(next(iter(failures.values())))["message"]
-    assert any("on the Ray cluster, 1 threads each" in line for line in said)
+    assert any("on the Ray cluster, 1 thread each" in line for line in said)
     assert any(line.startswith("[3/3] ") for line in said)
     assert not [path for path in tmp_path.rglob(".*")]
     again, _ = study(data, tmp_path / "there", ray_cluster, store=maps, **few)
