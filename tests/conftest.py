@@ -38,3 +38,20 @@ def phantom(tmp_path_factory) -> Path:
     from samadapt.phantom import make_phantom  # after the number of threads is set
 
     return make_phantom(tmp_path_factory.mktemp("phantom") / "data", patients=4, size=48, slices=3)
+
+
+@pytest.fixture
+def read_labels(monkeypatch):
+    """The cases whose labels were read."""
+    from samadapt.datasets import Dataset
+
+    read, original = set(), Dataset._label
+
+    def watched(self, entry, case):
+        label = original(self, entry, case)
+        if label is not None:
+            read.add(entry.id)
+        return label
+
+    monkeypatch.setattr(Dataset, "_label", watched)
+    return read

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fakes import two_class_archive
 from samadapt.cli import app
-from samadapt.datasets import Dataset, Split, open_dataset
+from samadapt.datasets import Split, open_dataset
 from samadapt.encoders import EncoderSpec
 from samadapt.features import FeatureStore, MapSpec
 from samadapt.inputs import Taken
@@ -73,21 +73,6 @@ def run(heads):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture
-def read_labels(monkeypatch):
-    """The cases whose labels were read."""
-    read, original = set(), Dataset._label
-
-    def watched(self, entry, case):
-        label = original(self, entry, case)
-        if label is not None:
-            read.add(entry.id)
-        return label
-
-    monkeypatch.setattr(Dataset, "_label", watched)
-    return read
 
 
 def without_label_files(data, tmp_path):
